@@ -1,0 +1,73 @@
+"""A vLLM model on Triton: one request in, a stream of responses out.
+
+Triton loads this file in a stub process and calls ``initialize``, ``execute`` for each request,
+and ``finalize``. The life of a request is ``execute`` and ``_serve``; what each step means is in
+the package ``triton_vllm`` beside this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from triton_vllm.cancellation import CancellationWatcher
+from triton_vllm.engine import Engine, delta_of
+from triton_vllm.errors import GenerationError, RequestError, SettingsError, one_line
+from triton_vllm.generation import GenerationRequest
+from triton_vllm.process import prepare_process
+from triton_vllm.settings import ModelSettings
+from triton_vllm.streaming import ResponseStream, SenderPool
+from triton_vllm.tensors import decode
+
+
+class TritonPythonModel:
+    """One front end of a vLLM engine."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model. Fails the load with one line that says what to mend."""
+        prepare_process()
+        try:
+            settings = ModelSettings.from_triton(args)
+            self._engine = Engine(settings, pb_utils.Logger)
+        except SettingsError as error:
+            raise pb_utils.TritonModelException(one_line(error)) from None
+        serving = settings.serving
+        self._responses = SenderPool(
+            pb_utils, serving.sender_threads or 4, serving.max_tokens_per_response, pb_utils.Logger
+        )
+        self._cancellations = CancellationWatcher(
+            serving.cancellation_check_seconds, pb_utils.Logger
+        )
+
+    def execute(self, requests: list[Any]) -> None:
+        """Accept requests and return at once; the responses follow on their own."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                decoded = decode(request, self._engine.sampling)  # 1. decode
+            except RequestError as error:
+                self._responses.open(sender).fail(error)
+            else:
+                self._engine.spawn(self._serve(decoded, self._responses.open(sender, decoded)))
+
+    async def _serve(self, request: GenerationRequest, stream: ResponseStream) -> None:
+        """Answer one request. Whatever happens, its stream is closed exactly once."""
+        try:
+            with self._cancellations.watch(stream):
+                prompt = await self._engine.tokenize(request)  # 2. tokenize
+                async for output in self._engine.generate(prompt, request):  # 3. generate
+                    delta = delta_of(output, request.num_sequences)
+                    if delta.final or any(delta.texts):
+                        stream.send(delta)  # 4. send; 5. the final delta finishes
+                # Unheard when there was a final delta, as there always should be.
+                stream.fail(GenerationError("the engine ended without a final output"))
+        except (Exception, asyncio.CancelledError) as error:
+            stream.fail(self._engine.explain(error))
+
+    def finalize(self) -> None:
+        """Unload: let running requests finish within the drain deadline, then stop everything."""
+        self._engine.shutdown()
+        self._cancellations.stop()
+        self._responses.stop(timeout=5.0)

@@ -1,0 +1,14 @@
+"""Serve vLLM's AsyncLLM as a decoupled Triton Python-backend model.
+
+The life of a request, and the module that holds each step:
+
+1. decode    ``tensors``       Triton's tensors become one typed ``GenerationRequest``
+2. tokenize  ``engine``        vLLM's renderer turns the prompt into token ids
+3. generate  ``engine``        the request joins the engine's batch; deltas come back
+4. send      ``streaming``     sender threads turn deltas into Triton responses
+5. finish    ``streaming``     the last response carries the FINAL flag, exactly once
+
+Imports go one way: ``errors`` and ``generation`` know nobody; ``settings``, ``tensors``,
+``sampling``, ``streaming`` and ``cancellation`` know those two; ``engine`` knows ``vllm_api``,
+the one file that imports vLLM. Nothing here imports vLLM when it is itself imported.
+"""

@@ -1,0 +1,52 @@
+"""Notices clients that cancelled or went away, for all live requests at once.
+
+Triton does not call the model when a client leaves; somebody has to ask, 50 µs a request. One
+thread asks, a fixed number of times a second, so that no token pays for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from triton_vllm.streaming import Log, ResponseStream
+
+
+class CancellationWatcher:
+    """Cancels the task of each request whose client is gone."""
+
+    def __init__(self, period: float, log: Log) -> None:
+        """Start to ask every ``period`` seconds."""
+        self._log = log
+        self._period = period
+        self._live: dict[ResponseStream, asyncio.Task[None]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cancellation", daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def watch(self, stream: ResponseStream) -> Iterator[None]:
+        """Watch ``stream`` while the current task works on it. Event loop only."""
+        task = asyncio.current_task()
+        assert task is not None, "watch() belongs to a task"
+        self._live[stream] = task
+        try:
+            yield
+        finally:
+            del self._live[stream]
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period):
+            for stream, task in list(self._live.items()):
+                try:
+                    if stream.is_cancelled():
+                        task.get_loop().call_soon_threadsafe(task.cancel)
+                except Exception as error:
+                    self._log.log_error(f"cancellation: {error}")

@@ -1,0 +1,137 @@
+"""The engine: vLLM's AsyncLLM in an event loop of its own, from start to shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from triton_vllm.engine_args import parse_engine_args
+from triton_vllm.errors import (
+    CancelledError,
+    ServingError,
+    SettingsError,
+    UnavailableError,
+    one_line,
+)
+from triton_vllm.event_loop import EventLoopThread
+from triton_vllm.generation import Delta, GenerationRequest
+from triton_vllm.sampling import SamplingParser
+from triton_vllm.settings import ModelSettings
+from triton_vllm.streaming import Log
+
+if TYPE_CHECKING:
+    from triton_vllm import vllm_api
+
+_SHUTDOWN_SECONDS = 5.0
+_LOG_STATS_SECONDS = 10.0
+
+
+class Engine:
+    """One vLLM engine, seen from one front end.
+
+    Coroutines run in ``loop``; the other methods may be called by any thread.
+    """
+
+    def __init__(self, settings: ModelSettings, log: Log) -> None:
+        """Import vLLM, load the model, warm it up: seconds to minutes.
+
+        Raises SettingsError, one line with what the operator can mend, or what vLLM raised.
+        """
+        self._log = log
+        self._settings = settings
+        self._stop_reason: ServingError | None = None
+        phase = time.monotonic()
+        from triton_vllm import vllm_api
+
+        self._vllm = vllm_api
+        version = vllm_api.version()
+        phase = self._log_phase(f"vLLM {version} imported", phase)
+        where = str(settings.engine_args_path)
+        args = parse_engine_args(settings.engine_args, where, log.log_warn)
+        try:
+            config = vllm_api.create_config(args)
+        except Exception as error:
+            raise SettingsError(f'{where}: model "{args.model}": {one_line(error)}') from error
+        self.sampling = SamplingParser(
+            vllm_api.default_sampling_params(config), settings.serving.default_max_tokens
+        )
+        phase = self._log_phase(f"configuration of {args.model} resolved", phase)
+        self._loop = EventLoopThread("engine")
+        try:
+            self._llm = self._loop.call(self._start(args, config))
+        except BaseException:
+            self._loop.stop()
+            raise
+        self._log_phase("engine started", phase)
+
+    async def _start(self, args: vllm_api.AsyncEngineArgs, config: Any) -> vllm_api.AsyncLLM:
+        llm = self._vllm.create_engine(args, config)
+        if not args.disable_log_stats:
+            self._loop.spawn_background(self._log_stats(llm))
+        # What lives now lives for ever: keep the collector from walking it during decoding.
+        gc.collect()
+        gc.freeze()
+        return llm
+
+    async def _log_stats(self, llm: vllm_api.AsyncLLM) -> None:
+        while True:
+            await asyncio.sleep(_LOG_STATS_SECONDS)
+            await llm.do_log_stats()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a request's coroutine in the engine's event loop."""
+        self._loop.spawn(coroutine)
+
+    async def tokenize(self, request: GenerationRequest) -> Any:
+        """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
+        if self._stop_reason is not None:
+            raise self._stop_reason
+        return await self._vllm.tokenize(self._llm, request.prompt)
+
+    def generate(
+        self, prompt: Any, request: GenerationRequest
+    ) -> AsyncGenerator[vllm_api.RequestOutput, None]:
+        """Add the request to the running batch; yield its outputs until one is ``finished``."""
+        return self._vllm.generate(self._llm, prompt, request.sampling_params, request.request_id)
+
+    def explain(self, error: BaseException) -> ServingError:
+        """Say to the client what ended its request."""
+        if isinstance(error, asyncio.CancelledError):
+            return self._stop_reason or CancelledError("cancelled by the client")
+        assert isinstance(error, Exception)
+        explained = self._vllm.explain(error)
+        if type(explained) is not ServingError and explained.status == "INTERNAL":
+            self._log.log_error(f"generation failed: {type(error).__name__}: {one_line(error)}")
+        return explained
+
+    def shutdown(self) -> None:
+        """Let running requests finish, within the drain deadline; then end the engine."""
+        self._stop_reason = UnavailableError("the model is being unloaded")
+        aborted = self._loop.call(self._loop.drain(self._settings.serving.drain_seconds))
+        if aborted:
+            self._log.log_warn(f"{aborted} requests aborted: not done within the drain deadline")
+        self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
+        self._loop.stop()
+
+    def _log_phase(self, what: str, since: float) -> float:
+        now = time.monotonic()
+        self._log.log_info(f"{self._settings.name}: {what} ({now - since:.1f} s)")
+        return now
+
+
+def delta_of(output: vllm_api.RequestOutput, num_sequences: int) -> Delta:
+    """Return vLLM's output as a delta, each text at its sequence's index.
+
+    An output of a stream with ``n`` > 1 holds only the sequences that have something new.
+    """
+    if num_sequences == 1:
+        completion = output.outputs[0]
+        return Delta((completion.text,), len(completion.token_ids), output.finished)
+    texts = [""] * num_sequences
+    for completion in output.outputs:
+        texts[completion.index] += completion.text
+    tokens = sum(len(completion.token_ids) for completion in output.outputs)
+    return Delta(tuple(texts), tokens, output.finished)

@@ -1,0 +1,87 @@
+"""An asyncio event loop in a thread of its own, for vLLM's engine and the requests' coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class EventLoopThread:
+    """Runs coroutines that other threads hand over."""
+
+    def __init__(self, name: str) -> None:
+        """Start the loop. Raises what kept it from starting."""
+        started: Future[asyncio.AbstractEventLoop] = Future()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, args=(started,), name=name, daemon=True)
+        self._thread.start()
+        self._loop = started.result()
+
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run ``coroutine`` in the loop; return its result or raise its exception."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a request's coroutine in the loop and return at once. ``drain`` waits for it."""
+        self._loop.call_soon_threadsafe(self._start, coroutine, self._requests)
+
+    def spawn_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a coroutine that runs until ``stop``."""
+        self._loop.call_soon_threadsafe(self._start, coroutine, self._background)
+
+    async def drain(self, deadline: float) -> int:
+        """Wait until the requests' coroutines have ended; cancel them after ``deadline`` seconds.
+
+        Returns how many were cancelled.
+        """
+        if not self._requests:
+            return 0
+        _, late = await asyncio.wait(set(self._requests), timeout=deadline)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        return len(late)
+
+    def stop(self) -> None:
+        """End the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+        task = self._loop.create_task(coroutine)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def _run(self, started: Future[asyncio.AbstractEventLoop]) -> None:
+        try:
+            loop = _new_event_loop()
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        asyncio.set_event_loop(loop)
+        loop.call_soon(started.set_result, loop)
+        try:
+            loop.run_forever()
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's event loop where it is installed (vLLM brings it), else asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop

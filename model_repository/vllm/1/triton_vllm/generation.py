@@ -1,0 +1,51 @@
+"""The values that travel between the steps of a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One client's request, decoded and checked.
+
+    ``text_from_start`` is the 2023 tutorial's habit: every response repeats the prompt and all
+    text so far. ``echo_prompt`` puts the prompt before the text of a response that is not
+    streamed. ``sampling_params`` is vLLM's ``SamplingParams``.
+    """
+
+    request_id: str
+    prompt: str
+    stream: bool
+    sampling_params: Any
+    output_name: str
+    echo_prompt: bool = False
+    text_from_start: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """The text that stands before the generated text in a response."""
+        return self.prompt if self.echo_prompt or self.text_from_start else ""
+
+    @property
+    def num_sequences(self) -> int:
+        """How many texts are generated for the one prompt (sampling parameter ``n``)."""
+        return int(self.sampling_params.n)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text of a generation, one element for each sequence, and the tokens it stands for."""
+
+    texts: tuple[str, ...]
+    num_tokens: int = 0
+    final: bool = False
+
+    def __add__(self, later: Delta) -> Delta:
+        """Merge with the delta that follows: nothing is lost, one response is saved."""
+        return Delta(
+            tuple(a + b for a, b in zip(self.texts, later.texts, strict=True)),
+            self.num_tokens + later.num_tokens,
+            later.final,
+        )

@@ -1,0 +1,108 @@
+"""From a client's JSON object to vLLM's ``SamplingParams``.
+
+Names and types come from vLLM's class, so every field of every supported version is there, and
+nothing else is. pydantic converts ("0.1", "true", a list in a string) and checks types; the class
+itself checks ranges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from triton_vllm.errors import RequestError, did_you_mean, one_line
+
+# Fields that are the engine's own business, or ours.
+_NOT_FOR_CLIENTS = {"output_kind", "skip_clone", "output_text_buffer_length"}
+
+
+class SamplingParser:
+    """Checks and converts sampling parameters. One for each model; used by any thread."""
+
+    def __init__(self, defaults: Mapping[str, Any], default_max_tokens: int = 0) -> None:
+        """Prepare validators for each field of ``SamplingParams``.
+
+        ``defaults`` are the model's own (``generation_config.json``). A request without
+        ``max_tokens`` generates ``default_max_tokens``, or up to the model's context when 0.
+        """
+        from pydantic import ConfigDict, TypeAdapter
+
+        from triton_vllm import vllm_api
+
+        config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        self._validators: dict[str, Callable[[Any], Any]] = {
+            name: TypeAdapter(hint, config=config).validate_python
+            for name, hint in vllm_api.sampling_param_types().items()
+            if not name.startswith("_") and name not in _NOT_FOR_CLIENTS
+        }
+        self._class: Any = vllm_api.SamplingParams
+        kinds = vllm_api.RequestOutputKind
+        self._kind_of_stream = {True: kinds.DELTA, False: kinds.FINAL_ONLY}
+        self._defaults = {"max_tokens": default_max_tokens or None, "skip_clone": True, **defaults}
+
+    def parse(self, given: Mapping[str, Any], *, stream: bool, where: str) -> Any:
+        """Return ``SamplingParams`` for what a client sent.
+
+        Raises RequestError naming the parameter, what came, and what is allowed.
+        """
+        checked = {name: self._check(name, value, where) for name, value in given.items()}
+        try:
+            return self._class(
+                **{**self._defaults, **checked, "output_kind": self._kind_of_stream[stream]}
+            )
+        except Exception as error:  # vLLM's own checks of ranges and combinations
+            raise RequestError(f"{where}: {one_line(error)}") from None
+
+    def _check(self, name: str, value: Any, where: str) -> Any:
+        validate = self._validators.get(name)
+        if validate is None:
+            raise RequestError(
+                f'{where}: unknown key "{name}"{did_you_mean(name, self._validators)}'
+            )
+        try:
+            return validate(value)
+        except Exception as error:
+            if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+                return self._check(name, load_json(value, f'{where}: "{name}"'), where)
+            raise RequestError(
+                f'{where}: "{name}": {_reason(error)}, got {_shown(value)}'
+            ) from None
+
+
+def load_json_object(text: str, where: str) -> dict[str, Any]:
+    """Return the JSON object in ``text``. Raises RequestError saying where it is malformed."""
+    value = load_json(text, where)
+    if not isinstance(value, dict):
+        raise RequestError(f"{where}: must be a JSON object, got {_shown(value)}")
+    return value
+
+
+def load_json(text: str, where: str) -> Any:
+    """Return the JSON value in ``text``; NaN and Infinity are not JSON."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            f"{where}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{where}: not JSON: {one_line(error)}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _reason(error: Exception) -> str:
+    """Return pydantic's first complaint in its own words, or the error's text."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return str(error.errors(include_url=False)[0]["msg"])
+    return one_line(error)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,144 @@
+"""What the operator wrote: ``vllm_engine_args.json`` and Triton's arguments to the model.
+
+The file holds vLLM's engine arguments under vLLM's own names, and one object of ours,
+``"serving"``, for what lies between vLLM and Triton.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from triton_vllm.errors import SettingsError, did_you_mean
+
+ENGINE_ARGS_FILE = "vllm_engine_args.json"
+SERVING_KEY = "serving"
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """The ``"serving"`` object of ``vllm_engine_args.json``. Times are in seconds.
+
+    ``sender_threads`` send responses, in each front end (0: chosen by the number of front ends).
+    ``max_tokens_per_response`` bounds the merging of deltas when a client or the send path lags
+    (0: no bound). ``drain_seconds`` is how long an unload waits for running requests; keep it
+    inside Triton's ``--exit-timeout-secs``. ``cancellation_check_seconds`` is how often live
+    requests are asked whether their client is gone. ``default_max_tokens`` applies to requests
+    without ``max_tokens`` (0: up to the model's context, as in ``vllm serve``).
+    """
+
+    sender_threads: int = 0
+    max_tokens_per_response: int = 0
+    drain_seconds: float = 20.0
+    cancellation_check_seconds: float = 0.1
+    default_max_tokens: int = 0
+
+    LIMITS = {  # noqa: RUF012 (a class constant, and not a field: it has no annotation)
+        "sender_threads": (0, 64),
+        "max_tokens_per_response": (0, 1_000_000),
+        "drain_seconds": (0, 3600),
+        "cancellation_check_seconds": (0.01, 60),
+        "default_max_tokens": (0, 10_000_000),
+    }
+
+    @classmethod
+    def from_json(cls, given: object, where: str) -> ServingSettings:
+        """Check the object ``given`` that stands in the file ``where``.
+
+        Raises SettingsError for an unknown key, a wrong type or a number out of range.
+        """
+        if not isinstance(given, dict):
+            raise SettingsError(f'{where}: "{SERVING_KEY}" must be an object, got {given!r}')
+        types = {f.name: type(f.default) for f in fields(cls)}
+        for key, value in given.items():
+            if key not in types:
+                raise SettingsError(
+                    f'{where}: "{SERVING_KEY}" has the unknown key "{key}"'
+                    + (did_you_mean(key, types) or f", allowed: {', '.join(types)}")
+                )
+            low, high = cls.LIMITS[key]
+            allowed = (int, float) if types[key] is float else (int,)
+            fits = isinstance(value, allowed) and not isinstance(value, bool)
+            if not fits or not low <= value <= high:
+                raise SettingsError(
+                    f'{where}: "{SERVING_KEY}.{key}" must be {types[key].__name__} from {low} to '
+                    f"{high}, got {value!r}"
+                )
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Everything that ``initialize`` needs to know.
+
+    ``engine_args`` is as written in the file; ``front_ends`` is the sum of the instance groups'
+    counts, that is how many processes share the one engine.
+    """
+
+    name: str
+    version: str
+    directory: Path
+    engine_args: Mapping[str, Any]
+    serving: ServingSettings = field(default_factory=ServingSettings)
+    front_ends: int = 1
+
+    @property
+    def engine_args_path(self) -> Path:
+        """The file that the engine arguments came from."""
+        return self.directory / ENGINE_ARGS_FILE
+
+    @classmethod
+    def from_triton(cls, args: Mapping[str, str]) -> ModelSettings:
+        """Read the settings of the model that Triton describes in ``initialize``'s ``args``.
+
+        Raises SettingsError with one line that names the file, the key and what is allowed.
+        """
+        directory = Path(args["model_repository"])
+        config = json.loads(args["model_config"])
+        if not config.get("model_transaction_policy", {}).get("decoupled"):
+            raise SettingsError(
+                f"{directory / 'config.pbtxt'}: model_transaction_policy {{ decoupled: true }} is "
+                "missing: a stream has many responses to one request"
+            )
+        engine_args = read_json_object(directory / ENGINE_ARGS_FILE)
+        serving = ServingSettings.from_json(
+            engine_args.pop(SERVING_KEY, {}), str(directory / ENGINE_ARGS_FILE)
+        )
+        return cls(
+            name=args["model_name"],
+            version=args["model_version"],
+            directory=directory,
+            engine_args=engine_args,
+            serving=serving,
+            front_ends=max(1, sum(g.get("count", 1) for g in config.get("instance_group", []))),
+        )
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises SettingsError naming the file, line and column."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except FileNotFoundError:
+        raise SettingsError(
+            f'{path}: missing; it holds the engine arguments, at least {{"model": "..."}}'
+        ) from None
+    except json.JSONDecodeError as error:
+        raise SettingsError(
+            f"{path}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        ) from None
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: must hold a JSON object, holds {type(content).__name__}")
+    return content
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f'the key "{key}" stands there twice')
+    return dict(pairs)

@@ -1,0 +1,131 @@
+"""Between Triton's tensors and our values: decode a request, encode a response.
+
+Two sets of names are understood, that of Triton's own vLLM backend and that of the 2023 tutorial.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from triton_vllm.errors import RequestError
+from triton_vllm.generation import GenerationRequest
+from triton_vllm.sampling import SamplingParser, load_json_object
+
+
+@dataclass(frozen=True, slots=True)
+class TensorNames:
+    """One set of tensor names. ``exclude_input`` is None where the set has no such input."""
+
+    prompt: str
+    stream: str
+    sampling_parameters: str
+    exclude_input: str | None
+    output: str
+
+
+BACKEND_NAMES = TensorNames(
+    "text_input", "stream", "sampling_parameters", "exclude_input_in_output", "text_output"
+)
+TUTORIAL_NAMES = TensorNames("PROMPT", "STREAM", "SAMPLING_PARAMETERS", None, "TEXT")
+
+# Request parameters that speak to Triton and not to the sampler.
+_TRITON_PARAMETERS = {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end"}
+
+
+def decode(request: Any, sampling: SamplingParser) -> GenerationRequest:
+    """Turn a ``pb_utils.InferenceRequest`` into a ``GenerationRequest``.
+
+    Raises RequestError naming the tensor, what came and what is allowed.
+    """
+    inputs = {tensor.name(): tensor for tensor in request.inputs()}
+    names = _names_used(inputs)
+    prompt = _string(inputs, names.prompt)
+    stream = _boolean(inputs, names.stream, default=False)
+    where, given = _sampling_parameters(request, inputs, names)
+    exclude = stream
+    if names.exclude_input is not None:
+        exclude = _boolean(inputs, names.exclude_input, default=stream)
+        if stream and not exclude:
+            raise RequestError(
+                f"{names.exclude_input}: must be true, or absent, when {names.stream} is true"
+            )
+    return GenerationRequest(
+        request_id=f"{request.request_id() or 'request'}-{uuid.uuid4().hex[:8]}",
+        prompt=prompt,
+        stream=stream,
+        sampling_params=sampling.parse(given, stream=stream, where=where),
+        output_name=_output_name(request, names),
+        echo_prompt=not exclude,
+        text_from_start=names is TUTORIAL_NAMES,
+    )
+
+
+def string_tensor(pb_utils: Any, name: str, texts: tuple[str, ...]) -> Any:
+    """Return ``texts`` as a Triton tensor, TYPE_STRING of shape [len(texts)], in UTF-8."""
+    return pb_utils.Tensor(name, np.array([t.encode() for t in texts], dtype=np.object_))
+
+
+def _names_used(inputs: Mapping[str, Any]) -> TensorNames:
+    used = [n for n in (BACKEND_NAMES, TUTORIAL_NAMES) if n.prompt in inputs]
+    if len(used) == 1:
+        return used[0]
+    came = "both came" if used else "neither came"
+    raise RequestError(f"text_input: send either text_input or PROMPT (STRING [1]), {came}")
+
+
+def _output_name(request: Any, names: TensorNames) -> str:
+    """Return the output to send: the one asked for, else the one of the names used.
+
+    Triton fills in every output of the model where a client names none.
+    """
+    asked = set(request.requested_output_names())
+    others = {BACKEND_NAMES.output, TUTORIAL_NAMES.output} - {names.output}
+    return (asked & others).pop() if names.output not in asked and asked & others else names.output
+
+
+def _sampling_parameters(
+    request: Any, inputs: Mapping[str, Any], names: TensorNames
+) -> tuple[str, dict[str, Any]]:
+    """Return where the sampling parameters stand, and the parameters.
+
+    They come as the JSON tensor; where it is absent, as the request's own parameters.
+    """
+    where = names.sampling_parameters
+    if where in inputs:
+        text = _string(inputs, where)
+        return where, load_json_object(text, where) if text.strip() else {}
+    parameters = json.loads(request.parameters() or "{}")
+    return "parameters", {
+        key: value
+        for key, value in parameters.items()
+        if key not in _TRITON_PARAMETERS and not key.startswith("triton_")
+    }
+
+
+def _string(inputs: Mapping[str, Any], name: str) -> str:
+    value = _element(inputs, name)
+    if isinstance(value, str):
+        return value
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{name}: not UTF-8: byte 0x{value[error.start]:02x} at offset {error.start}"
+        ) from None
+
+
+def _boolean(inputs: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    return bool(_element(inputs, name)) if name in inputs else default
+
+
+def _element(inputs: Mapping[str, Any], name: str) -> Any:
+    values = inputs[name].as_numpy().reshape(-1)
+    if len(values) != 1:
+        raise RequestError(f"{name}: must have one element, has {len(values)}")
+    return values[0]
