@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from triton_vllm.engine_args import parse_engine_args
 from triton_vllm.errors import (
     CancelledError,
+    GenerationError,
     ServingError,
     SettingsError,
     UnavailableError,
@@ -20,6 +21,7 @@ from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.generation import Delta, GenerationRequest
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.settings import ModelSettings
+from triton_vllm.shared_engine import Seat, meeting_place
 from triton_vllm.streaming import Log
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ _LOG_STATS_SECONDS = 10.0
 class Engine:
     """One vLLM engine, seen from one front end.
 
-    Coroutines run in ``loop``; the other methods may be called by any thread.
+    Coroutines run in the engine's event loop; the other methods may be called by any thread.
     """
 
     def __init__(self, settings: ModelSettings, log: Log) -> None:
@@ -43,38 +45,81 @@ class Engine:
         self._log = log
         self._settings = settings
         self._stop_reason: ServingError | None = None
-        phase = time.monotonic()
+        self._seat: Seat | None = None
+        self._cores: vllm_api.EngineCores | None = None
+        since = time.monotonic()
         from triton_vllm import vllm_api
 
         self._vllm = vllm_api
-        version = vllm_api.version()
-        phase = self._log_phase(f"vLLM {version} imported", phase)
-        where = str(settings.engine_args_path)
-        args = parse_engine_args(settings.engine_args, where, log.log_warn)
-        try:
-            config = vllm_api.create_config(args)
-        except Exception as error:
-            raise SettingsError(f'{where}: model "{args.model}": {one_line(error)}') from error
-        self.sampling = SamplingParser(
-            vllm_api.default_sampling_params(config), settings.serving.default_max_tokens
-        )
-        phase = self._log_phase(f"configuration of {args.model} resolved", phase)
+        since = self._log_phase(f"vLLM {vllm_api.version()} imported", since)
+        args, config = self._configure()
+        since = self._log_phase(f"configuration of {args.model} resolved", since)
         self._loop = EventLoopThread("engine")
         try:
             self._llm = self._loop.call(self._start(args, config))
         except BaseException:
+            self._leave()
             self._loop.stop()
             raise
-        self._log_phase("engine started", phase)
+        self._log_phase("engine started", since)
+
+    def _configure(self) -> tuple[vllm_api.AsyncEngineArgs, Any]:
+        """Resolve the engine arguments; take a seat where several front ends share the engine."""
+        settings, where = self._settings, str(self._settings.engine_args_path)
+        args = parse_engine_args(settings.engine_args, where, self._log.log_warn)
+        if settings.front_ends > 1:
+            place = meeting_place(settings.name, settings.version)
+            self._seat = Seat.take(place, settings.front_ends)
+            args = self._vllm.as_front_end(args, self._seat.index, self._seat.count)
+        try:
+            config = self._vllm.create_config(args)
+        except Exception as error:
+            self._leave()
+            raise SettingsError(f'{where}: model "{args.model}": {one_line(error)}') from error
+        self.sampling = SamplingParser(
+            self._vllm.default_sampling_params(config), settings.serving.default_max_tokens
+        )
+        return args, config
 
     async def _start(self, args: vllm_api.AsyncEngineArgs, config: Any) -> vllm_api.AsyncLLM:
-        llm = self._vllm.create_engine(args, config)
+        """Start the engine, or join the one that another front end has started."""
+        front_end = {} if self._seat is None else self._join(self._seat, args)
+        llm = self._vllm.create_engine(args, config, **front_end)
         if not args.disable_log_stats:
             self._loop.spawn_background(self._log_stats(llm))
         # What lives now lives for ever: keep the collector from walking it during decoding.
         gc.collect()
         gc.freeze()
         return llm
+
+    def _join(self, seat: Seat, args: vllm_api.AsyncEngineArgs) -> dict[str, Any]:
+        if seat.is_leader:
+            self._cores = self._vllm.EngineCores(args, seat.count)
+            seat.publish(self._cores.addresses)
+        addresses = seat.wait_for_engine()
+        watched = addresses.processes if seat.is_leader else [seat.leader_pid()]
+        for pid in {*watched, *addresses.processes}:
+            self._loop.on_exit(pid, self._on_death)
+        self._log.log_info(
+            f"{self._settings.name}: front end {seat.index + 1} of {seat.count} joins the engine"
+        )
+        return {
+            "client_addresses": {
+                "input_address": addresses.inputs[seat.index],
+                "output_address": addresses.outputs[seat.index],
+                "stats_update_address": addresses.stats_update,
+            },
+            "client_count": seat.count,
+            "client_index": seat.index,
+        }
+
+    def _on_death(self, pid: int) -> None:
+        """End all requests: a process of the shared engine has exited. Event loop only."""
+        if self._stop_reason is not None or (self._seat is not None and self._seat.is_closing):
+            return
+        self._stop_reason = UnavailableError(f"the engine died (process {pid})")
+        self._log.log_error(f"{self._settings.name}: {self._stop_reason}")
+        self._loop.cancel_requests()
 
     async def _log_stats(self, llm: vllm_api.AsyncLLM) -> None:
         while True:
@@ -101,20 +146,29 @@ class Engine:
         """Say to the client what ended its request."""
         if isinstance(error, asyncio.CancelledError):
             return self._stop_reason or CancelledError("cancelled by the client")
-        assert isinstance(error, Exception)
+        assert isinstance(error, Exception), "whatever else there is ends the process"
         explained = self._vllm.explain(error)
-        if type(explained) is not ServingError and explained.status == "INTERNAL":
-            self._log.log_error(f"generation failed: {type(error).__name__}: {one_line(error)}")
+        if isinstance(explained, GenerationError):
+            self._log.log_error(f"generation failed: {explained}")
         return explained
 
     def shutdown(self) -> None:
         """Let running requests finish, within the drain deadline; then end the engine."""
-        self._stop_reason = UnavailableError("the model is being unloaded")
+        self._stop_reason = self._stop_reason or UnavailableError("the model is being unloaded")
         aborted = self._loop.call(self._loop.drain(self._settings.serving.drain_seconds))
         if aborted:
             self._log.log_warn(f"{aborted} requests aborted: not done within the drain deadline")
+        if self._seat is not None and self._seat.is_leader:
+            self._seat.announce_closing()
         self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
+        self._leave()
         self._loop.stop()
+
+    def _leave(self) -> None:
+        if self._cores is not None:
+            self._cores.shutdown(timeout=_SHUTDOWN_SECONDS)
+        if self._seat is not None:
+            self._seat.leave()
 
     def _log_phase(self, what: str, since: float) -> float:
         now = time.monotonic()

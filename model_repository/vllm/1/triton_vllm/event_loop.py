@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -47,6 +48,25 @@ class EventLoopThread:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         return len(late)
+
+    def cancel_requests(self) -> None:
+        """Cancel every request's coroutine. Event loop only."""
+        for task in self._requests:
+            task.cancel()
+
+    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
+        """Call ``callback(pid)`` once when the process ``pid`` exits. Event loop only.
+
+        Without polling: Linux makes a pidfd readable then. It need not be a child.
+        """
+        pidfd = os.pidfd_open(pid)
+
+        def exited() -> None:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+            callback(pid)
+
+        self._loop.add_reader(pidfd, exited)
 
     def stop(self) -> None:
         """End the loop and its thread."""

@@ -7,9 +7,10 @@ comparing version numbers. Importing this file imports vLLM (seconds), so do it 
 from __future__ import annotations
 
 import argparse
+import inspect
 import typing
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 import vllm
@@ -21,8 +22,11 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.network_utils import get_open_port, get_open_zmq_ipc_path, get_tcp_uri
+from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.executor import Executor
 
 from triton_vllm.errors import (
     GenerationError,
@@ -32,6 +36,7 @@ from triton_vllm.errors import (
     UnavailableError,
     one_line,
 )
+from triton_vllm.shared_engine import EngineAddresses
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "RequestOutput", "RequestOutputKind", "SamplingParams"]
 
@@ -49,6 +54,9 @@ _CLIENT_ERRORS = _known_exceptions(
     "VLLMClientError", "VLLMValidationError", "VLLMNotFoundError", "VLLMUnprocessableEntityError"
 )
 _OVERLOAD_ERRORS = _known_exceptions("QueueOverflowError", "MaxQueuedTokensError")
+_LAUNCH_TAKES_COUNT = (
+    "num_api_servers" in inspect.signature(engine_utils.launch_core_engines).parameters
+)
 
 
 def version() -> str:
@@ -108,6 +116,70 @@ def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -
         enable_log_requests=engine_args.enable_log_requests,
         disable_log_stats=engine_args.disable_log_stats,
         **front_end,
+    )
+
+
+class EngineCores:
+    """The engine core processes that several front ends share, and their coordinator if any.
+
+    Owned by the front end that launched them.
+    """
+
+    def __init__(self, engine_args: AsyncEngineArgs, front_ends: int) -> None:
+        """Launch the processes and wait until the model is loaded. Blocks for all that time.
+
+        Raises what vLLM raises when a process dies while it starts.
+        """
+        # Rank -1: this configuration belongs to no front end, but to the engine.
+        config = create_config(as_front_end(engine_args, -1, front_ends))
+        addresses = _zmq_addresses(config, front_ends)
+        counts = {"num_api_servers": front_ends} if _LAUNCH_TAKES_COUNT else {}
+        with engine_utils.launch_core_engines(
+            config,
+            Executor.get_class(config),
+            not engine_args.disable_log_stats,
+            addresses,
+            **counts,
+        ) as launch:
+            if _LAUNCH_TAKES_COUNT:  # then it yields a tuple
+                self._manager, self._coordinator, addresses, _ = launch
+            else:
+                self._manager, self._coordinator = launch.engine_manager, launch.coordinator
+                addresses = launch.addresses
+        self.addresses = EngineAddresses(
+            inputs=list(addresses.inputs),
+            outputs=list(addresses.outputs),
+            stats_update=self._coordinator and self._coordinator.get_stats_publish_address(),
+            processes=[p.pid for p in getattr(self._manager, "processes", [])],
+        )
+
+    def shutdown(self, timeout: float) -> None:
+        """End the processes; kill them after ``timeout`` seconds."""
+        for part in (self._manager, self._coordinator):
+            if part is not None:
+                part.shutdown(timeout=timeout)
+
+
+def as_front_end(engine_args: AsyncEngineArgs, index: int, count: int) -> AsyncEngineArgs:
+    """Return the engine arguments as seen from front end ``index`` of ``count``."""
+    return replace(engine_args, _api_process_count=count, _api_process_rank=index)
+
+
+def _zmq_addresses(config: Any, front_ends: int) -> Any:
+    """Choose an input and an output address for each front end: IPC where all engines are here."""
+    parallel = config.parallel_config
+    local = parallel.local_engines_only or (
+        parallel.data_parallel_size_local == parallel.data_parallel_size
+    )
+
+    def address() -> str:
+        if local:
+            return str(get_open_zmq_ipc_path())
+        return str(get_tcp_uri(parallel.data_parallel_master_ip, get_open_port()))
+
+    return engine_utils.EngineZmqAddresses(
+        inputs=[address() for _ in range(front_ends)],
+        outputs=[address() for _ in range(front_ends)],
     )
 
 

@@ -1,0 +1,191 @@
+"""How several front-end processes find the one engine that they share.
+
+``instance_group [{ count: N }]`` makes Triton start N stub processes in any order, with no word
+between them. Each takes a seat in a folder; the first one is the leader, which launches the engine
+core and publishes its addresses there; the others wait for them and join.
+
+    <tmp>/triton_vllm-<uid>/<server pid>-<its start time>/<model>/<version>/
+    ├── lock             held while a seat is taken or left
+    └── 0-of-4/          one generation: the N front ends of one load of the model
+        ├── seat-0       locked by the leader as long as it lives
+        ├── seat-1 …     locked by the others
+        ├── engine.json  the addresses and process ids, published by the leader
+        └── closing      the leader is ending the engine on purpose
+
+What keeps generations apart: a seat is never taken twice, and a generation that anybody has left,
+by leaving or by dying, admits nobody any more. Locks are POSIX record locks, which the kernel drops
+with the process, so a crash leaves nothing behind that could be mistaken for life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from triton_vllm.errors import SettingsError
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddresses:
+    """Where the engine core talks to each front end, and the processes it consists of.
+
+    ``inputs[i]`` and ``outputs[i]`` are front end i's ZeroMQ addresses; ``stats_update`` is the
+    data-parallel coordinator's, where there is one.
+    """
+
+    inputs: list[str]
+    outputs: list[str]
+    stats_update: str | None
+    processes: list[int]
+
+
+class Seat:
+    """One front end's place among those that share an engine."""
+
+    def __init__(self, generation: Path, index: int, count: int, held: IO[str]) -> None:
+        """Use ``Seat.take``."""
+        self.index = index
+        self.count = count
+        self._generation = generation
+        self._held = held
+
+    @classmethod
+    def take(cls, directory: Path, count: int) -> Seat:
+        """Take the next free seat of ``count`` under ``directory``."""
+        with _locked(directory):
+            numbers = [0]
+            for path in sorted(directory.glob("*-of-*"), key=_number):
+                numbers.append(_number(path) + 1)
+                seats = list(path.glob("seat-*"))
+                if not any(_is_held(s) for s in seats):
+                    shutil.rmtree(path, ignore_errors=True)
+                elif (
+                    len(seats) < count
+                    and path.name.endswith(f"-of-{count}")
+                    and all(_is_held(s) for s in seats)
+                ):
+                    return cls._sit(path, len(seats), count)
+            path = directory / f"{max(numbers)}-of-{count}"
+            path.mkdir()
+            return cls._sit(path, 0, count)
+
+    @classmethod
+    def _sit(cls, generation: Path, index: int, count: int) -> Seat:
+        held = (generation / f"seat-{index}").open("w", encoding="utf-8")
+        fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.write(str(os.getpid()))
+        held.flush()
+        return cls(generation, index, count, held)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this front end launches the engine core."""
+        return self.index == 0
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the leader is ending the engine on purpose."""
+        return (self._generation / "closing").exists()
+
+    def leader_pid(self) -> int:
+        """Return the process id of the leader."""
+        return int((self._generation / "seat-0").read_text(encoding="utf-8"))
+
+    def publish(self, addresses: EngineAddresses) -> None:
+        """Tell the others where the engine is. Leader only."""
+        new = self._generation / "engine.json.new"
+        new.write_text(json.dumps(asdict(addresses)), encoding="utf-8")
+        new.rename(self._generation / "engine.json")
+
+    def wait_for_engine(self) -> EngineAddresses:
+        """Wait until the leader has published, for as long as the leader lives.
+
+        Raises SettingsError when the leader left without publishing: its own line says why.
+        """
+        published = self._generation / "engine.json"
+        while not published.exists():
+            if not _is_held(self._generation / "seat-0"):
+                raise SettingsError(
+                    "the front end that starts the shared engine has given up; "
+                    "see the error of the other instance of this model"
+                )
+            time.sleep(_POLL_SECONDS)
+        return EngineAddresses(**json.loads(published.read_text(encoding="utf-8")))
+
+    def leave(self) -> None:
+        """Give the seat back for ever; the last one to leave removes the folder."""
+        with _locked(self._generation.parent):
+            if self.is_leader:
+                (self._generation / "closing").touch()
+            self._held.close()  # which drops the lock
+            if not any(_is_held(s) for s in self._generation.glob("seat-*")):
+                shutil.rmtree(self._generation, ignore_errors=True)
+
+    def announce_closing(self) -> None:
+        """Tell the others that the engine is about to end on purpose. Leader only."""
+        (self._generation / "closing").touch()
+
+
+def meeting_place(model: str, version: str) -> Path:
+    """Return the folder where the front ends of this model of this server meet; create it.
+
+    The server is the parent process, told apart by its start time from one that had its id before.
+    Folders of servers that are gone are removed.
+    """
+    root = Path(tempfile.gettempdir()) / f"triton_vllm-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.is_symlink() or root.stat().st_uid != os.getuid():
+        raise SettingsError(f"{root}: belongs to somebody else; remove it or set TMPDIR")
+    for server in root.iterdir():
+        pid, _, started = server.name.partition("-")
+        if pid.isdigit() and _start_time(int(pid)) != started:
+            shutil.rmtree(server, ignore_errors=True)
+    server = root / f"{os.getppid()}-{_start_time(os.getppid())}"
+    place = server / model / version
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _start_time(pid: int) -> str | None:
+    """Return a process's start time in clock ticks since boot (proc(5), field 22)."""
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return stat.rpartition(")")[2].split()[19]
+    return None
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    with (directory / "lock").open("w", encoding="utf-8") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_held(seat: Path) -> bool:
+    """Return whether a living process other than this one holds the seat.
+
+    Never ask about one's own seat: closing the file here would drop the lock.
+    """
+    with seat.open("r+", encoding="utf-8") as file:
+        if file.read() == str(os.getpid()):
+            return False
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
+def _number(generation: Path) -> int:
+    return int(generation.name.partition("-")[0])
