@@ -35,7 +35,7 @@ class CancellationWatcher:
         try:
             yield
         finally:
-            del self._live[stream]
+            self._live.pop(stream, None)
 
     def stop(self) -> None:
         """End the thread."""
@@ -47,6 +47,8 @@ class CancellationWatcher:
             for stream, task in list(self._live.items()):
                 try:
                     if stream.is_cancelled():
+                        # Once only: a second cancel would interrupt the engine's abort.
+                        self._live.pop(stream, None)
                         task.get_loop().call_soon_threadsafe(task.cancel)
                 except Exception as error:
                     self._log.log_error(f"cancellation: {error}")

@@ -70,7 +70,10 @@ def parse_engine_args(
         arguments += argument
     if not any(a.startswith("--model=") for a in arguments):
         raise SettingsError(f'{where}: the key "model" is missing: a model\'s name or path')
-    return vllm_api.AsyncEngineArgs.from_cli_args(parser.parse_args(arguments))
+    try:
+        return vllm_api.AsyncEngineArgs.from_cli_args(parser.parse_args(arguments))
+    except Exception as error:  # vLLM's own checks; offline it also looks for the model here
+        raise SettingsError(f'{where}: model "{given["model"]}": {one_line(error)}') from error
 
 
 def translate_dropped(

@@ -1,30 +1,25 @@
-"""What must be set in Triton's stub process before anything heavy is imported or forked."""
+"""What must be set in Triton's stub process before anything heavy is imported or started."""
 
 from __future__ import annotations
 
-import ctypes
 import locale
 import os
-import signal
+import sys
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+from triton_vllm import child_process
 
 
 def prepare_process() -> None:
-    """Mend the stub's locale, and let the processes it forks die with it."""
+    """Mend the stub's locale, and prepare for the engine's processes."""
     # The embedded interpreter starts in the C locale, where open() decodes ASCII only and the
     # import of torch fails on its own sources.
     locale.setlocale(locale.LC_ALL, "C.UTF-8")
-    stub = os.getpid()
-    os.register_at_fork(after_in_child=lambda: _die_with_parent(stub))
-
-
-def _die_with_parent(stub: int) -> None:
-    """Ask Linux to kill this process when its parent dies, if the parent is the stub.
-
-    A stub that is killed cannot stop its engine, which would hold the GPU for ever.
-    """
-    if os.getppid() == stub:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    elif os.getppid() == 1:  # the stub died between fork and here
-        os._exit(1)
+    # As `vllm serve` does. A forked engine core would run on the stub's libpython, which may be a
+    # slower build than the environment's own bin/python, and the engine core's one thread is what
+    # bounds small models.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # multiprocessing runs the main module's file in each child that it spawns; the embedded
+    # interpreter has no such file, so there is room for ours.
+    os.environ[child_process.STUB_PID] = str(os.getpid())
+    sys.modules["__main__"].__file__ = child_process.__file__
+    os.register_at_fork(after_in_child=child_process.die_with_stub)
