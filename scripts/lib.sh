@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# What the scripts beside this file share. Source it; it writes nothing and starts nothing.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+CACHE="${TRITON_VLLM_CACHE:-$ROOT/.cache}"
+case "$CACHE" in /*) ;; *) CACHE="$PWD/$CACHE" ;; esac
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+err() { say "error: $*"; exit 1; }
+need_cmd() { command -v "$1" >/dev/null || err "needs '$1', which is not on PATH: install ${2:-$1}"; }
+
+# usage: print the calling script's header, its leading comment lines.
+usage() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"; }
+
+need_python() {
+    need_cmd python3 "Python 3.10 to 3.13"
+    python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
+        err "python3 is $(python3 --version): put a Python 3.10 to 3.13 first on PATH"
+    python3 -m pip --version >/dev/null 2>&1 ||
+        err "python3 has no pip: install python3-pip, or run 'python3 -m ensurepip'"
+}
+
+# need_free_mb FOLDER MB: the file system that holds FOLDER has that much to spare.
+need_free_mb() {
+    local free
+    free="$(df -Pm "$1" | awk 'NR == 2 { print $4 }')"
+    [ "$free" -ge "$2" ] ||
+        err "$1 has $free MB free and this needs $2 MB: make room, or set TRITON_VLLM_CACHE to a folder on a larger disk"
+}
+
+# download_wheel FOLDER NAME==VERSION SHA256 [pip option...]: exactly that file, or an error.
+download_wheel() {
+    local folder="$1" requirement="$2" sha256="$3"
+    shift 3
+    printf '%s --hash=sha256:%s\n' "$requirement" "$sha256" >"$folder/requirement.txt"
+    python3 -m pip download --quiet --no-deps --only-binary=:all: "$@" \
+        --dest "$folder" --requirement "$folder/requirement.txt" >&2 ||
+        err "pip cannot download $requirement, its reason is above: check the network and PIP_INDEX_URL, then run this again"
+}
+
+# unpack_wheel FOLDER: FOLDER/*.whl into FOLDER/wheel.
+unpack_wheel() {
+    python3 -m zipfile -e "$1"/*.whl "$1/wheel" ||
+        err "cannot unpack $(echo "$1"/*.whl): check the free space, then run this again"
+}
