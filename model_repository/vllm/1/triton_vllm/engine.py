@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+import traceback
 from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -52,25 +53,34 @@ class Engine:
 
         self._vllm = vllm_api
         since = self._log_phase(f"vLLM {vllm_api.version()} imported", since)
-        args, config = self._configure()
+        where = str(settings.engine_args_path)
+        args, config = self._configure(where)
         since = self._log_phase(f"configuration of {args.model} resolved", since)
         self._loop = EventLoopThread("engine")
         try:
             self._llm = self._loop.call(self._start(args, config))
-        except BaseException:
+        except Exception as error:
             self._leave()
             self._loop.stop()
-            raise
+            if isinstance(error, SettingsError):
+                raise
+            log.log_error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
+            raise SettingsError(
+                f"{where}: the engine did not start: {type(error).__name__}: {one_line(error)}"
+            ) from error
         self._log_phase("engine started", since)
 
-    def _configure(self) -> tuple[vllm_api.AsyncEngineArgs, Any]:
+    def _configure(self, where: str) -> tuple[vllm_api.AsyncEngineArgs, Any]:
         """Resolve the engine arguments; take a seat where several front ends share the engine."""
-        settings, where = self._settings, str(self._settings.engine_args_path)
+        settings = self._settings
         args = parse_engine_args(settings.engine_args, where, self._log.log_warn)
         if settings.front_ends > 1:
             place = meeting_place(settings.name, settings.version)
             self._seat = Seat.take(place, settings.front_ends)
             args = self._vllm.as_front_end(args, self._seat.index, self._seat.count)
+            # vLLM logs no statistics when several front ends share an engine, as none of them
+            # sees the whole; then do not pay for collecting them.
+            args.disable_log_stats = True
         try:
             config = self._vllm.create_config(args)
         except Exception as error:
@@ -160,9 +170,17 @@ class Engine:
             self._log.log_warn(f"{aborted} requests aborted: not done within the drain deadline")
         if self._seat is not None and self._seat.is_leader:
             self._seat.announce_closing()
-        self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
+        self._loop.call(self._stop())
         self._leave()
         self._loop.stop()
+        # While Python still stands: vLLM's own __del__ fails when the interpreter is going down.
+        del self._llm
+        gc.unfreeze()
+        gc.collect()
+
+    async def _stop(self) -> None:
+        """End vLLM's front end, in the loop: so its output task is cancelled before it can fail."""
+        self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
 
     def _leave(self) -> None:
         if self._cores is not None:

@@ -42,6 +42,7 @@ __all__ = ["AsyncEngineArgs", "AsyncLLM", "RequestOutput", "RequestOutputKind", 
 
 # `max_num_batched_tokens` and friends default by usage context: take the ones of `vllm serve`.
 USAGE_CONTEXT = UsageContext.OPENAI_API_SERVER
+_SHORT_PROMPT = 4096  # characters: about a millisecond to tokenize
 
 
 def _known_exceptions(*names: str) -> tuple[type[Exception], ...]:
@@ -189,14 +190,19 @@ def default_sampling_params(config: Any) -> Mapping[str, Any]:
 
 
 async def tokenize(llm: AsyncLLM, prompt: str) -> Any:
-    """Turn a text prompt into an engine input through vLLM's renderer, off the event loop.
+    """Turn a text prompt into an engine input through vLLM's renderer.
+
+    A long prompt is tokenized off the event loop; for a short one the way there and back would
+    take longer than the work, and the first token would wait for it.
 
     Raises vLLM's validation error for a prompt that does not fit the model's context.
     """
     parsed = parse_model_prompt(llm.model_config, prompt)
-    (engine_input,) = await llm.renderer.render_cmpl_async(
-        [parsed], llm.renderer.default_cmpl_tok_params
-    )
+    params = llm.renderer.default_cmpl_tok_params
+    if len(prompt) <= _SHORT_PROMPT:
+        (engine_input,) = llm.renderer.render_cmpl([parsed], params)
+    else:
+        (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
     return engine_input
 
 
