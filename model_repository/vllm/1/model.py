@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from triton_vllm.cancellation import CancellationWatcher
 from triton_vllm.engine import Engine, delta_of
-from triton_vllm.errors import GenerationError, RequestError, SettingsError, one_line
+from triton_vllm.errors import GenerationError, SettingsError, one_line
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.process import prepare_process
 from triton_vllm.settings import ModelSettings
@@ -35,7 +35,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(one_line(error)) from None
         serving = settings.serving
         self._responses = SenderPool(
-            pb_utils, serving.sender_threads or 4, serving.max_tokens_per_response, pb_utils.Logger
+            pb_utils, settings.sender_threads, serving.max_tokens_per_response, pb_utils.Logger
         )
         self._cancellations = CancellationWatcher(
             serving.cancellation_check_seconds, pb_utils.Logger
@@ -47,8 +47,8 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 decoded = decode(request, self._engine.sampling)  # 1. decode
-            except RequestError as error:
-                self._responses.open(sender).fail(error)
+            except Exception as error:
+                self._responses.open(sender).fail(self._engine.explain(error))
             else:
                 self._engine.spawn(self._serve(decoded, self._responses.open(sender, decoded)))
 

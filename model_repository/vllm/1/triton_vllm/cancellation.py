@@ -47,8 +47,15 @@ class CancellationWatcher:
             for stream, task in list(self._live.items()):
                 try:
                     if stream.is_cancelled():
-                        # Once only: a second cancel would interrupt the engine's abort.
-                        self._live.pop(stream, None)
-                        task.get_loop().call_soon_threadsafe(task.cancel)
+                        task.get_loop().call_soon_threadsafe(self._cancel, stream)
                 except Exception as error:
                     self._log.log_error(f"cancellation: {error}")
+
+    def _cancel(self, stream: ResponseStream) -> None:
+        """Cancel the stream's task, if it is still at work. Event loop only.
+
+        Once only: a second cancel would interrupt the engine's abort.
+        """
+        task = self._live.pop(stream, None)
+        if task is not None:
+            task.cancel()

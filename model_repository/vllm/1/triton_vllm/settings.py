@@ -22,7 +22,8 @@ SERVING_KEY = "serving"
 class ServingSettings:
     """The ``"serving"`` object of ``vllm_engine_args.json``. Times are in seconds.
 
-    ``sender_threads`` send responses, in each front end (0: chosen by the number of front ends).
+    ``sender_threads`` send responses, in each front end (0: eight over all front ends, at most
+    four in each).
     ``max_tokens_per_response`` bounds the merging of deltas when a client or the send path lags
     (0: no bound). ``drain_seconds`` is how long an unload waits for running requests; keep it
     inside Triton's ``--exit-timeout-secs``. ``cancellation_check_seconds`` is how often live
@@ -84,6 +85,15 @@ class ModelSettings:
     engine_args: Mapping[str, Any]
     serving: ServingSettings = field(default_factory=ServingSettings)
     front_ends: int = 1
+
+    @property
+    def sender_threads(self) -> int:
+        """How many sender threads each front end has.
+
+        Eight over all front ends kept the engine the bottleneck with one to eight of them (H100,
+        256 streams, 2026-11-22; docs/architecture.md); more only fight for the interpreter.
+        """
+        return self.serving.sender_threads or min(4, max(1, 8 // self.front_ends))
 
     @property
     def engine_args_path(self) -> Path:

@@ -1,0 +1,95 @@
+"""Several front ends on one engine. The tests run in the order in which they stand here."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from tests.e2e.triton_server import (
+    TritonServer,
+    add_model,
+    assert_ended_once,
+    check_prerequisites,
+    generate,
+    start_requests,
+)
+
+pytestmark = pytest.mark.timeout(400)
+
+FRONT_ENDS = 2
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server for these tests alone: the last one breaks it."""
+    check_prerequisites()
+    repository = tmp_path_factory.mktemp("model_repository")
+    config = add_model(repository) / "config.pbtxt"
+    text = config.read_text()
+    assert "count: 1" in text
+    config.write_text(text.replace("count: 1", f"count: {FRONT_ENDS}"))
+    server = TritonServer(repository, "front_ends", "vllm")
+    yield server
+    server.kill()
+
+
+def stubs(server: TritonServer) -> list[int]:
+    return sorted(p.pid for p in server.processes("triton_python_backend_stub"))
+
+
+def test_front_ends_share_one_engine(server: TritonServer) -> None:
+    """An instance group of two is two stub processes and one engine core."""
+    assert FRONT_ENDS == len(stubs(server))
+    assert 1 == len(server.processes("VLLM::EngineCore"))
+
+
+def test_all_front_ends_answer(server: TritonServer) -> None:
+    """Requests are spread over the front ends, and each answers right."""
+    with ThreadPoolExecutor(16) as pool:
+        prompts = ["The capital of France is"] * 16
+        texts = list(pool.map(lambda p: generate(server, p, max_tokens=1), prompts))
+    assert [" Paris"] * 16 == texts
+    for index in range(FRONT_ENDS):
+        server.await_log(f"front end {index + 1} of {FRONT_ENDS} joins the engine", seconds=1)
+
+
+def test_unload_with_requests_in_flight_then_reload(server: TritonServer) -> None:
+    """An unload ends requests on every front end; the reload gets a new engine."""
+    with ExitStack() as stack:
+        requests = start_requests(server, stack, 20, 40, 60, 80)
+        server.unload("vllm")
+        for request in requests:
+            assert_ended_once(request)
+    server.await_state("vllm", "UNAVAILABLE")
+    assert [] == server.await_no_processes(5, "VLLM::")
+    assert "" == server.load("vllm")
+    assert " Paris" == generate(server, "The capital of France is", max_tokens=1)
+    assert 1 == len(server.processes("VLLM::EngineCore"))
+
+
+def test_a_dead_engine_fails_requests_at_once(server: TritonServer) -> None:
+    """When the engine core is killed, requests under way on every front end get UNAVAILABLE."""
+    with ExitStack() as stack:
+        requests = start_requests(server, stack, 400, 400, 400, 400)
+        (engine,) = server.processes("VLLM::EngineCore")
+        engine.send_signal(signal.SIGKILL)
+        for request in requests:
+            last = request.all(seconds=5)[-1]
+            assert "the engine died" in last.error
+
+
+def test_a_killed_leader_takes_the_engine_along(server: TritonServer) -> None:
+    """After a reload, kill -9 of the stub that launched the engine leaves no process of it."""
+    server.unload("vllm")
+    server.await_state("vllm", "UNAVAILABLE")
+    assert "" == server.load("vllm")
+    (engine,) = server.processes("VLLM::EngineCore")
+    leader = engine.parent()
+    assert leader is not None
+    assert leader.pid in stubs(server)
+    leader.send_signal(signal.SIGKILL)
+    assert [] == server.await_no_processes(5, "VLLM::")
