@@ -28,7 +28,7 @@ from triton_vllm.streaming import Log
 if TYPE_CHECKING:
     from triton_vllm import vllm_api
 
-_SHUTDOWN_SECONDS = 5.0
+_SHUTDOWN_SECONDS = 10.0  # a worker on a CPU takes 4 to leave, and the engine core waits for it
 _LOG_STATS_SECONDS = 10.0
 
 

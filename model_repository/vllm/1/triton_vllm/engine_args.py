@@ -143,5 +143,5 @@ def json_types(hint: Any) -> set[type]:
 
 def _without_option(error: Exception) -> str:
     """Return argparse's message without its "argument --max-num-seqs: "."""
-    text = one_line(error)
+    text = one_line(error).partition(" For further information visit")[0]
     return text.partition(": ")[2] if text.startswith("argument --") else text

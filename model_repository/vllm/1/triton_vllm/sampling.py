@@ -42,11 +42,15 @@ class SamplingParser:
         self._defaults = {"max_tokens": default_max_tokens or None, "skip_clone": True, **defaults}
 
     def parse(self, given: Mapping[str, Any], *, stream: bool, where: str) -> Any:
-        """Return ``SamplingParams`` for what a client sent.
+        """Return ``SamplingParams`` for what a client sent; ``null`` means the default.
 
         Raises RequestError naming the parameter, what came, and what is allowed.
         """
-        checked = {name: self._check(name, value, where) for name, value in given.items()}
+        checked = {
+            name: self._check(name, value, where)
+            for name, value in given.items()
+            if value is not None or name not in self._validators
+        }
         try:
             return self._class(
                 **{**self._defaults, **checked, "output_kind": self._kind_of_stream[stream]}

@@ -54,7 +54,9 @@ def _known_exceptions(*names: str) -> tuple[type[Exception], ...]:
 _CLIENT_ERRORS = _known_exceptions(
     "VLLMClientError", "VLLMValidationError", "VLLMNotFoundError", "VLLMUnprocessableEntityError"
 )
-_OVERLOAD_ERRORS = _known_exceptions("QueueOverflowError", "MaxQueuedTokensError")
+_TRY_LATER_ERRORS = _known_exceptions(
+    "QueueOverflowError", "MaxQueuedTokensError", "RetryableRequestError"
+)
 _LAUNCH_TAKES_COUNT = (
     "num_api_servers" in inspect.signature(engine_utils.launch_core_engines).parameters
 )
@@ -221,7 +223,7 @@ def explain(error: Exception) -> ServingError:
         return error
     if isinstance(error, EngineDeadError):
         return UnavailableError(f"the engine died: {one_line(error)}")
-    if isinstance(error, _OVERLOAD_ERRORS):
+    if isinstance(error, _TRY_LATER_ERRORS):
         return UnavailableError(one_line(error))
     if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
         return explain(error.__cause__)
