@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Test everything that CI tests: lint, unit tests, the package against the real vLLM, and the whole
+# against a real Triton that serves a real model.
+#
+#   scripts/test.sh [--unit] [pytest option...]
+#
+#   --unit   lint and unit tests only: a minute, and neither Triton nor vLLM
+#   further options go to the last run of pytest, such as -k cancel or -x
+#
+# Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and
+# shares with the demo what both need: Triton, the execution environment and the model. The servers'
+# logs are in .cache/test-logs. Takes about 15 minutes on two cores in a fresh clone, 8 after that.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh disable=SC1091
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+VENV=$CACHE/venv
+TRITON=$CACHE/triton/pytriton/tritonserver
+MODEL=$CACHE/model_repository/vllm
+CONTRACT_DEPS=$CACHE/contract-deps
+REPORT=$CACHE/last-pytest.txt
+
+unit=no
+options=()
+times=()
+
+main() {
+    parse_flags "$@"
+    need_python
+    python3 -c 'import ensurepip' 2>/dev/null || err "python3 has no venv: install python3-venv"
+    cd "$ROOT"
+    mkdir -p "$CACHE" 2>/dev/null || err "cannot write to $CACHE: set TRITON_VLLM_CACHE to a folder of yours"
+    export TRITON_VLLM_CACHE="$CACHE" PATH="$VENV/bin:$PATH"
+    # gRPC would send even these requests through a proxy
+    export no_proxy="127.0.0.1,localhost${no_proxy:+,$no_proxy}"
+
+    phase "test environment" make_venv
+    phase lint lint
+    if [ "$unit" = yes ]; then
+        phase "unit tests" last_tests python -m pytest tests/unit
+    else
+        phase "unit tests" python -m pytest -q tests/unit
+        phase Triton scripts/get_triton.sh
+        phase "execution environment" make_execution_env
+        phase model scripts/get_smollm2.sh --with "$MODEL/vllm_env/bin/python"
+        phase "contract tests" contract_tests
+        phase "end-to-end tests" end_to_end_tests
+    fi
+    printf '%s\n' "" "seconds  phase" "${times[@]}"
+    tail -n 1 "$REPORT"
+}
+
+parse_flags() {
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            -h | --help) usage; exit 0 ;;
+            --unit) unit=yes ;;
+            *) options+=("$1") ;;
+        esac
+        shift
+    done
+}
+
+# phase NAME COMMAND...: run it, and remember how long it took.
+phase() {
+    local name="$1" from=$SECONDS
+    shift
+    say "[$SECONDS s] $name"
+    "$@"
+    times+=("$(printf '%7d  %s' $((SECONDS - from)) "$name")")
+}
+
+make_venv() {
+    local wanted
+    wanted="$(python3 --version) $(cat pyproject.toml)"
+    [ "$(cat "$VENV/stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    rm -rf "$VENV"
+    python3 -m venv "$VENV"
+    "$VENV/bin/python" - >"$VENV/requirements.txt" <<'EOP'
+from pip._vendor import tomli
+
+with open("pyproject.toml", "rb") as file:
+    project = tomli.load(file)
+groups = project["dependency-groups"]
+print(*project["project"]["dependencies"], *groups["test"], *groups["lint"], sep="\n")
+EOP
+    "$VENV/bin/python" -m pip install --quiet --requirement "$VENV/requirements.txt" ||
+        err "pip cannot install the tests' packages, its reason is above: check the network and PIP_INDEX_URL, then run this again"
+    printf '%s\n' "$wanted" >"$VENV/stamp"
+}
+
+lint() {
+    local scripts
+    ruff check .
+    ruff format --check .
+    # Two runs: each folder named 1 holds a model.py, and mypy wants names to be unique.
+    mypy client.py scripts/*.py tests --exclude '/echo_model/'
+    mypy model_repository/vllm/1/model.py model_repository/vllm/1/triton_vllm
+    mapfile -t scripts < <(find . \( -path ./.cache -o -path ./.git \) -prune -o -name '*.sh' -print)
+    shellcheck "${scripts[@]}" .ci/run
+}
+
+# As scripts/demo.sh makes it.
+make_execution_env() {
+    ./gen_vllm_env.sh --device cpu --format dir --model-dir "$MODEL" --triton "$TRITON"
+}
+
+# With the execution environment's Python, which gets pytest from a folder beside it.
+contract_tests() {
+    local python="$MODEL/vllm_env/bin/python" wanted
+    wanted="$("$python" --version)"
+    if [ "$(cat "$CONTRACT_DEPS/stamp" 2>/dev/null)" != "$wanted" ]; then
+        rm -rf "$CONTRACT_DEPS"
+        "$VENV/bin/python" -m pip --python "$python" install --quiet --target "$CONTRACT_DEPS" \
+            pytest pytest-timeout
+        printf '%s\n' "$wanted" >"$CONTRACT_DEPS/stamp"
+    fi
+    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 PYTHONPATH="$CONTRACT_DEPS" \
+        "$python" -m pytest -q tests/contract
+}
+
+end_to_end_tests() {
+    TRITON_SERVER_DIR="$TRITON" TRITON_VLLM_ENV="$MODEL/vllm_env" \
+        last_tests python -m pytest --durations=10 tests/e2e
+}
+
+# last_tests COMMAND...: the run whose summary is the last line of ours.
+last_tests() {
+    "$@" ${options[@]+"${options[@]}"} 2>&1 | tee "$REPORT"
+}
+
+main "$@"

@@ -1,0 +1,1 @@
+"""The tests: ``unit`` needs neither Triton nor vLLM, ``contract`` vLLM, ``e2e`` both."""

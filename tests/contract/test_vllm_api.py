@@ -1,0 +1,77 @@
+"""The one file that knows vLLM, against the vLLM at hand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from vllm import exceptions as vllm_exceptions
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from triton_vllm import vllm_api
+from triton_vllm.errors import CancelledError, SettingsError
+
+
+def caused_by(cause: Exception) -> Exception:
+    error: Exception = EngineGenerateError()
+    error.__cause__ = cause
+    return error
+
+
+def test_the_version_is_a_supported_one() -> None:
+    """The environment holds a vLLM from 0.26 to 0.32."""
+    found = re.match(r"(\d+)\.(\d+)", vllm_api.version())
+    assert found
+    assert (0, 26) <= tuple(int(part) for part in found.groups()) < (0, 33)
+
+
+def test_an_empty_namespace_package_is_not_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder named vllm that was imported in the package's place is said in a line."""
+    monkeypatch.delattr("vllm.__version__")
+    with pytest.raises(SettingsError, match="is not vLLM"):
+        vllm_api.version()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (EngineDeadError(), "UNAVAILABLE"),
+        (ValueError("too long"), "INVALID_ARG"),
+        (TypeError("no list"), "INVALID_ARG"),
+        (vllm_exceptions.VLLMValidationError("too long", parameter="n", value=0), "INVALID_ARG"),
+        (caused_by(ValueError("too long")), "INVALID_ARG"),
+        (caused_by(EngineDeadError()), "UNAVAILABLE"),
+        (EngineGenerateError("lost"), "INTERNAL"),
+        (RuntimeError("out of memory"), "INTERNAL"),
+        (CancelledError("left"), "CANCELLED"),
+    ],
+    ids=[
+        "engine dead",
+        "value",
+        "type",
+        "validation",
+        "wrapped value",
+        "wrapped death",
+        "generation",
+        "anything else",
+        "ours",
+    ],
+)
+def test_errors_are_mapped_to_statuses(error: Exception, expected: str) -> None:
+    """What vLLM raises for a request gets the status that tells the client what to do."""
+    explained = vllm_api.explain(error)
+    assert expected == explained.status
+    assert str(explained)
+
+
+@pytest.mark.parametrize("name", ["QueueOverflowError", "MaxQueuedTokensError"])
+def test_overload_is_unavailable(name: str) -> None:
+    """Where this vLLM refuses requests for load, the client may try again."""
+    if not hasattr(vllm_exceptions, name):
+        pytest.skip(f"this vLLM has no {name}")
+    assert "UNAVAILABLE" == vllm_api.explain(getattr(vllm_exceptions, name)()).status
+
+
+def test_an_unexpected_errors_class_is_named() -> None:
+    """An error nobody foresaw keeps its class's name, its only clue."""
+    assert "RuntimeError: lost" == str(vllm_api.explain(RuntimeError("lost")))

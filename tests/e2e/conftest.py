@@ -1,0 +1,19 @@
+"""One real Triton server with the real model, for all tests of this folder that share one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.triton_server import TritonServer, add_model, check_prerequisites, running
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server that has loaded the model `vllm`; ended, with nothing left, after the tests."""
+    check_prerequisites()
+    repository = tmp_path_factory.mktemp("model_repository")
+    add_model(repository)
+    with running(repository, "shared", "vllm") as server:
+        yield server

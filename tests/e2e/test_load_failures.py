@@ -1,0 +1,78 @@
+"""Mistakes in the model's files: the load fails with one readable line, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.triton_server import ENGINE_ARGS, TritonServer, add_model, generate
+
+pytestmark = pytest.mark.timeout(200)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A mistake in the model's folder, and what the load must say of it."""
+
+    make: Callable[[Path], object]
+    expected: tuple[str, ...]
+
+
+def engine_args(content: str) -> Callable[[Path], object]:
+    return lambda model: (model / "vllm_engine_args.json").write_text(content)
+
+
+def changed(**changes: object) -> Callable[[Path], object]:
+    return engine_args(json.dumps(ENGINE_ARGS | changes))
+
+
+def not_decoupled(model: Path) -> None:
+    config = model / "config.pbtxt"
+    config.write_text(config.read_text().replace("decoupled: true", "decoupled: false"))
+
+
+FILE = "vllm_engine_args.json: "
+MISTAKES = {
+    "no_file": Mistake(
+        lambda model: (model / "vllm_engine_args.json").unlink(), (FILE, "missing", '"model"')
+    ),
+    "malformed": Mistake(
+        engine_args('{"model": "m",\n "dtype" "auto"}'), (FILE, "not JSON", "line 2, column 10")
+    ),
+    "serving": Mistake(
+        changed(serving={"drain_second": 1}),
+        (FILE, '"drain_second"', 'did you mean "drain_seconds"?'),
+    ),
+    "not_decoupled": Mistake(not_decoupled, ("config.pbtxt: ", "decoupled: true")),
+    "unknown_key": Mistake(
+        changed(max_modle_len=512),
+        (FILE, 'unknown key "max_modle_len", did you mean "max_model_len"?'),
+    ),
+    "wrong_type": Mistake(
+        changed(max_num_seqs="many"), (FILE, '"max_num_seqs": invalid int value', 'got "many"')
+    ),
+    "no_such_model": Mistake(changed(model="/no/such/model"), (FILE, 'model "/no/such/model": ')),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_fails_the_load_with_one_line(triton: TritonServer, name: str) -> None:
+    """The load API answers with the file, the key and the cure; no process stays behind."""
+    before = {process.pid for process in triton.processes()}
+    MISTAKES[name].make(add_model(triton.repository, name))
+    line, *trailer = triton.load(name).splitlines()
+    for expected in MISTAKES[name].expected:
+        assert expected in line
+    # Triton's own, whatever the exception: "At:", and where in model.py it was raised.
+    assert ["model.py("] == [text.rpartition("/")[2][:9] for text in trailer if "/" in text]
+    after = {process.pid: process.cmdline() for process in triton.processes()}
+    assert {} == {pid: title for pid, title in after.items() if pid not in before}
+
+
+def test_the_good_model_still_serves(triton: TritonServer) -> None:
+    """A model that was loaded before is not touched by the others' mistakes."""
+    assert " Paris" == generate(triton, "The capital of France is", max_tokens=1)

@@ -1,0 +1,34 @@
+"""The end of the server that the other files share: named so that pytest runs it last."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from tests.e2e.triton_server import (
+    EXIT_TIMEOUT_SECONDS,
+    STOP_SECONDS,
+    TritonServer,
+    assert_ended_once,
+    start_requests,
+)
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_shutdown_with_requests_in_flight(triton: TritonServer) -> None:
+    """SIGTERM lets the running requests finish, exits with 0 in time, and leaves no process."""
+    with ExitStack() as stack:
+        requests = start_requests(triton, stack, 20, 40, 80)
+        start = time.monotonic()
+        triton.process.send_signal(signal.SIGTERM)
+        for request in requests:
+            # This closes the client's half of the stream. Triton 24.10 keeps a model alive for as
+            # long as a stream is open on which a request to it was ever made.
+            assert_ended_once(request)
+        assert 0 == triton.process.wait(STOP_SECONDS)
+        assert time.monotonic() - start < EXIT_TIMEOUT_SECONDS
+    assert [] == triton.await_no_processes(5)

@@ -1,0 +1,408 @@
+"""A real tritonserver for the tests: its model repository, its start, its requests, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tritonclient.grpc as grpcclient
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", ROOT / ".cache"))
+TRITON = Path(os.environ.get("TRITON_SERVER_DIR", CACHE / "triton/pytriton/tritonserver"))
+CHECKPOINT = CACHE / "models/SmolLM2-135M-Instruct"
+EXECUTION_ENV = Path(
+    os.environ.get("TRITON_VLLM_ENV", CACHE / "model_repository/vllm/vllm_env")
+).absolute()
+LOGS = ROOT / ".cache/test-logs"
+
+START_SECONDS = 180  # vLLM takes 40 to 60 on two cores
+LOAD_SECONDS = 180
+EXIT_TIMEOUT_SECONDS = 30  # what Triton gives the models, its own default
+STOP_SECONDS = EXIT_TIMEOUT_SECONDS + 15
+
+ENGINE_ARGS: dict[str, Any] = {
+    "model": str(CHECKPOINT),
+    "dtype": "bfloat16",
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "kv_cache_memory_bytes": 268435456,
+    "max_num_seqs": 16,
+    "enable_log_requests": True,
+}
+
+
+def add_model(repository: Path, name: str = "vllm", *, engine_args: str | None = None) -> Path:
+    """Copy the model, with the execution environment in place and a small engine; return it.
+
+    ``engine_args`` is the content of vllm_engine_args.json, default the arguments of these tests.
+    """
+    model = repository / name
+    ignored = shutil.ignore_patterns("__pycache__", "vllm_env*", "triton_python_backend_stub")
+    shutil.copytree(ROOT / "model_repository/vllm", model, ignore=ignored)
+    config = model / "config.pbtxt"
+    text = config.read_text()
+    packed = "$$TRITON_MODEL_DIRECTORY/vllm_env.tar.gz"
+    assert packed in text, "config.pbtxt names the environment in a way that these tests don't know"
+    config.write_text(text.replace(packed, str(EXECUTION_ENV)))
+    content = json.dumps(ENGINE_ARGS) if engine_args is None else engine_args
+    (model / "vllm_engine_args.json").write_text(content)
+    return model
+
+
+class TritonServer:
+    """A tritonserver of our own on loopback, in explicit model control mode."""
+
+    def __init__(self, repository: Path, name: str, *models: str) -> None:
+        """Start and wait until ``models`` are ready. Raises with the log's tail if they do not."""
+        self.repository = repository
+        self.http_port, self.grpc_port = free_ports(2)
+        self._shm_prefix = f"triton_vllm_test_{os.getpid()}_{self.http_port}_"
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.log = LOGS / f"{name}.log"
+        command = [
+            str(TRITON / "bin/tritonserver"),
+            f"--model-store={repository}",
+            f"--backend-directory={TRITON / 'backends'}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in models),
+            f"--http-port={self.http_port}",
+            f"--grpc-port={self.grpc_port}",
+            "--http-address=127.0.0.1",
+            "--grpc-address=127.0.0.1",
+            "--allow-metrics=false",
+            "--log-info=true",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+        ]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        with self.log.open("wb") as log:
+            # In a session of its own, by which its whole process tree is known, orphans included.
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        try:
+            self._await_ready()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                self.get("v2/health/ready")
+                return
+            time.sleep(0.2)
+        ended = self.process.poll()
+        what = f"not ready in {START_SECONDS} s" if ended is None else f"ended with {ended}"
+        raise RuntimeError(f"tritonserver {what}; {self.log} ends with:\n{self.log_tail()}")
+
+    def log_tail(self, lines: int = 40) -> str:
+        """Return the end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def log_size(self) -> int:
+        """Return how long the log is now, to look only at what follows."""
+        return self.log.stat().st_size
+
+    def await_log(self, text: str, *, since: int = 0, seconds: float = 10) -> str:
+        """Return the first line after ``since`` that holds ``text``; raise if none comes."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            new = self.log.read_bytes()[since:].decode(errors="replace")
+            for line in new.splitlines():
+                if text in line:
+                    return line
+            time.sleep(0.1)
+        raise AssertionError(f"not in {self.log} within {seconds} s: {text}")
+
+    def get(self, path: str) -> bytes:
+        """GET a path of the HTTP port."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/{path}", timeout=5) as r:
+            return bytes(r.read())
+
+    def post(self, path: str, body: Mapping[str, Any], seconds: float = 60) -> tuple[int, str]:
+        """POST a JSON object; return the status and the whole body."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http_port}/{path}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def load(self, model: str) -> str:
+        """Load a model; return Triton's error, empty when it is ready."""
+        status, body = self.post(f"v2/repository/models/{model}/load", {}, LOAD_SECONDS)
+        return "" if status == 200 else str(json.loads(body)["error"])
+
+    def unload(self, model: str) -> None:
+        """Ask Triton to unload a model, which goes on after the answer."""
+        status, body = self.post(f"v2/repository/models/{model}/unload", {})
+        assert status == 200, body
+
+    def state_of(self, model: str) -> str:
+        """Return a model's state, such as READY, UNLOADING or UNAVAILABLE."""
+        _, body = self.post("v2/repository/index", {})
+        states = {entry["name"]: entry.get("state", "") for entry in json.loads(body)}
+        return str(states[model])
+
+    def await_state(self, model: str, state: str, seconds: float = 40) -> None:
+        """Wait until a model is in a state."""
+        deadline = time.monotonic() + seconds
+        while self.state_of(model) != state:
+            assert time.monotonic() < deadline, f"{model} is {self.state_of(model)}, not {state}"
+            time.sleep(0.1)
+
+    def processes(self, title: str = "") -> list[psutil.Process]:
+        """Return the live processes of this server, whoever their parent is now.
+
+        ``title`` is a part of their command line: all are found by an empty one.
+        """
+        return [p for p in _session_of(self.process.pid) if title in _title(p)]
+
+    def terminate(self) -> int:
+        """Stop the server as an operator does; return its exit code. Raises if it hangs."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS)
+
+    def kill(self) -> None:
+        """End whatever is left, by force."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        for left in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+            left.unlink()
+
+    def stop(self) -> None:
+        """Stop the server; raise unless it exits with 0 and leaves nothing behind."""
+        try:
+            code = self.process.poll()
+            code = self.terminate() if code is None else code
+            left = self.await_no_processes(5)
+            shared_memory = sorted(Path("/dev/shm").glob(f"{self._shm_prefix}*"))
+        finally:
+            self.kill()
+        assert (code, left, shared_memory) == (0, [], []), self.log_tail()
+
+    def await_no_processes(self, seconds: float, title: str = "") -> list[str]:
+        """Wait until no process with ``title`` is left; return the titles of those that stay."""
+        deadline = time.monotonic() + seconds
+        while (left := self.processes(title)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return [_title(process) for process in left]
+
+
+@contextlib.contextmanager
+def running(repository: Path, name: str, *models: str) -> Iterator[TritonServer]:
+    """Run a server; whatever happens, end it."""
+    server = TritonServer(repository, name, *models)
+    try:
+        yield server
+    except BaseException:
+        server.kill()
+        raise
+    server.stop()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of the loopback interface that are free now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _session_of(leader: int) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) or str(process.name())
+    except psutil.Error:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One gRPC message, with when it came (seconds after the request)."""
+
+    seconds: float
+    outputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    final: bool = False
+    error: str = ""
+
+
+class Request:
+    """One streaming gRPC request to a model of our server, on a connection of its own.
+
+    Use as a context manager; leaving it cancels a request that is still running.
+    """
+
+    def __init__(
+        self,
+        server: TritonServer,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: tuple[str, ...] = (),
+        parameters: Mapping[str, Any] | None = None,
+        model: str = "vllm",
+    ) -> None:
+        self._responses: queue.SimpleQueue[Response] = queue.SimpleQueue()
+        self._client = grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
+        self._client.start_stream(self._receive)
+        self.sent = time.monotonic()
+        self._client.async_stream_infer(
+            model,
+            [tensor(name, value) for name, value in inputs.items()],
+            outputs=[grpcclient.InferRequestedOutput(name) for name in outputs] or None,
+            request_id=uuid.uuid4().hex[:8],
+            enable_empty_final_response=True,
+            parameters=dict(parameters or {}),
+        )
+
+    def __enter__(self) -> Request:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the request at the server, as a client that leaves does."""
+        self._client.stop_stream(cancel_requests=True)
+        self._client.close()
+
+    def _receive(self, result: Any, error: Any) -> None:
+        seconds = time.monotonic() - self.sent
+        if error is not None:
+            self._responses.put(Response(seconds, error=str(error.message())))
+            return
+        message = result.get_response()
+        outputs = {
+            output.name: tuple(text.decode() for text in result.as_numpy(output.name).reshape(-1))
+            for output in message.outputs
+        }
+        final = message.parameters["triton_final_response"].bool_param
+        self._responses.put(Response(seconds, outputs, final))
+
+    def next(self, seconds: float = 60) -> Response:
+        """Wait for one response."""
+        return self._responses.get(timeout=seconds)
+
+    def all(self, seconds: float = 60) -> list[Response]:
+        """Return all responses (that ``next`` has not), once Triton has ended the stream.
+
+        It does so after the model's FINAL flag, and after nothing else.
+        """
+        ending = threading.Thread(target=self._client.stop_stream, daemon=True)
+        ending.start()
+        ending.join(seconds)
+        assert not ending.is_alive(), f"no FINAL flag within {seconds} s"
+        responses = []
+        while not self._responses.empty():
+            responses.append(self._responses.get())
+        return responses
+
+
+def tensor(name: str, value: Any) -> Any:
+    """Return a BOOL or BYTES input of shape [1], or of a list's length."""
+    values = value if isinstance(value, list) else [value]
+    is_bool = isinstance(values[0], bool)
+    encoded = [v.encode() if isinstance(v, str) else v for v in values]
+    made = grpcclient.InferInput(name, [len(values)], "BOOL" if is_bool else "BYTES")
+    made.set_data_from_numpy(np.array(encoded, dtype=bool if is_bool else np.object_))
+    return made
+
+
+def ask(
+    server: TritonServer, inputs: Mapping[str, Any], seconds: float = 60, **how: Any
+) -> list[Response]:
+    """Send one request and return all its responses."""
+    with Request(server, inputs, **how) as request:
+        return request.all(seconds)
+
+
+def sampling(**parameters: Any) -> str:
+    """Return greedy sampling parameters as the tensor's JSON: the same text each time."""
+    return json.dumps({"temperature": 0, "max_tokens": 8, **parameters})
+
+
+def generate(server: TritonServer, prompt: str, **parameters: Any) -> str:
+    """Return the greedy continuation of a prompt, not streamed, without the prompt."""
+    inputs = {
+        "text_input": prompt,
+        "exclude_input_in_output": True,
+        "sampling_parameters": sampling(**parameters),
+    }
+    (response,) = ask(server, inputs)
+    assert not response.error, response.error
+    ((text,),) = response.outputs.values()
+    return text
+
+
+def start_requests(
+    server: TritonServer, stack: contextlib.ExitStack, *max_tokens: int
+) -> list[Request]:
+    """Start a streamed request for each number of tokens; return when all are running."""
+    requests = []
+    for number in max_tokens:
+        parameters = sampling(max_tokens=number, ignore_eos=True)
+        inputs = {
+            "text_input": "Count to a thousand:",
+            "stream": True,
+            "sampling_parameters": parameters,
+        }
+        requests.append(stack.enter_context(Request(server, inputs)))
+    for request in requests:
+        assert not request.next().error
+    return requests
+
+
+def assert_ended_once(request: Request) -> None:
+    """A request in flight got the rest of its text, or UNAVAILABLE; its stream has ended."""
+    responses = request.all()
+    last = responses[-1]
+    assert last.final or "the model is being unloaded" in last.error
+    assert [] == [r for r in responses[:-1] if r.final or r.error]
+
+
+def check_prerequisites() -> None:
+    """Raise with a line for each thing that scripts/test.sh would have put in place."""
+    missing = [
+        str(path)
+        for path in (TRITON / "bin/tritonserver", EXECUTION_ENV / "bin/activate", CHECKPOINT)
+        if not path.exists()
+    ]
+    if missing:
+        raise RuntimeError(f"run scripts/test.sh: missing {', '.join(missing)}")
+    assert sys.platform == "linux", "Triton runs on Linux"

@@ -1,0 +1,1 @@
+"""Tests of one module each, without Triton and without vLLM."""

@@ -1,0 +1,32 @@
+"""Puts the fake ``vllm_api`` where the package looks for the real one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from tests.unit.fakes import fake_vllm_api
+from triton_vllm.sampling import SamplingParser
+
+set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache/hypothesis")
+# The same examples in every run, and no judgement of a busy machine's speed.
+settings.register_profile(
+    "steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
+
+
+@pytest.fixture
+def vllm_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``from triton_vllm import vllm_api`` find the fake."""
+    monkeypatch.setitem(sys.modules, "triton_vllm.vllm_api", fake_vllm_api())
+
+
+@pytest.fixture
+def sampling(vllm_api: None) -> SamplingParser:
+    """The parser of a model whose generation_config.json sets nothing."""
+    return SamplingParser({})

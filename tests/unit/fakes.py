@@ -1,0 +1,281 @@
+"""Stand-ins for Triton's ``pb_utils`` and for ``vllm_api``, as small as the tests allow.
+
+Triton's counterpart is tests/e2e, vLLM's is tests/contract.
+"""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import json
+import threading
+import time
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+
+from triton_vllm.generation import GenerationRequest
+
+FINAL = 1
+
+
+class FakeLog:
+    """``pb_utils.Logger``, remembering (level, line)."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def log_info(self, message: str) -> None:
+        self.lines.append(("info", message))
+
+    def log_warn(self, message: str) -> None:
+        self.lines.append(("warn", message))
+
+    def log_error(self, message: str) -> None:
+        self.lines.append(("error", message))
+
+
+class FakeTensor:
+    """``pb_utils.Tensor``."""
+
+    def __init__(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        self._name = name
+        self._array = array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> np.ndarray[Any, Any]:
+        return self._array
+
+
+@dataclass(frozen=True)
+class FakeTritonError:
+    """``pb_utils.TritonError``; the status codes are their own names."""
+
+    text: str
+    code: str
+    INVALID_ARG: ClassVar[str] = "INVALID_ARG"
+    UNAVAILABLE: ClassVar[str] = "UNAVAILABLE"
+    CANCELLED: ClassVar[str] = "CANCELLED"
+    INTERNAL: ClassVar[str] = "INTERNAL"
+
+
+@dataclass(frozen=True)
+class FakeResponse:
+    """``pb_utils.InferenceResponse``."""
+
+    output_tensors: Sequence[FakeTensor]
+    error: FakeTritonError | None = None
+
+
+fake_pb_utils = SimpleNamespace(
+    Tensor=FakeTensor,
+    TritonError=FakeTritonError,
+    InferenceResponse=FakeResponse,
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL=FINAL,
+)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One response as a client sees it."""
+
+    texts: tuple[str, ...] = ()
+    final: bool = False
+    status: str = ""
+    error: str = ""
+    output: str = "text_output"
+
+
+class FakeSender:
+    """``pb_utils.InferenceResponseSender``.
+
+    Raises the exceptions of ``failures``, one at each send, before it works. Notes when it is
+    asked for a cancellation after the FINAL flag, which crashes the real server.
+    """
+
+    def __init__(self, failures: Sequence[Exception] = (), *, slow: float = 0.0) -> None:
+        self.sent: list[Sent] = []
+        self.asked_too_late = False
+        self.cancelled = False
+        self.closed = threading.Event()
+        self._failures = list(failures)
+        self._slow = slow
+
+    def send(self, response: FakeResponse, flags: int = 0) -> None:
+        final = flags == FINAL
+        if final:
+            self.closed.set()
+        time.sleep(self._slow)
+        if self._failures:
+            raise self._failures.pop(0)
+        if response.error is not None:
+            self.sent.append(Sent((), final, response.error.code, response.error.text, ""))
+            return
+        (tensor,) = response.output_tensors
+        texts = tuple(text.decode() for text in tensor.as_numpy())
+        self.sent.append(Sent(texts, final, output=tensor.name()))
+
+    def is_cancelled(self) -> bool:
+        time.sleep(self._slow)
+        self.asked_too_late = self.asked_too_late or self.closed.is_set()
+        return self.cancelled
+
+
+class FakeRequest:
+    """``pb_utils.InferenceRequest``. Inputs are given as name=value or name=[values]."""
+
+    def __init__(
+        self,
+        inputs: dict[str, Any],
+        *,
+        request_id: str = "",
+        outputs: Sequence[str] = ("text_output", "TEXT"),
+        parameters: str = "",
+    ) -> None:
+        self._inputs = [FakeTensor(name, _array(value)) for name, value in inputs.items()]
+        self._request_id = request_id
+        self._outputs = list(outputs)
+        self._parameters = parameters
+
+    def inputs(self) -> list[FakeTensor]:
+        return self._inputs
+
+    def request_id(self) -> str:
+        return self._request_id
+
+    def requested_output_names(self) -> list[str]:
+        return self._outputs
+
+    def parameters(self) -> str:
+        return self._parameters
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    values = value if isinstance(value, list) else [value]
+    encoded = [v.encode() if isinstance(v, str) else v for v in values]
+    is_bool = bool(values) and all(isinstance(v, bool) for v in values)
+    return np.array(encoded, dtype=np.bool_ if is_bool else np.object_)
+
+
+def generation_request(**changes: Any) -> GenerationRequest:
+    """Return a plain streamed request, with changes."""
+    values: dict[str, Any] = {
+        "request_id": "r-1",
+        "prompt": "Once",
+        "stream": True,
+        "sampling_params": FakeSamplingParams(),
+        "output_name": "text_output",
+    }
+    return GenerationRequest(**(values | changes))
+
+
+class FakeOutputKind(enum.Enum):
+    """``vllm.sampling_params.RequestOutputKind``."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+@dataclass
+class FakeStructuredOutputs:
+    """``StructuredOutputsParams``: what stands for a field that is an object."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+
+
+@dataclass
+class FakeSamplingParams:
+    """``SamplingParams``, a field of each type."""
+
+    n: int = 1
+    temperature: float = 1.0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    logit_bias: dict[int, float] | None = None
+    structured_outputs: FakeStructuredOutputs | None = None
+    output_kind: FakeOutputKind = FakeOutputKind.CUMULATIVE
+    skip_clone: bool = False
+    output_text_buffer_length: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0.0:
+            raise ValueError(f"temperature must be non-negative, got {self.temperature}.")
+
+
+@dataclass
+class FakeEngineArgs:
+    """``AsyncEngineArgs``, a field of each type."""
+
+    model: str = "some/default"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    gpu_memory_utilization: float = 0.92
+    enforce_eager: bool = False
+    enable_prefix_caching: bool | None = None
+    enable_log_requests: bool = False
+    disable_log_stats: bool = False
+    dtype: str = "auto"
+    served_model_name: str | list[str] | None = None
+    hf_overrides: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_cli_args(cls, namespace: argparse.Namespace) -> FakeEngineArgs:
+        return cls(**{f.name: getattr(namespace, f.name) for f in fields(cls)})
+
+
+class FakeEngineArgsParser(argparse.ArgumentParser):
+    """``vllm_api.EngineArgsParser``."""
+
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentTypeError(message)
+
+    @classmethod
+    def create(cls) -> FakeEngineArgsParser:
+        parser = cls(add_help=False)
+        boolean = {"action": argparse.BooleanOptionalAction}
+        kinds: dict[str, dict[str, Any]] = {
+            "model": {"type": str},
+            "max_model_len": {"type": human_readable_int},
+            "max_num_seqs": {"type": int},
+            "gpu_memory_utilization": {"type": float},
+            "enforce_eager": boolean,
+            "enable_prefix_caching": boolean,
+            "enable_log_requests": boolean,
+            "disable_log_stats": boolean,
+            "dtype": {"type": str, "choices": ["auto", "bfloat16", "float32"]},
+            "served_model_name": {"type": str, "nargs": "+"},
+            "hf_overrides": {"type": json.loads},
+        }
+        defaults = FakeEngineArgs()
+        for name, kind in kinds.items():
+            option = "--" + name.replace("_", "-")
+            parser.add_argument(option, default=getattr(defaults, name), **kind)
+        return parser
+
+
+def human_readable_int(text: str) -> int:
+    """Read 8k as 8000, as vLLM does."""
+    return int(text[:-1]) * 1000 if text.endswith("k") else int(text)
+
+
+def fake_vllm_api() -> SimpleNamespace:
+    """Return what ``triton_vllm.vllm_api`` offers to ``sampling`` and ``engine_args``."""
+    return SimpleNamespace(
+        SamplingParams=FakeSamplingParams,
+        RequestOutputKind=FakeOutputKind,
+        sampling_param_types=lambda: typing.get_type_hints(FakeSamplingParams),
+        AsyncEngineArgs=FakeEngineArgs,
+        EngineArgsParser=FakeEngineArgsParser,
+        engine_arg_types=lambda: typing.get_type_hints(FakeEngineArgs),
+    )

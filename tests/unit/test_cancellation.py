@@ -1,0 +1,115 @@
+"""Cancellation reaches the task of the client that left, once, and no other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from tests.unit.fakes import FakeLog, FakeSender, fake_pb_utils, generation_request
+from triton_vllm.cancellation import CancellationWatcher
+from triton_vllm.streaming import ResponseStream
+
+PERIOD = 0.01
+
+
+@pytest.fixture
+def watcher(log: FakeLog) -> Iterator[CancellationWatcher]:
+    """A watcher that asks a hundred times a second."""
+    watcher = CancellationWatcher(PERIOD, log)
+    yield watcher
+    watcher.stop()
+
+
+def stream_of(sender: Any) -> ResponseStream:
+    return ResponseStream(fake_pb_utils, sender, SimpleQueue(), generation_request())
+
+
+def test_the_task_of_a_client_that_left_is_cancelled(watcher: CancellationWatcher) -> None:
+    """A cancelled request's task is cancelled; its neighbour's goes on."""
+    leaving, staying = FakeSender(), FakeSender()
+
+    async def request(sender: FakeSender, answered: asyncio.Event) -> None:
+        with watcher.watch(stream_of(sender)):
+            await answered.wait()
+
+    async def main() -> None:
+        answered = asyncio.Event()
+        tasks = [asyncio.create_task(request(sender, answered)) for sender in (leaving, staying)]
+        await asyncio.sleep(5 * PERIOD)
+        leaving.cancelled = True
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        answered.set()
+        await tasks[1]
+
+    asyncio.run(main())
+
+
+def test_a_task_is_cancelled_once(watcher: CancellationWatcher) -> None:
+    """The clean-up after a cancellation, the engine's abort, is not cancelled in its turn."""
+    sender = FakeSender()
+    sender.cancelled = True
+    cleaned_up: list[str] = []
+
+    async def request() -> None:
+        with watcher.watch(stream_of(sender)):
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(10 * PERIOD)
+                cleaned_up.append("aborted in the engine")
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(request())
+
+    asyncio.run(main())
+    assert ["aborted in the engine"] == cleaned_up
+
+
+def test_a_request_that_has_ended_is_not_cancelled(watcher: CancellationWatcher) -> None:
+    """Once watch() is left, its task is not cancelled, however late the client's leaving shows."""
+    sender = FakeSender(slow=PERIOD / 2)
+
+    async def request() -> None:
+        with watcher.watch(stream_of(sender)):
+            await asyncio.sleep(3 * PERIOD)
+            sender.cancelled = True
+        await asyncio.sleep(10 * PERIOD)
+
+    for _ in range(5):
+        sender.cancelled = False
+        asyncio.run(request())
+
+
+def test_a_failing_question_is_logged_and_the_others_are_asked(
+    watcher: CancellationWatcher, log: FakeLog
+) -> None:
+    """An error of one stream neither ends the thread nor touches other requests."""
+
+    class Broken(FakeSender):
+        def is_cancelled(self) -> bool:
+            raise RuntimeError("no such request")
+
+    leaving = FakeSender()
+
+    async def request(sender: FakeSender) -> None:
+        with watcher.watch(stream_of(sender)):
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        broken = asyncio.create_task(request(Broken()))
+        good = asyncio.create_task(request(leaving))
+        await asyncio.sleep(5 * PERIOD)
+        leaving.cancelled = True
+        with pytest.raises(asyncio.CancelledError):
+            await good
+        assert not broken.done()
+        broken.cancel()
+
+    asyncio.run(main())
+    assert ("error", "cancellation: no such request") == log.lines[0]

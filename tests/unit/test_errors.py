@@ -1,0 +1,56 @@
+"""Errors: their statuses and their texts."""
+
+from __future__ import annotations
+
+import pytest
+
+from triton_vllm.errors import (
+    CancelledError,
+    GenerationError,
+    RequestError,
+    ServingError,
+    UnavailableError,
+    did_you_mean,
+    one_line,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RequestError, "INVALID_ARG"),
+        (UnavailableError, "UNAVAILABLE"),
+        (CancelledError, "CANCELLED"),
+        (GenerationError, "INTERNAL"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_each_error_has_one_status(error: type[ServingError], expected: str) -> None:
+    """Every class of error maps to the Triton status that its documentation draws."""
+    assert expected == error.status
+
+
+def test_the_nearest_name_is_suggested() -> None:
+    """A near miss names the nearest known key."""
+    assert ', did you mean "temperature"?' == did_you_mean("temprature", ["top_p", "temperature"])
+
+
+def test_a_far_miss_suggests_nothing() -> None:
+    """A name that is like no other gets no suggestion."""
+    assert "" == did_you_mean("zzz", ["top_p", "temperature"])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("one\n  two\tthree\r\n"), "one two three"),
+        (ValueError(), "ValueError"),
+        (ValueError(" \n "), "ValueError"),
+        (ValueError("x" * 2001), "x" * 1997 + "..."),
+        (ValueError("x" * 2000), "x" * 2000),
+    ],
+    ids=["several lines", "no text", "blank text", "too long", "just not too long"],
+)
+def test_an_error_becomes_one_line(error: Exception, expected: str) -> None:
+    """Any error's text is one line of bounded length, and never empty."""
+    assert expected == one_line(error)

@@ -1,0 +1,68 @@
+"""What the stub process needs before anything heavy is imported or forked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "model_repository/vllm/1"
+
+PARENT = """
+import multiprocessing, sys, time
+from triton_vllm.process import prepare_process
+prepare_process()
+child = multiprocessing.get_context(sys.argv[1]).Process(target=time.sleep, args=(60,))
+child.start()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def ends_within(pid: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        status = Path(f"/proc/{pid}/stat")
+        try:
+            if ") Z " in status.read_text():
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_engine_dies_with_the_stub(method: str) -> None:
+    """When the stub is killed outright, the kernel kills what it started, in either way."""
+    with start(PARENT, method) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert not ends_within(child, 1)
+        parent.send_signal(signal.SIGKILL)
+        assert ends_within(child, 5)
+
+
+def test_the_locale_is_utf_8() -> None:
+    """Files without a stated encoding are read as UTF-8, even where Python started as C."""
+    code = (
+        "import locale\n"
+        "from triton_vllm.process import prepare_process\n"
+        "prepare_process()\n"
+        "print(locale.setlocale(locale.LC_CTYPE))\n"
+    )
+    with start(code) as process:
+        assert process.stdout is not None
+        assert "C.UTF-8" == process.stdout.read().strip()

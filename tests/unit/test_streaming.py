@@ -1,0 +1,290 @@
+"""Responses: order, merging, errors, and the FINAL flag exactly once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.fakes import FakeLog, FakeSender, Sent, fake_pb_utils, generation_request
+from triton_vllm.errors import GenerationError, RequestError, UnavailableError
+from triton_vllm.generation import Delta
+from triton_vllm.streaming import Message, ResponseStream, SenderPool, merge
+
+
+@pytest.fixture
+def pool(log: FakeLog) -> Iterator[SenderPool]:
+    """Two sender threads that merge without a bound."""
+    pool = SenderPool(fake_pb_utils, 2, 0, log)
+    yield pool
+    pool.stop(timeout=5)
+
+
+def stream_of(sender: FakeSender, **request: Any) -> ResponseStream:
+    return ResponseStream(fake_pb_utils, sender, SimpleQueue(), generation_request(**request))
+
+
+def deliver(sender: FakeSender, *messages: Message, **request: Any) -> list[Sent]:
+    stream = stream_of(sender, **request)
+    for message in messages:
+        stream.deliver(message)
+    return sender.sent
+
+
+def test_each_delta_is_a_response_and_the_last_is_final() -> None:
+    """Deltas go out one by one; only the last carries the FINAL flag."""
+    actual = deliver(FakeSender(), Delta((" a",), 1), Delta((" b",), 1, final=True))
+    assert [Sent((" a",)), Sent((" b",), final=True)] == actual
+
+
+def test_every_sequence_has_its_element() -> None:
+    """With n > 1 a response has one element for each sequence."""
+    assert [Sent(("a", "", "c"), final=True)] == deliver(
+        FakeSender(), Delta(("a", "", "c"), 2, final=True)
+    )
+
+
+def test_an_echoed_prompt_stands_before_each_text() -> None:
+    """A whole text is the prompt and what was generated, for each sequence."""
+    whole = Delta((" upon", " more"), 2, final=True)
+    actual = deliver(FakeSender(), whole, stream=False, echo_prompt=True)
+    assert [Sent(("Once upon", "Once more"), final=True)] == actual
+
+
+def test_the_tutorials_stream_repeats_all_text() -> None:
+    """Under the tutorial's names each response is the prompt and all text so far."""
+    deltas = [Delta((" upon",), 1), Delta((" a",), 1), Delta((" time",), 1, final=True)]
+    actual = deliver(FakeSender(), *deltas, text_from_start=True, output_name="TEXT")
+    expected = [("Once upon",), ("Once upon a",), ("Once upon a time",)]
+    assert expected == [sent.texts for sent in actual]
+    assert {"TEXT"} == {sent.output for sent in actual}
+
+
+@pytest.mark.parametrize(
+    "error", [RequestError("no"), UnavailableError("no"), GenerationError("no")], ids=repr
+)
+def test_an_error_is_the_final_response(error: Any) -> None:
+    """An error closes the stream with its status and one line of text."""
+    actual = deliver(FakeSender(), Delta(("a",), 1), error)
+    assert [Sent(("a",)), Sent((), True, error.status, "no", "")] == actual
+
+
+@pytest.mark.parametrize("first", [Delta(("a",), 1, final=True), RequestError("no")], ids=repr)
+@pytest.mark.parametrize("later", [Delta(("b",), 1, final=True), RequestError("late")], ids=repr)
+def test_nothing_follows_the_final_response(first: Message, later: Message) -> None:
+    """Whatever comes after the stream was closed is not sent."""
+    assert 1 == len(deliver(FakeSender(), first, later))
+
+
+def test_an_undecoded_request_can_fail() -> None:
+    """A request that could not be decoded still gets its error and its FINAL flag."""
+    sender = FakeSender()
+    ResponseStream(fake_pb_utils, sender, SimpleQueue(), None).deliver(RequestError("bad"))
+    assert [Sent((), True, "INVALID_ARG", "bad", "")] == sender.sent
+
+
+def test_a_closed_stream_does_not_ask_triton() -> None:
+    """After the FINAL flag a stream counts as not cancelled, and Triton is not asked."""
+    sender = FakeSender()
+    sender.cancelled = True
+    stream = stream_of(sender)
+    assert stream.is_cancelled()
+    stream.deliver(Delta(("a",), 1, final=True))
+    assert not stream.is_cancelled()
+    assert not sender.asked_too_late
+
+
+def test_triton_is_never_asked_about_a_closed_request() -> None:
+    """However closely FINAL and the question meet, the question is never the later one."""
+    senders = [FakeSender(slow=0.0005) for _ in range(100)]
+    streams = [stream_of(sender) for sender in senders]
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            for stream in streams:
+                stream.is_cancelled()
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for stream in streams:
+        stream.deliver(Delta(("a",), 1))
+        stream.deliver(Delta(("b",), 1, final=True))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert [] == [sender for sender in senders if sender.asked_too_late]
+
+
+def test_a_pool_keeps_each_streams_order(pool: SenderPool) -> None:
+    """With several threads and many streams, each stream's text arrives whole and in order."""
+    senders = [FakeSender(slow=0.001) for _ in range(10)]
+    streams = [pool.open(sender, generation_request()) for sender in senders]
+    for number in range(20):
+        for stream in streams:
+            stream.send(Delta((f"{number} ",), 1, final=number == 19))
+    expected = "".join(f"{number} " for number in range(20))
+    pool.stop(timeout=5)
+    for sender in senders:
+        assert expected == "".join(sent.texts[0] for sent in sender.sent)
+        assert [True] == [sent.final for sent in sender.sent if sent.final]
+        assert sender.sent[-1].final
+
+
+def test_what_piles_up_is_merged(pool: SenderPool) -> None:
+    """A slow server gets fewer and longer responses."""
+    sender = FakeSender(slow=0.05)
+    stream = pool.open(sender, generation_request())
+    for number in range(50):
+        stream.send(Delta(("x",), 1, final=number == 49))
+    pool.stop(timeout=5)
+    assert len(sender.sent) < 10
+    assert "x" * 50 == "".join(sent.texts[0] for sent in sender.sent)
+
+
+def test_stopping_sends_what_is_queued(log: FakeLog) -> None:
+    """Nothing that was queued before the stop is lost."""
+    pool = SenderPool(fake_pb_utils, 1, 1, log)
+    sender = FakeSender(slow=0.005)
+    stream = pool.open(sender, generation_request())
+    for number in range(20):
+        stream.send(Delta(("x",), 1, final=number == 19))
+    pool.stop(timeout=5)
+    assert 20 == len(sender.sent)
+
+
+def test_stopping_is_bounded(log: FakeLog) -> None:
+    """A send that blocks for ever does not hold up the stop."""
+    pool = SenderPool(fake_pb_utils, 2, 0, log)
+    for _ in range(2):
+        pool.open(FakeSender(slow=3), generation_request()).send(Delta(("x",), 1, final=True))
+    start = time.monotonic()
+    pool.stop(timeout=0.2)
+    assert time.monotonic() - start < 2
+
+
+def test_a_response_that_cannot_be_sent_becomes_an_error(pool: SenderPool, log: FakeLog) -> None:
+    """When a response fails on the way, the client gets an error and the log says which."""
+    sender = FakeSender([RuntimeError("no shared memory")])
+    pool.open(sender, generation_request()).send(Delta(("a",), 1))
+    pool.stop(timeout=5)
+    line = "response not sent: no shared memory"
+    assert [Sent((), True, "INTERNAL", line, "")] == sender.sent
+    assert [("error", f"r-1: {line}")] == log.lines
+
+
+def test_text_that_is_no_unicode_becomes_an_error(pool: SenderPool) -> None:
+    """A text that cannot be encoded fails its own request, with a FINAL flag."""
+    sender, other = FakeSender(), FakeSender()
+    pool.open(sender, generation_request()).send(Delta(("\ud800",), 1, final=True))
+    pool.open(other, generation_request()).send(Delta(("fine",), 1, final=True))
+    pool.stop(timeout=5)
+    (sent,) = sender.sent
+    assert (True, "INTERNAL") == (sent.final, sent.status)
+    assert [Sent(("fine",), final=True)] == other.sent
+
+
+def test_a_broken_sender_does_not_end_its_thread(log: FakeLog) -> None:
+    """When even the error cannot be sent, the thread goes on with the other streams."""
+    pool = SenderPool(fake_pb_utils, 1, 0, log)
+    broken, good = FakeSender([RuntimeError("gone")] * 2), FakeSender()
+    pool.open(broken, generation_request()).send(Delta(("a",), 1))
+    pool.open(good, generation_request()).send(Delta(("b",), 1, final=True))
+    pool.stop(timeout=5)
+    assert [] == broken.sent
+    assert [Sent(("b",), final=True)] == good.sent
+    assert 2 == len(log.lines)
+
+
+deltas = st.builds(
+    Delta, texts=st.tuples(st.text(max_size=3), st.text(max_size=3)), num_tokens=st.integers(0, 5)
+)
+bounds = st.none() | st.integers(1, 12)
+
+
+@st.composite
+def queued(draw: st.DrawFn) -> list[tuple[int, Message]]:
+    """What may stand in a queue: (stream, message), each stream closed at most once, at its end."""
+    order = draw(st.lists(st.integers(0, 3), max_size=30))
+    last = {stream: at for at, stream in enumerate(order)}
+    items: list[tuple[int, Message]] = []
+    for at, stream in enumerate(order):
+        message: Message = draw(deltas)
+        if at == last[stream] and draw(st.booleans()):
+            assert isinstance(message, Delta)
+            final = Delta(message.texts, message.num_tokens, final=True)
+            message = final if draw(st.booleans()) else RequestError("no")
+        items.append((stream, message))
+    return items
+
+
+def merged_by_stream(
+    items: list[tuple[int, Message]], bound: int | None
+) -> dict[int, tuple[list[Message], list[Message]]]:
+    """Return each stream's messages before and after the merge."""
+    streams = [stream_of(FakeSender()) for _ in range(4)]
+    after = merge([(streams[number], message) for number, message in items], bound)
+    return {
+        number: (
+            [message for n, message in items if n == number],
+            [message for s, message in after if s is stream],
+        )
+        for number, stream in enumerate(streams)
+    }
+
+
+def texts_of(messages: list[Message]) -> tuple[str, ...]:
+    parts = [message.texts for message in messages if isinstance(message, Delta)]
+    return tuple("".join(part[i] for part in parts) for i in (0, 1))
+
+
+@given(queued(), bounds)
+def test_merging_loses_nothing(items: list[tuple[int, Message]], bound: int | None) -> None:
+    """Each stream keeps its texts in order and its tokens, whatever else is in the queue."""
+    for before, after in merged_by_stream(items, bound).values():
+        assert texts_of(before) == texts_of(after)
+        tokens = [sum(m.num_tokens for m in ms if isinstance(m, Delta)) for ms in (before, after)]
+        assert tokens[0] == tokens[1]
+
+
+@given(queued(), bounds)
+def test_merging_keeps_the_end_last(items: list[tuple[int, Message]], bound: int | None) -> None:
+    """A stream that is closed before the merge is closed once after it, by its last message."""
+    for before, after in merged_by_stream(items, bound).values():
+        ends = [
+            [not isinstance(m, Delta) or m.final for m in messages] for messages in (before, after)
+        ]
+        assert sum(ends[0]) == sum(ends[1])
+        assert True not in ends[1][:-1]
+        errors = [[m for m in ms if not isinstance(m, Delta)] for ms in (before, after)]
+        assert errors[0] == errors[1]
+
+
+@given(queued(), bounds)
+def test_merging_respects_the_bound(items: list[tuple[int, Message]], bound: int | None) -> None:
+    """No merged delta exceeds the bound unless it came so; neighbours that fit are merged."""
+    for before, after in merged_by_stream(items, bound).values():
+        largest = max((m.num_tokens for m in before if isinstance(m, Delta)), default=0)
+        sizes = [m.num_tokens for m in after if isinstance(m, Delta)]
+        if bound is None:
+            assert len(sizes) <= 1
+        else:
+            assert all(size <= max(bound, largest) for size in sizes)
+            pairs = pairwise(sizes)
+            assert all(first + second > bound for first, second in pairs)
+
+
+def test_merging_does_not_reorder_streams_that_need_no_merge() -> None:
+    """Messages of different streams stay as they came."""
+    a, b = stream_of(FakeSender()), stream_of(FakeSender())
+    items: list[tuple[ResponseStream, Message]] = [(a, Delta(("1",), 1)), (b, Delta(("2",), 1))]
+    assert items == merge(items, None)
+    assert [a, b] == [stream for stream, _ in groupby(s for s, _ in merge(items, None))]

@@ -1,0 +1,169 @@
+"""Decoding of both sets of tensor names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.fakes import FakeRequest, fake_pb_utils
+from triton_vllm.errors import RequestError
+from triton_vllm.sampling import SamplingParser
+from triton_vllm.tensors import decode, string_tensor
+
+
+def test_a_plain_request_is_answered_whole_with_its_prompt(sampling: SamplingParser) -> None:
+    """text_input alone: not streamed, the prompt before the text, in text_output."""
+    request = decode(FakeRequest({"text_input": "Hello"}), sampling)
+    assert ("Hello", False, "text_output") == (request.prompt, request.stream, request.output_name)
+    assert (True, False) == (request.echo_prompt, request.text_from_start)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({}, True),
+        ({"exclude_input_in_output": False}, True),
+        ({"exclude_input_in_output": True}, False),
+        ({"stream": False}, True),
+        ({"stream": True}, False),
+        ({"stream": True, "exclude_input_in_output": True}, False),
+    ],
+    ids=["default", "include", "exclude", "whole", "streamed", "streamed, exclude"],
+)
+def test_the_prompt_is_echoed(
+    sampling: SamplingParser, inputs: dict[str, Any], expected: bool
+) -> None:
+    """The prompt stands before a whole text unless it is excluded; never in a stream's deltas."""
+    request = decode(FakeRequest({"text_input": "p", **inputs}), sampling)
+    assert expected == request.echo_prompt
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_the_tutorials_names(sampling: SamplingParser, stream: bool) -> None:
+    """PROMPT, STREAM and SAMPLING_PARAMETERS are answered in TEXT, from the prompt on."""
+    inputs = {"PROMPT": "p", "STREAM": stream, "SAMPLING_PARAMETERS": '{"temperature": "0.1"}'}
+    request = decode(FakeRequest(inputs), sampling)
+    assert ("p", stream, "TEXT") == (request.prompt, request.stream, request.output_name)
+    assert request.text_from_start
+    assert 0.1 == request.sampling_params.temperature
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "expected"),
+    [
+        ("text_input", ["text_output", "TEXT"], "text_output"),
+        ("PROMPT", ["text_output", "TEXT"], "TEXT"),
+        ("text_input", [], "text_output"),
+        ("PROMPT", [], "TEXT"),
+        ("text_input", ["TEXT"], "TEXT"),
+        ("PROMPT", ["text_output"], "text_output"),
+        ("PROMPT", ["TEXT"], "TEXT"),
+    ],
+    ids=["all", "all, tutorial", "none", "none, tutorial", "crossed", "crossed back", "its own"],
+)
+def test_the_output_is_the_one_asked_for(
+    sampling: SamplingParser, prompt: str, asked: list[str], expected: str
+) -> None:
+    """A client gets the output that it names, else the one that belongs to its input."""
+    request = decode(FakeRequest({prompt: "p"}, outputs=asked), sampling)
+    assert expected == request.output_name
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({}, "text_input: send either text_input or PROMPT (STRING [1]), neither came"),
+        ({"STREAM": True}, "neither came"),
+        ({"text_input": "a", "PROMPT": "b"}, "both came"),
+        ({"text_input": []}, "text_input: must have one element, has 0"),
+        ({"text_input": ["a", "b"]}, "text_input: must have one element, has 2"),
+        ({"text_input": "a", "stream": [True, True]}, "stream: must have one element, has 2"),
+        ({"text_input": b"ab\xff"}, "text_input: not UTF-8: byte 0xff at offset 2"),
+        ({"text_input": b"ab\xc3"}, "text_input: not UTF-8: byte 0xc3 at offset 2"),
+        (
+            {"text_input": "a", "sampling_parameters": b"\xff"},
+            "sampling_parameters: not UTF-8: byte 0xff at offset 0",
+        ),
+        ({"text_input": "a", "sampling_parameters": "{"}, "sampling_parameters: not JSON: "),
+        ({"PROMPT": "a", "SAMPLING_PARAMETERS": "{"}, "SAMPLING_PARAMETERS: not JSON: "),
+        ({"text_input": "a", "sampling_parameters": '{"N": 1}'}, 'unknown key "N"'),
+        (
+            {"text_input": "a", "stream": True, "exclude_input_in_output": False},
+            "exclude_input_in_output: must be true, or absent, when stream is true",
+        ),
+    ],
+    ids=[
+        "nothing",
+        "no prompt",
+        "two prompts",
+        "empty tensor",
+        "two elements",
+        "two booleans",
+        "not UTF-8",
+        "half a character",
+        "parameters not UTF-8",
+        "malformed parameters",
+        "malformed parameters, tutorial",
+        "unknown parameter",
+        "prompt in a stream",
+    ],
+)
+def test_wrong_requests_are_refused(
+    sampling: SamplingParser, inputs: dict[str, Any], expected: str
+) -> None:
+    """A request that cannot be served says which tensor, what came and what is allowed."""
+    with pytest.raises(RequestError, match=re.escape(expected)):
+        decode(FakeRequest(inputs), sampling)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parameters", "expected"),
+    [
+        ({}, '{"temperature": 0.5, "max_tokens": 3}', (0.5, 3)),
+        ({}, '{"temperature": "0.5"}', (0.5, None)),
+        ({}, '{"priority": 1, "triton_enable_empty_final_response": true}', (1.0, None)),
+        ({"sampling_parameters": ""}, '{"temperature": 0.5}', (1.0, None)),
+        ({"sampling_parameters": '{"max_tokens": 2}'}, '{"temperature": 0.5}', (1.0, 2)),
+        ({}, "", (1.0, None)),
+    ],
+    ids=["numbers", "strings", "Triton's own", "empty tensor", "tensor wins", "none"],
+)
+def test_request_parameters_are_sampling_parameters(
+    sampling: SamplingParser,
+    inputs: dict[str, Any],
+    parameters: str,
+    expected: tuple[float, int | None],
+) -> None:
+    """Without the JSON tensor, the request's own parameters count, except those for Triton."""
+    request = FakeRequest({"text_input": "a", **inputs}, parameters=parameters)
+    params = decode(request, sampling).sampling_params
+    assert expected == (params.temperature, params.max_tokens)
+
+
+def test_an_unknown_request_parameter_is_refused(sampling: SamplingParser) -> None:
+    """A misspelt request parameter is said like one in the tensor."""
+    request = FakeRequest({"text_input": "a"}, parameters='{"max_token": 1}')
+    with pytest.raises(RequestError, match='parameters: unknown key "max_token", did you mean'):
+        decode(request, sampling)
+
+
+def test_request_ids_are_unique_and_hold_the_clients(sampling: SamplingParser) -> None:
+    """Two requests with the same client id get different ids, each with the client's in it."""
+    request = FakeRequest({"text_input": "a"}, request_id="42")
+    first, second = (decode(request, sampling).request_id for _ in range(2))
+    assert first != second
+    assert "42" == first.rpartition("-")[0] == second.rpartition("-")[0]
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_survives_both_ways(text: str) -> None:
+    """Texts of all alphabets become UTF-8, one element each."""
+    tensor = string_tensor(fake_pb_utils, "text_output", (text, ""))
+    actual = tensor.as_numpy()
+    assert np.object_ == actual.dtype
+    assert [text, ""] == [element.decode() for element in actual]
