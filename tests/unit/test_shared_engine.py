@@ -191,6 +191,18 @@ def test_folders_of_dead_servers_are_removed(
     assert 1 == len(list(root.iterdir()))
 
 
+def test_the_folder_of_a_server_elsewhere_stays(
+    sit: Callable[..., FrontEnd], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server in another container that shares the temporary directory keeps its folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    elsewhere = meeting_place("m", "1").parents[2] / "4194305-77" / "m" / "1"
+    elsewhere.mkdir(parents=True)
+    sit(directory=elsewhere)
+    meeting_place("m", "1")
+    assert elsewhere.exists()
+
+
 def test_somebody_elses_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of our name that another user made under the temporary directory is not used."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -141,7 +141,8 @@ def meeting_place(model: str, version: str) -> Path:
     """Return the folder where the front ends of this model of this server meet; create it.
 
     The server is the parent process, told apart by its start time from one that had its id before.
-    Folders of servers that are gone are removed.
+    Folders of servers that are gone are removed; a server of another container, whose process
+    cannot be seen from here, shows by its locks that it lives.
     """
     root = Path(tempfile.gettempdir()) / f"triton_vllm-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
@@ -149,7 +150,7 @@ def meeting_place(model: str, version: str) -> Path:
         raise SettingsError(f"{root}: belongs to somebody else; remove it or set TMPDIR")
     for server in root.iterdir():
         pid, _, started = server.name.partition("-")
-        if pid.isdigit() and _start_time(int(pid)) != started:
+        if pid.isdigit() and _start_time(int(pid)) != started and not _is_inhabited(server):
             shutil.rmtree(server, ignore_errors=True)
     server = root / f"{os.getppid()}-{_start_time(os.getppid())}"
     place = server / model / version
@@ -185,6 +186,11 @@ def _is_held(seat: Path) -> bool:
         except OSError:
             return True
         return False
+
+
+def _is_inhabited(server: Path) -> bool:
+    """Return whether anybody sits there: another container with the same temporary directory."""
+    return any(_is_held(seat) for seat in server.glob("*/*/*-of-*/seat-*"))
 
 
 def _number(generation: Path) -> int:
