@@ -4,8 +4,8 @@
 #   scripts/get_triton.sh [--python 3.11] [DEST]
 #
 #   DEST          default .cache/triton (TRITON_VLLM_CACHE moves .cache)
-#   --python X.Y  the Python minor of the models' execution environment, 3.8 to 3.13;
-#                 default: that of python3
+#   --python X.Y  the Python minor of the models' execution environment, 3.8 to 3.13; default:
+#                 that of python3, at most 3.12: this Triton needs numpy 1, which ends there
 #
 # Writes DEST/pytriton/tritonserver and DEST/nvidia_pytriton.libs, about 145 MB, in the wheel's
 # own layout, because its programs find their libraries by relative paths. Nothing of PyTriton's
@@ -31,7 +31,7 @@ main() {
         shift
     done
     need_python
-    minor="${minor:-$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')}"
+    minor="${minor:-$(python3 -c 'import sys; print(f"3.{min(sys.version_info.minor, 12)}")')}"
 
     if [ "$(cat "$dest/stamp" 2>/dev/null)" != "$WHEEL" ]; then
         check_machine

@@ -41,6 +41,7 @@ download_wheel() {
 
 # unpack_wheel FOLDER: FOLDER/*.whl into FOLDER/wheel.
 unpack_wheel() {
-    python3 -m zipfile -e "$1"/*.whl "$1/wheel" ||
-        err "cannot unpack $(echo "$1"/*.whl): check the free space, then run this again"
+    local said
+    said="$(python3 -m zipfile -e "$1"/*.whl "$1/wheel" 2>&1)" ||
+        err "cannot unpack $(basename "$1"/*.whl) (${said##*$'\n'}): check the free space, then run this again"
 }
