@@ -1,0 +1,88 @@
+# Triton, this repository's vLLM model, and the environment that the model runs in.
+#
+#   docker build --tag triton-vllm .
+#   docker run --rm --init --gpus all --shm-size 1g --stop-timeout 40 --volume triton-vllm-cache:/cache \
+#     --publish 8000:8000 --publish 8001:8001 --publish 8002:8002 triton-vllm
+#
+# To serve another model: --volume "$PWD/my_engine_args.json:/models/vllm/vllm_engine_args.json:ro".
+# Without a GPU: --build-arg DEVICE=cpu --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+#
+# /cache keeps what Hugging Face downloads and vLLM compiles: as a volume it outlives the container.
+# --shm-size: vLLM's processes talk through shared memory, and docker's 64 MB are too few.
+# --stop-timeout: docker kills after 10 s, and Triton gives requests in flight 30.
+# scripts/build_image.sh builds this file and runs the server from the image, with no docker.
+
+# One release for all stages, because the environment must have the Python minor of this Triton's stub.
+ARG BASE_IMAGE=nvcr.io/nvidia/tritonserver:26.06-py3
+
+
+# The environment alone: on the real base, since its glibc and Triton's stub decide what fits.
+FROM ${BASE_IMAGE} AS environment
+
+# An absolute place of its own: the base's working folder differs between releases.
+WORKDIR /build
+
+# Only what decides the environment, so that editing the model does not build it again.
+COPY gen_vllm_env.sh ./
+# The parts of the script above, in the folder where it looks for them.
+COPY scripts/vllm_env.py scripts/conda_env.py scripts/conda_channel.py scripts/
+
+# No GPU answers during a build, so the device cannot be detected as gen_vllm_env.sh does elsewhere.
+ARG DEVICE=cuda
+# A mirror's URL where conda-forge is out of reach.
+ARG CHANNEL=auto
+# Empty: the vLLM that gen_vllm_env.sh pins.
+ARG VLLM_VERSION=
+# Empty: the Python of Triton's stub, the only minor that works.
+ARG PYTHON_VERSION=
+# Empty: vLLM's own numpy, or 1.26 where this Triton is too old for numpy 2.
+ARG NUMPY_VERSION=
+# Empty: PyPI. Declared, because a build argument that is not declared does not reach RUN.
+ARG PIP_INDEX_URL=
+# Empty: none. PyTorch's builds for the CPU are not on PyPI.
+ARG PIP_EXTRA_INDEX_URL=
+
+# At the path where it will lie, because packing writes that path into it.
+# The mount keeps pip's downloads, gigabytes for CUDA, between builds and out of the layer.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    ./gen_vllm_env.sh --device "$DEVICE" --channel "$CHANNEL" --format dir --model-dir /models/vllm
+
+
+# The model: a stage of its own, so that the tool that edits config.pbtxt stays out of the image.
+FROM ${BASE_IMAGE} AS repository
+
+# The one place that knows how config.pbtxt names its environment.
+COPY scripts/vllm_env.py /build/
+# After the tool, because it changes most often of all.
+COPY model_repository/ /models/
+# The folder instead of the archive. No stub: Triton's own, in the base, is the one that fits.
+# chmod, because the server's user must read files that a strict umask kept for their owner.
+RUN python3 /build/vllm_env.py settle --stub none --format dir --model-dir /models/vllm \
+    && chmod -R a+rX /models
+
+
+# What is shipped: the base and two copies, without build tools and their caches.
+FROM ${BASE_IMAGE} AS server
+
+# The server's user cannot create it, and a new named volume takes its owner from here.
+RUN install --directory --owner=1000 --group=1000 /cache
+# HOME, because the base's user has none and libraries write there too; the others, to be found.
+ENV HOME=/cache HF_HOME=/cache/huggingface VLLM_CACHE_ROOT=/cache/vllm
+
+# A folder and not an archive, which Triton would unpack at each start. First: it changes least.
+COPY --from=environment /models/vllm/vllm_env /models/vllm/vllm_env
+# Last, and small: the only layer that changes with the model's code.
+COPY --from=repository /models /models
+
+# triton-server in NVIDIA's images; as a number, so that Kubernetes can see that it is not root.
+USER 1000:1000
+
+# HTTP, gRPC, metrics: for readers and for docker run --publish-all.
+EXPOSE 8000 8001 8002
+
+# Ready means that vLLM is loaded; a large model may take the whole start period to get there.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
+    CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "--noproxy", "*", "http://127.0.0.1:8000/v2/health/ready"]
+
+# In exec form: a shell between would keep SIGTERM from the server.
+CMD ["tritonserver", "--model-store=/models"]
