@@ -129,8 +129,7 @@ fill_repository() {
   "max_model_len": 1024,
   "max_num_seqs": 16,
   "kv_cache_memory_bytes": 268435456,
-  "enforce_eager": true,
-  "serving": { "drain_seconds": 5 }
+  "enforce_eager": true
 }
 EOA
 }

@@ -156,6 +156,22 @@ def test_three_sequences(triton: TritonServer) -> None:
     assert whole.outputs["text_output"] == tuple("".join(part) for part in parts)
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_token_counts(triton: TritonServer, stream: bool) -> None:
+    """num_output_tokens counts each response's tokens, sequence by sequence."""
+    inputs = {
+        "text_input": "Once upon a time",
+        "stream": stream,
+        "return_num_output_tokens": True,
+        "sampling_parameters": sampling(n=2, temperature=0.8, max_tokens=5, ignore_eos=True),
+    }
+    responses = ask(triton, inputs)
+    counts = [
+        [int(count) for count in r.outputs["num_output_tokens"]] for r in responses if r.outputs
+    ]
+    assert [5, 5] == [sum(sequence) for sequence in zip(*counts, strict=True)]
+
+
 def test_max_tokens_fills_the_context(triton: TritonServer) -> None:
     """A request without max_tokens gets more than vLLM's own default of 16 tokens."""
     prompt = "one two three four " * 120  # 480 of the 512 tokens

@@ -44,8 +44,8 @@ MISTAKES = {
         engine_args('{"model": "m",\n "dtype" "auto"}'), (FILE, "not JSON", "line 2, column 10")
     ),
     "serving": Mistake(
-        changed(serving={"drain_second": 1}),
-        (FILE, '"drain_second"', 'did you mean "drain_seconds"?'),
+        changed(serving={"cancellation_check_second": 1}),
+        (FILE, '"cancellation_check_second"', 'did you mean "cancellation_check_seconds"?'),
     ),
     "not_decoupled": Mistake(not_decoupled, ("config.pbtxt: ", "decoupled: true")),
     "unknown_key": Mistake(

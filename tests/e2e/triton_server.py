@@ -309,7 +309,10 @@ class Request:
             return
         message = result.get_response()
         outputs = {
-            output.name: tuple(text.decode() for text in result.as_numpy(output.name).reshape(-1))
+            output.name: tuple(
+                element.decode() if isinstance(element, bytes) else str(element)
+                for element in result.as_numpy(output.name).reshape(-1)
+            )
             for output in message.outputs
         }
         final = message.parameters["triton_final_response"].bool_param

@@ -90,13 +90,15 @@ class Sent:
     status: str = ""
     error: str = ""
     output: str = "text_output"
+    counts: tuple[int, ...] = ()
 
 
 class FakeSender:
     """``pb_utils.InferenceResponseSender``.
 
-    Raises the exceptions of ``failures``, one at each send, before it works. Notes when it is
-    asked for a cancellation after the FINAL flag, which crashes the real server.
+    Raises the exceptions of ``failures``, one at each send, before it works. Like the real one, it
+    is closed by a send with the FINAL flag even when that fails, and refuses all that follows.
+    Notes when it is asked for a cancellation after that, which crashes the real server.
     """
 
     def __init__(self, failures: Sequence[Exception] = (), *, slow: float = 0.0) -> None:
@@ -107,19 +109,25 @@ class FakeSender:
         self._failures = list(failures)
         self._slow = slow
 
-    def send(self, response: FakeResponse, flags: int = 0) -> None:
+    def send(self, response: FakeResponse | None = None, flags: int = 0) -> None:
         final = flags == FINAL
+        if self.closed.is_set():
+            raise RuntimeError("Response sender has been closed.")
         if final:
             self.closed.set()
         time.sleep(self._slow)
         if self._failures:
             raise self._failures.pop(0)
+        if response is None:
+            self.sent.append(Sent((), final, output=""))
+            return
         if response.error is not None:
             self.sent.append(Sent((), final, response.error.code, response.error.text, ""))
             return
-        (tensor,) = response.output_tensors
+        tensor, *others = response.output_tensors
         texts = tuple(text.decode() for text in tensor.as_numpy())
-        self.sent.append(Sent(texts, final, output=tensor.name()))
+        counts = tuple(int(count) for other in others for count in other.as_numpy())
+        self.sent.append(Sent(texts, final, output=tensor.name(), counts=counts))
 
     def is_cancelled(self) -> bool:
         time.sleep(self._slow)

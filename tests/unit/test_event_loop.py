@@ -1,4 +1,4 @@
-"""The event loop in a thread: results, errors, drain and stop."""
+"""The event loop in a thread: results, errors, and how it ends."""
 
 from __future__ import annotations
 
@@ -48,45 +48,47 @@ def test_a_loop_that_cannot_start_raises(monkeypatch: pytest.MonkeyPatch) -> Non
         EventLoopThread("engine")
 
 
-def test_drain_waits_for_the_requests() -> None:
-    """Requests that end within the deadline are not cancelled."""
-    ended: list[int] = []
-
-    async def request(number: int) -> None:
-        await asyncio.sleep(0.05)
-        ended.append(number)
-
-    loop = EventLoopThread("engine")
-    for number in range(3):
-        loop.spawn(request(number))
-    assert 0 == loop.call(loop.drain(5))
-    assert [0, 1, 2] == sorted(ended)
-    loop.stop()
-
-
-def test_drain_cancels_the_late_ones_and_counts_them() -> None:
-    """After the deadline the rest are cancelled, run their own clean-up, and are counted."""
+def test_ending_the_requests_cancels_and_counts_them() -> None:
+    """Requests are cancelled, run their own clean-up, and are counted."""
     cleaned_up = threading.Event()
 
-    async def late() -> None:
+    async def request() -> None:
         try:
             await asyncio.sleep(60)
         finally:
             await asyncio.sleep(0)
             cleaned_up.set()
 
-    async def quick() -> None:
-        pass
-
     loop = EventLoopThread("engine")
-    loop.spawn(late())
-    loop.spawn(quick())
-    assert 1 == loop.call(loop.drain(0.05))
+    loop.spawn(request())
+    assert 1 == loop.call(loop.end_requests(5))
     assert cleaned_up.is_set()
     loop.stop()
 
 
-def test_drain_of_an_idle_loop_returns_at_once() -> None:
+def test_a_request_that_has_not_begun_is_cancelled_inside() -> None:
+    """A request that arrives as all are cancelled still gets to answer."""
+    answered: list[str] = []
+
+    async def request() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            answered.append("cancelled")
+
+    loop = EventLoopThread("engine")
+
+    async def arrive_and_cancel() -> None:
+        loop._start(request(), loop._requests)
+        loop.cancel_requests()
+        await asyncio.sleep(0.01)
+
+    loop.call(arrive_and_cancel())
+    assert ["cancelled"] == answered
+    loop.stop()
+
+
+def test_ending_no_requests_returns_at_once() -> None:
     """Without requests there is nothing to wait for, whatever runs in the background."""
 
     async def background() -> None:
@@ -95,8 +97,24 @@ def test_drain_of_an_idle_loop_returns_at_once() -> None:
     loop = EventLoopThread("engine")
     loop.spawn_background(background())
     start = time.monotonic()
-    assert 0 == loop.call(loop.drain(60))
+    assert 0 == loop.call(loop.end_requests(60))
     assert time.monotonic() - start < 5
+    loop.stop()
+
+
+def test_an_exit_is_an_error_and_not_a_hang() -> None:
+    """A library that calls sys.exit in the loop fails the call, and the loop goes on."""
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def work() -> int:
+        return 7
+
+    loop = EventLoopThread("engine")
+    with pytest.raises(RuntimeError, match="tried to exit the process with 3"):
+        loop.call(leave(), timeout=5)
+    assert 7 == loop.call(work(), timeout=5)
     loop.stop()
 
 

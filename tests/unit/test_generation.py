@@ -30,7 +30,11 @@ def test_the_number_of_sequences_is_n() -> None:
 
 
 deltas = st.lists(
-    st.builds(Delta, st.tuples(st.text(), st.text()), st.integers(0, 9)), min_size=1, max_size=9
+    st.builds(
+        Delta, st.tuples(st.text(), st.text()), st.tuples(st.integers(0, 9), st.integers(0, 9))
+    ),
+    min_size=1,
+    max_size=9,
 )
 
 
@@ -47,10 +51,10 @@ def test_merging_deltas_loses_no_text_and_no_token(parts: list[Delta]) -> None:
 
 def test_a_merged_delta_is_final_if_the_later_is() -> None:
     """Merging keeps the end of the stream."""
-    assert Delta(("ab",), 2, final=True) == Delta(("a",), 1) + Delta(("b",), 1, final=True)
+    assert Delta(("ab",), (2,), final=True) == Delta(("a",), (1,)) + Delta(("b",), (1,), final=True)
 
 
 def test_deltas_of_different_requests_do_not_merge() -> None:
     """Deltas with different numbers of sequences are a mistake of ours, and raise."""
     with pytest.raises(ValueError, match="zip"):
-        Delta(("a",)) + Delta(("a", "b"))
+        Delta(("a",), (1,)) + Delta(("a", "b"), (1, 1))

@@ -131,7 +131,7 @@ def test_streams_get_deltas(
         ({}, 20, {}, (1.0, 20)),
         ({}, 20, {"max_tokens": 5}, (1.0, 5)),
         ({}, 20, {"max_tokens": None}, (1.0, 20)),
-        ({"max_tokens": 30}, 20, {}, (1.0, 30)),
+        ({"max_tokens": 30}, 20, {}, (1.0, 20)),
     ],
     ids=[
         "vLLM's, up to the context",
@@ -140,7 +140,7 @@ def test_streams_get_deltas(
         "the operator's",
         "the request over the operator's",
         "null is the default",
-        "the model's over the operator's",
+        "the operator's over the model's",
     ],
 )
 def test_defaults(
@@ -150,7 +150,7 @@ def test_defaults(
     given: dict[str, Any],
     expected: tuple[float, int | None],
 ) -> None:
-    """The request wins over the model's generation_config.json, that over the operator's."""
+    """The request wins over the operator, the operator over the model's generation_config.json."""
     params = parse(SamplingParser(defaults, default_max_tokens), given)
     assert expected == (params.temperature, params.max_tokens)
 

@@ -35,13 +35,15 @@ def write(directory: Path, content: str | bytes) -> Path:
 
 def test_the_file_is_split_into_engine_args_and_serving(tmp_path: Path) -> None:
     """The object "serving" is ours; everything else is vLLM's, as written."""
-    path = write(tmp_path, '{"model": "m", "dtype": "auto", "serving": {"drain_seconds": 3}}')
+    path = write(
+        tmp_path, '{"model": "m", "dtype": "auto", "serving": {"cancellation_check_seconds": 3}}'
+    )
     expected = ModelSettings(
         name="vllm",
         version="1",
         directory=tmp_path,
         engine_args={"model": "m", "dtype": "auto"},
-        serving=ServingSettings(drain_seconds=3),
+        serving=ServingSettings(cancellation_check_seconds=3),
     )
     actual = ModelSettings.from_triton(triton_args(tmp_path))
     assert expected == actual
@@ -72,6 +74,15 @@ def test_front_ends_are_counted(
     write(tmp_path, '{"model": "m"}')
     args = triton_args(tmp_path, {**DECOUPLED, "instance_group": groups})
     assert expected == ModelSettings.from_triton(args).front_ends
+
+
+def test_an_instance_for_each_gpu_is_refused(tmp_path: Path) -> None:
+    """KIND_GPU would put several engines where the operator means several front ends."""
+    write(tmp_path, '{"model": "m"}')
+    groups = [{"kind": "KIND_GPU", "count": 1, "gpus": [0, 1]}]
+    args = triton_args(tmp_path, {**DECOUPLED, "instance_group": groups})
+    with pytest.raises(SettingsError, match="kind: KIND_GPU, allowed: KIND_MODEL"):
+        ModelSettings.from_triton(args)
 
 
 @pytest.mark.parametrize(
@@ -138,14 +149,23 @@ def test_a_folder_in_the_files_place_is_said(tmp_path: Path) -> None:
     ("serving", "expected"),
     [
         ([], '"serving" must be an object, got []'),
-        ({"drain_second": 1}, 'the unknown key "drain_second", did you mean "drain_seconds"?'),
+        (
+            {"cancellation_check_second": 1},
+            '"cancellation_check_second", did you mean "cancellation_check_seconds"?',
+        ),
         ({"zzz": 1}, 'the unknown key "zzz", allowed: sender_threads, '),
         ({"sender_threads": "4"}, "\"serving.sender_threads\" must be int from 0 to 64, got '4'"),
         ({"sender_threads": True}, '"serving.sender_threads" must be int from 0 to 64, got True'),
         ({"sender_threads": 1.5}, '"serving.sender_threads" must be int from 0 to 64, got 1.5'),
         ({"sender_threads": 65}, '"serving.sender_threads" must be int from 0 to 64, got 65'),
-        ({"drain_seconds": -1}, '"serving.drain_seconds" must be float from 0 to 3600, got -1'),
-        ({"drain_seconds": None}, '"serving.drain_seconds" must be float from 0 to 3600, got None'),
+        (
+            {"cancellation_check_seconds": -1},
+            '"serving.cancellation_check_seconds" must be float from 0.01 to 60, got -1',
+        ),
+        (
+            {"cancellation_check_seconds": None},
+            '"serving.cancellation_check_seconds" must be float from 0.01 to 60, got None',
+        ),
         (
             {"cancellation_check_seconds": 0},
             '"serving.cancellation_check_seconds" must be float from 0.01 to 60, got 0',
@@ -175,7 +195,7 @@ def test_wrong_serving_settings_are_refused(serving: object, expected: str) -> N
 def test_nan_is_no_number_of_seconds(tmp_path: Path) -> None:
     """NaN, which Python's JSON accepts, is out of every range."""
     with pytest.raises(SettingsError, match="got nan"):
-        ServingSettings.from_json({"drain_seconds": float("nan")}, "f.json")
+        ServingSettings.from_json({"cancellation_check_seconds": float("nan")}, "f.json")
 
 
 numbers = st.integers(-1, 70) | st.floats(allow_nan=True) | st.booleans() | st.none() | st.text()

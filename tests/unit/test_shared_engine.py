@@ -158,6 +158,11 @@ def test_a_follower_does_not_wait_for_a_dead_leader(sit: Callable[..., FrontEnd]
     assert "the front end that starts the shared engine has given up" in follower.answer()
 
 
+def test_a_seat_that_somebody_has_just_removed_is_free(tmp_path: Path) -> None:
+    """Front ends that start together clean up together, and none of them stumbles over it."""
+    assert not shared_engine._is_held(tmp_path / "seat-0")
+
+
 def test_a_seat_in_this_process(tmp_path: Path) -> None:
     """The leader's own view: it leads, publishes, reads back, and announces the end."""
     seat = Seat.take(tmp_path, 2)

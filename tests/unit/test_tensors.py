@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -143,6 +144,34 @@ def test_request_parameters_are_sampling_parameters(
     request = FakeRequest({"text_input": "a", **inputs}, parameters=parameters)
     params = decode(request, sampling).sampling_params
     assert expected == (params.temperature, params.max_tokens)
+
+
+@pytest.mark.parametrize("name", ["traceparent", "X-Request-Id", "Authorization"])
+def test_a_forwarded_header_is_no_sampling_parameter(sampling: SamplingParser, name: str) -> None:
+    """Triton can put HTTP and gRPC headers among the parameters; they concern nobody here."""
+    parameters = json.dumps({name: "x", "max_tokens": 3})
+    request = decode(FakeRequest({"text_input": "a"}, parameters=parameters), sampling)
+    assert 3 == request.sampling_params.max_tokens
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"text_input": "a", "STREAM": True},
+        {"text_input": "a", "SAMPLING_PARAMETERS": "{}"},
+        {"PROMPT": "a", "stream": True},
+        {"PROMPT": "a", "exclude_input_in_output": True},
+        {"PROMPT": "a", "return_num_output_tokens": True},
+    ],
+    ids=lambda inputs: "+".join(inputs),
+)
+def test_inputs_of_the_other_set_are_refused(
+    sampling: SamplingParser, inputs: dict[str, Any]
+) -> None:
+    """An input that would have no effect is an error, which names those that have."""
+    prompt, other = inputs
+    with pytest.raises(RequestError, match=f"^{other}: does not go with {prompt}, allowed: .*, "):
+        decode(FakeRequest(inputs), sampling)
 
 
 def test_an_unknown_request_parameter_is_refused(sampling: SamplingParser) -> None:

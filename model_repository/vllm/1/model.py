@@ -67,7 +67,7 @@ class TritonPythonModel:
             stream.fail(self._engine.explain(error))
 
     def finalize(self) -> None:
-        """Unload: let running requests finish within the drain deadline, then stop everything."""
+        """Unload: end the engine, send what is left to send, stop the threads."""
         self._engine.shutdown()
         self._cancellations.stop()
         self._responses.stop(timeout=5.0)

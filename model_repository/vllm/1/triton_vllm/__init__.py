@@ -8,7 +8,8 @@ The life of a request, and the module that holds each step:
 4. send      ``streaming``     sender threads turn deltas into Triton responses
 5. finish    ``streaming``     the last response carries the FINAL flag, exactly once
 
-Imports go one way: ``errors`` and ``generation`` know nobody; ``settings``, ``tensors``,
-``sampling``, ``streaming`` and ``cancellation`` know those two; ``engine`` knows ``vllm_api``,
-the one file that imports vLLM. Nothing here imports vLLM when it is itself imported.
+Imports go one way: ``errors``, ``generation`` → ``settings``, ``engine_args``, ``shared_engine`` →
+``sampling`` → ``tensors`` → ``streaming`` → ``cancellation``, ``event_loop`` → ``engine``.
+``vllm_api`` is the one file that imports vLLM; ``engine_args``, ``sampling`` and ``engine`` import
+it inside functions, so that nothing here imports vLLM when it is itself imported.
 """

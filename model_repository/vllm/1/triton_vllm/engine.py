@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 import traceback
@@ -46,70 +47,84 @@ class Engine:
         self._log = log
         self._settings = settings
         self._stop_reason: ServingError | None = None
-        self._seat: Seat | None = None
-        self._cores: vllm_api.EngineCores | None = None
-        since = time.monotonic()
-        from triton_vllm import vllm_api
-
-        self._vllm = vllm_api
-        since = self._log_phase(f"vLLM {vllm_api.version()} imported", since)
+        self._cleanup = contextlib.ExitStack()
         where = str(settings.engine_args_path)
-        args, config = self._configure(where)
-        since = self._log_phase(f"configuration of {args.model} resolved", since)
-        self._loop = EventLoopThread("engine")
         try:
-            self._llm = self._loop.call(self._start(args, config))
+            self._set_up(where)
         except Exception as error:
-            self._leave()
-            self._loop.stop()
+            self._cleanup.close()
             if isinstance(error, SettingsError):
                 raise
             log.log_error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
             raise SettingsError(
                 f"{where}: the engine did not start: {type(error).__name__}: {one_line(error)}"
             ) from error
-        self._log_phase("engine started", since)
 
-    def _configure(self, where: str) -> tuple[vllm_api.AsyncEngineArgs, Any]:
-        """Resolve the engine arguments; take a seat where several front ends share the engine."""
-        settings = self._settings
-        args = parse_engine_args(settings.engine_args, where, self._log.log_warn)
-        if settings.front_ends > 1:
-            place = meeting_place(settings.name, settings.version)
-            self._seat = Seat.take(place, settings.front_ends)
-            args = self._vllm.as_front_end(args, self._seat.index, self._seat.count)
-            # vLLM logs no statistics when several front ends share an engine, as none of them
-            # sees the whole; then do not pay for collecting them.
-            args.disable_log_stats = True
+    def _set_up(self, where: str) -> None:
+        since = time.monotonic()
+        try:
+            from triton_vllm import vllm_api
+        except ImportError as error:
+            raise unusable_vllm(error) from error
+        self._vllm = vllm_api
+        since = self._log_phase(f"vLLM {self._vllm.version()} imported", since)
+        args, seat = self._read_engine_args(where)
         try:
             config = self._vllm.create_config(args)
         except Exception as error:
-            self._leave()
             raise SettingsError(f'{where}: model "{args.model}": {one_line(error)}') from error
         self.sampling = SamplingParser(
-            self._vllm.default_sampling_params(config), settings.serving.default_max_tokens
+            self._vllm.default_sampling_params(config), self._settings.serving.default_max_tokens
         )
-        return args, config
+        since = self._log_phase(f"configuration of {args.model} resolved", since)
+        self._loop = EventLoopThread("engine")
+        self._cleanup.callback(self._loop.stop)
+        self._loop.call(self._start(args, config, seat))
+        self._log_phase("engine started", since)
 
-    async def _start(self, args: vllm_api.AsyncEngineArgs, config: Any) -> vllm_api.AsyncLLM:
+    def _read_engine_args(self, where: str) -> tuple[vllm_api.AsyncEngineArgs, Seat | None]:
+        """Parse the engine arguments; take a seat where several front ends share the engine."""
+        settings = self._settings
+        args = parse_engine_args(settings.engine_args, where, self._log.log_warn)
+        if settings.front_ends == 1:
+            return args, None
+        if getattr(args, "mm_tensor_ipc", None) == "torch_shm":
+            raise SettingsError(
+                f'{where}: "mm_tensor_ipc": "torch_shm" needs one front end, and config.pbtxt has '
+                f"instance_group count {settings.front_ends}"
+            )
+        seat = Seat.take(meeting_place(settings.name, settings.version), settings.front_ends)
+        self._cleanup.callback(seat.leave)
+        args = self._vllm.as_front_end(args, seat.index, seat.count)
+        # vLLM logs no statistics when several front ends share an engine, as none of them sees the
+        # whole; then do not pay for collecting them.
+        args.disable_log_stats = True
+        return args, seat
+
+    async def _start(self, args: vllm_api.AsyncEngineArgs, config: Any, seat: Seat | None) -> None:
         """Start the engine, or join the one that another front end has started."""
-        front_end = {} if self._seat is None else self._join(self._seat, args)
-        llm = self._vllm.create_engine(args, config, **front_end)
+        front_end = {} if seat is None else self._join(seat, args)
+        self._llm = self._vllm.create_engine(args, config, **front_end)
+        self._cleanup.callback(lambda: self._loop.call(self._stop_front_end()))
         if not args.disable_log_stats:
-            self._loop.spawn_background(self._log_stats(llm))
+            self._loop.spawn_background(self._log_stats())
         # What lives now lives for ever: keep the collector from walking it during decoding.
         gc.collect()
         gc.freeze()
-        return llm
 
     def _join(self, seat: Seat, args: vllm_api.AsyncEngineArgs) -> dict[str, Any]:
+        """Launch the shared engine if this front end leads; return where it is for vLLM."""
         if seat.is_leader:
-            self._cores = self._vllm.EngineCores(args, seat.count)
-            seat.publish(self._cores.addresses)
+            cores = self._vllm.EngineCores(args, seat.count)
+            self._cleanup.callback(cores.shutdown, timeout=_SHUTDOWN_SECONDS)
+            self._cleanup.callback(seat.announce_closing)
+            seat.publish(cores.addresses)
         addresses = seat.wait_for_engine()
-        watched = addresses.processes if seat.is_leader else [seat.leader_pid()]
-        for pid in {*watched, *addresses.processes}:
-            self._loop.on_exit(pid, self._on_death)
+        watched = set(addresses.processes)
+        if not seat.is_leader:
+            watched.add(seat.leader_pid())
+        for pid in watched:
+            self._loop.on_exit(pid, lambda pid: self._on_death(pid, seat))
         self._log.log_info(
             f"{self._settings.name}: front end {seat.index + 1} of {seat.count} joins the engine"
         )
@@ -123,18 +138,18 @@ class Engine:
             "client_index": seat.index,
         }
 
-    def _on_death(self, pid: int) -> None:
+    def _on_death(self, pid: int, seat: Seat) -> None:
         """End all requests: a process of the shared engine has exited. Event loop only."""
-        if self._stop_reason is not None or (self._seat is not None and self._seat.is_closing):
+        if self._stop_reason is not None or seat.is_closing:
             return
         self._stop_reason = UnavailableError(f"the engine died (process {pid})")
         self._log.log_error(f"{self._settings.name}: {self._stop_reason}")
         self._loop.cancel_requests()
 
-    async def _log_stats(self, llm: vllm_api.AsyncLLM) -> None:
+    async def _log_stats(self) -> None:
         while True:
             await asyncio.sleep(_LOG_STATS_SECONDS)
-            await llm.do_log_stats()
+            await self._llm.do_log_stats()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start a request's coroutine in the engine's event loop."""
@@ -160,38 +175,48 @@ class Engine:
         explained = self._vllm.explain(error)
         if isinstance(explained, GenerationError):
             self._log.log_error(f"generation failed: {explained}")
+        elif type(error) in (TypeError, ValueError):
+            # Before vLLM had errors of its own for it, these meant a wrong request; they may also
+            # mean a mistake of ours, so let the operator see them.
+            self._log.log_warn(f"request refused: {type(error).__name__}: {one_line(error)}")
         return explained
 
     def shutdown(self) -> None:
-        """Let running requests finish, within the drain deadline; then end the engine."""
+        """End the engine, and what there may be of requests.
+
+        Triton calls this only when every request has had its FINAL flag: its response objects keep
+        the model alive. So there is nothing to wait for here.
+        """
         self._stop_reason = self._stop_reason or UnavailableError("the model is being unloaded")
-        aborted = self._loop.call(self._loop.drain(self._settings.serving.drain_seconds))
+        aborted = self._loop.call(self._loop.end_requests(timeout=1.0))
         if aborted:
-            self._log.log_warn(f"{aborted} requests aborted: not done within the drain deadline")
-        if self._seat is not None and self._seat.is_leader:
-            self._seat.announce_closing()
-        self._loop.call(self._stop())
-        self._leave()
-        self._loop.stop()
-        # While Python still stands: vLLM's own __del__ fails when the interpreter is going down.
-        del self._llm
+            self._log.log_warn(f"{self._settings.name}: {aborted} requests aborted by the unload")
+        self._cleanup.close()
         gc.unfreeze()
         gc.collect()
 
-    async def _stop(self) -> None:
+    async def _stop_front_end(self) -> None:
         """End vLLM's front end, in the loop: so its output task is cancelled before it can fail."""
         self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
-
-    def _leave(self) -> None:
-        if self._cores is not None:
-            self._cores.shutdown(timeout=_SHUTDOWN_SECONDS)
-        if self._seat is not None:
-            self._seat.leave()
+        # While Python still stands: vLLM's own __del__ fails when the interpreter is going down.
+        del self._llm
 
     def _log_phase(self, what: str, since: float) -> float:
         now = time.monotonic()
         self._log.log_info(f"{self._settings.name}: {what} ({now - since:.1f} s)")
         return now
+
+
+def unusable_vllm(error: ImportError) -> SettingsError:
+    """Say what ``import vllm`` found, when it is not a vLLM that we know how to use."""
+    import vllm
+
+    found = getattr(vllm, "__version__", None)
+    what = f"vLLM {found}" if found else f"{list(vllm.__path__)}, which is not vLLM"
+    return SettingsError(
+        f"import vllm found {what}; needed is vLLM 0.26 to 0.32 in the execution environment "
+        f"({one_line(error)})"
+    )
 
 
 def delta_of(output: vllm_api.RequestOutput, num_sequences: int) -> Delta:
@@ -201,9 +226,10 @@ def delta_of(output: vllm_api.RequestOutput, num_sequences: int) -> Delta:
     """
     if num_sequences == 1:
         completion = output.outputs[0]
-        return Delta((completion.text,), len(completion.token_ids), output.finished)
+        return Delta((completion.text,), (len(completion.token_ids),), output.finished)
     texts = [""] * num_sequences
+    token_counts = [0] * num_sequences
     for completion in output.outputs:
         texts[completion.index] += completion.text
-    tokens = sum(len(completion.token_ids) for completion in output.outputs)
-    return Delta(tuple(texts), tokens, output.finished)
+        token_counts[completion.index] += len(completion.token_ids)
+    return Delta(tuple(texts), tuple(token_counts), output.finished)

@@ -57,7 +57,8 @@ def parse_engine_args(
     arguments: list[str] = []
     for key, value in translate_dropped(given, known, where, warn).items():
         if key not in known:
-            raise SettingsError(f'{where}: unknown key "{key}"{did_you_mean(key, known)}')
+            nearest = did_you_mean(key, known) or "; vllm serve --help lists them"
+            raise SettingsError(f'{where}: unknown key "{key}"{nearest}')
         if value is None:
             continue
         try:

@@ -26,33 +26,35 @@ class EventLoopThread:
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run ``coroutine`` in the loop; return its result or raise its exception."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+        return asyncio.run_coroutine_threadsafe(_without_exit(coroutine), self._loop).result(
+            timeout
+        )
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Start a request's coroutine in the loop and return at once. ``drain`` waits for it."""
+        """Start a request's coroutine in the loop and return at once."""
         self._loop.call_soon_threadsafe(self._start, coroutine, self._requests)
 
     def spawn_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start a coroutine that runs until ``stop``."""
         self._loop.call_soon_threadsafe(self._start, coroutine, self._background)
 
-    async def drain(self, deadline: float) -> int:
-        """Wait until the requests' coroutines have ended; cancel them after ``deadline`` seconds.
-
-        Returns how many were cancelled.
-        """
-        if not self._requests:
-            return 0
-        _, late = await asyncio.wait(set(self._requests), timeout=deadline)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        return len(late)
-
     def cancel_requests(self) -> None:
         """Cancel every request's coroutine. Event loop only."""
         for task in self._requests:
-            task.cancel()
+            # Not now: a coroutine that is cancelled before its first step never runs at all, and
+            # its request would stay unanswered. Its first step was scheduled before this.
+            self._loop.call_soon(task.cancel)
+
+    async def end_requests(self, timeout: float) -> int:
+        """Cancel every request's coroutine; wait ``timeout`` seconds at most for their ends.
+
+        Returns how many there were.
+        """
+        requests = set(self._requests)
+        if requests:
+            self.cancel_requests()
+            await asyncio.wait(requests, timeout=timeout)
+        return len(requests)
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
         """Call ``callback(pid)`` once when the process ``pid`` exits. Event loop only.
@@ -95,6 +97,14 @@ class EventLoopThread:
             loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             loop.close()
+
+
+async def _without_exit(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run ``coroutine``; turn a SystemExit, which would end the loop unseen, into an error."""
+    try:
+        return await coroutine
+    except SystemExit as error:
+        raise RuntimeError(f"it tried to exit the process with {error.code!r}") from error
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

@@ -22,6 +22,7 @@ class GenerationRequest:
     output_name: str
     echo_prompt: bool = False
     text_from_start: bool = False
+    return_num_output_tokens: bool = False
 
     @property
     def prefix(self) -> str:
@@ -36,16 +37,21 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of a generation, one element for each sequence, and the tokens it stands for."""
+    """New text of a generation and the tokens it stands for, one element for each sequence."""
 
     texts: tuple[str, ...]
-    num_tokens: int = 0
+    token_counts: tuple[int, ...]
     final: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of all sequences."""
+        return sum(self.token_counts)
 
     def __add__(self, later: Delta) -> Delta:
         """Merge with the delta that follows: nothing is lost, one response is saved."""
         return Delta(
             tuple(a + b for a, b in zip(self.texts, later.texts, strict=True)),
-            self.num_tokens + later.num_tokens,
-            later.final,
+            tuple(a + b for a, b in zip(self.token_counts, later.token_counts, strict=True)),
+            self.final or later.final,
         )

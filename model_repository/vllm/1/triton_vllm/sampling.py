@@ -11,10 +11,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from triton_vllm.engine_args import json_types
 from triton_vllm.errors import RequestError, did_you_mean, one_line
 
 # Fields that are the engine's own business, or ours.
-_NOT_FOR_CLIENTS = {"output_kind", "skip_clone", "output_text_buffer_length"}
+_NOT_FOR_CLIENTS = {"output_kind", "skip_clone", "output_text_buffer_length", "extra_args"}
 
 
 class SamplingParser:
@@ -24,22 +25,29 @@ class SamplingParser:
         """Prepare validators for each field of ``SamplingParams``.
 
         ``defaults`` are the model's own (``generation_config.json``). A request without
-        ``max_tokens`` generates ``default_max_tokens``, or up to the model's context when 0.
+        ``max_tokens`` generates ``default_max_tokens`` if the operator has set it, else what the
+        model's own defaults say, else up to the context.
         """
         from pydantic import ConfigDict, TypeAdapter
 
         from triton_vllm import vllm_api
 
         config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-        self._validators: dict[str, Callable[[Any], Any]] = {
-            name: TypeAdapter(hint, config=config).validate_python
+        hints = {
+            name: hint
             for name, hint in vllm_api.sampling_param_types().items()
             if not name.startswith("_") and name not in _NOT_FOR_CLIENTS
         }
+        self._validators: dict[str, Callable[[Any], Any]] = {
+            name: TypeAdapter(hint, config=config).validate_python for name, hint in hints.items()
+        }
+        self._booleans = {name for name, hint in hints.items() if bool in json_types(hint)}
         self._class: Any = vllm_api.SamplingParams
         kinds = vllm_api.RequestOutputKind
         self._kind_of_stream = {True: kinds.DELTA, False: kinds.FINAL_ONLY}
-        self._defaults = {"max_tokens": default_max_tokens or None, "skip_clone": True, **defaults}
+        self._defaults = {"max_tokens": None, **defaults, "skip_clone": True}
+        if default_max_tokens:
+            self._defaults["max_tokens"] = default_max_tokens
 
     def parse(self, given: Mapping[str, Any], *, stream: bool, where: str) -> Any:
         """Return ``SamplingParams`` for what a client sent; ``null`` means the default.
@@ -64,6 +72,8 @@ class SamplingParser:
             raise RequestError(
                 f'{where}: unknown key "{name}"{did_you_mean(name, self._validators)}'
             )
+        if isinstance(value, bool) and name not in self._booleans:  # to pydantic, true is also 1
+            raise RequestError(f'{where}: "{name}": must not be a boolean, got {_shown(value)}')
         try:
             return validate(value)
         except Exception as error:

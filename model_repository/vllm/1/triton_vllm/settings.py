@@ -25,22 +25,19 @@ class ServingSettings:
     ``sender_threads`` send responses, in each front end (0: eight over all front ends, at most
     four in each).
     ``max_tokens_per_response`` bounds the merging of deltas when a client or the send path lags
-    (0: no bound). ``drain_seconds`` is how long an unload waits for running requests; keep it
-    inside Triton's ``--exit-timeout-secs``. ``cancellation_check_seconds`` is how often live
-    requests are asked whether their client is gone. ``default_max_tokens`` applies to requests
-    without ``max_tokens`` (0: up to the model's context, as in ``vllm serve``).
+    (0: no bound). ``cancellation_check_seconds`` is how often live requests are asked whether their
+    client is gone. ``default_max_tokens`` applies to requests without ``max_tokens`` (0: the
+    model's own default, else up to its context, as in ``vllm serve``).
     """
 
     sender_threads: int = 0
     max_tokens_per_response: int = 0
-    drain_seconds: float = 20.0
     cancellation_check_seconds: float = 0.1
     default_max_tokens: int = 0
 
     LIMITS = {  # noqa: RUF012 (a class constant, and not a field: it has no annotation)
         "sender_threads": (0, 64),
         "max_tokens_per_response": (0, 1_000_000),
-        "drain_seconds": (0, 3600),
         "cancellation_check_seconds": (0.01, 60),
         "default_max_tokens": (0, 10_000_000),
     }
@@ -108,6 +105,12 @@ class ModelSettings:
         """
         directory = Path(args["model_repository"])
         config = json.loads(args["model_config"])
+        groups = config.get("instance_group", [])
+        if any(group.get("kind") == "KIND_GPU" for group in groups):
+            raise SettingsError(
+                f"{directory / 'config.pbtxt'}: instance_group has kind: KIND_GPU, allowed: "
+                "KIND_MODEL: the engine places the model, by tensor_parallel_size and its like"
+            )
         if not config.get("model_transaction_policy", {}).get("decoupled"):
             raise SettingsError(
                 f"{directory / 'config.pbtxt'}: model_transaction_policy {{ decoupled: true }} is "
@@ -123,7 +126,7 @@ class ModelSettings:
             directory=directory,
             engine_args=engine_args,
             serving=serving,
-            front_ends=max(1, sum(g.get("count", 1) for g in config.get("instance_group", []))),
+            front_ends=max(1, sum(group.get("count", 1) for group in groups)),
         )
 
 

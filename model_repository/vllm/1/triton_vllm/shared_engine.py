@@ -127,9 +127,10 @@ class Seat:
         """Give the seat back for ever; the last one to leave removes the folder."""
         with _locked(self._generation.parent):
             if self.is_leader:
-                (self._generation / "closing").touch()
+                self.announce_closing()
             self._held.close()  # which drops the lock
-            if not any(_is_held(s) for s in self._generation.glob("seat-*")):
+            others = set(self._generation.glob("seat-*")) - {Path(self._held.name)}
+            if not any(_is_held(seat) for seat in others):
                 shutil.rmtree(self._generation, ignore_errors=True)
 
     def announce_closing(self) -> None:
@@ -174,18 +175,18 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _is_held(seat: Path) -> bool:
-    """Return whether a living process other than this one holds the seat.
+    """Return whether a living process holds the seat.
 
     Never ask about one's own seat: closing the file here would drop the lock.
     """
-    with seat.open("r+", encoding="utf-8") as file:
-        if file.read() == str(os.getpid()):
-            return False
-        try:
+    try:
+        with seat.open("r+", encoding="utf-8") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+    except FileNotFoundError:  # somebody has just cleaned up
         return False
+    except OSError:
+        return True
+    return False
 
 
 def _is_inhabited(server: Path) -> bool:

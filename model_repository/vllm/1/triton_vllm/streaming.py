@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 from triton_vllm.errors import GenerationError, ServingError, one_line
 from triton_vllm.generation import Delta, GenerationRequest
-from triton_vllm.tensors import string_tensor
+from triton_vllm.tensors import NUM_OUTPUT_TOKENS, count_tensor, string_tensor
 
 Message = Delta | ServingError
+_LARGE = 16_384  # characters
 
 
 class Log(Protocol):
@@ -76,13 +77,19 @@ class ResponseStream:
         """Send one response; the last one with the FINAL flag."""
         if self._closed:
             return
-        final = isinstance(message, ServingError) or message.final
         response = self._response(message)
-        if final:
-            with self._closing:
-                self._closed = True
-        flags = self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
-        self._sender.send(response, flags)
+        if not isinstance(message, ServingError):
+            if not message.final:
+                self._sender.send(response, 0)
+                return
+            if sum(map(len, message.texts)) > _LARGE:
+                # A send with the FINAL flag that fails, for want of shared memory, can never be
+                # repeated: then the flag travels alone, and a failure can still be answered.
+                self._sender.send(response, 0)
+                response = None
+        with self._closing:
+            self._closed = True
+        self._sender.send(response, self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _response(self, message: Message) -> Any:
         if isinstance(message, ServingError):
@@ -96,8 +103,10 @@ class ResponseStream:
             texts = self._so_far.texts
         if prefix := self.request.prefix:
             texts = tuple(prefix + text for text in texts)
-        tensor = string_tensor(self._pb_utils, self.request.output_name, texts)
-        return self._pb_utils.InferenceResponse(output_tensors=[tensor])
+        tensors = [string_tensor(self._pb_utils, self.request.output_name, texts)]
+        if self.request.return_num_output_tokens:
+            tensors.append(count_tensor(self._pb_utils, NUM_OUTPUT_TOKENS, message.token_counts))
+        return self._pb_utils.InferenceResponse(output_tensors=tensors)
 
 
 class SenderPool:
@@ -132,10 +141,14 @@ class SenderPool:
         while True:
             items = [queue.get()]
             items += [queue.get() for _ in range(queue.qsize())]
-            stop = None in items
-            for stream, message in merge((i for i in items if i is not None), self._max_tokens):
+            messages = [item for item in items if item is not None]
+            try:
+                messages = merge(messages, self._max_tokens)
+            except Exception as error:
+                self._log.log_error(f"deltas not merged: {one_line(error)}")
+            for stream, message in messages:
                 self._deliver(stream, message)
-            if stop:
+            if None in items:
                 return
 
     def _deliver(self, stream: ResponseStream, message: Message) -> None:

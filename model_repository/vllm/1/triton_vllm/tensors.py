@@ -20,22 +20,37 @@ from triton_vllm.sampling import SamplingParser, load_json_object
 
 @dataclass(frozen=True, slots=True)
 class TensorNames:
-    """One set of tensor names. ``exclude_input`` is None where the set has no such input."""
+    """One set of tensor names. ``flags`` are the boolean inputs that only this set has."""
 
     prompt: str
     stream: str
     sampling_parameters: str
-    exclude_input: str | None
     output: str
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def inputs(self) -> set[str]:
+        """Every input of the set."""
+        return {self.prompt, self.stream, self.sampling_parameters, *self.flags}
 
 
+EXCLUDE_INPUT = "exclude_input_in_output"
+RETURN_NUM_OUTPUT_TOKENS = "return_num_output_tokens"
+NUM_OUTPUT_TOKENS = "num_output_tokens"
 BACKEND_NAMES = TensorNames(
-    "text_input", "stream", "sampling_parameters", "exclude_input_in_output", "text_output"
+    "text_input",
+    "stream",
+    "sampling_parameters",
+    "text_output",
+    frozenset({EXCLUDE_INPUT, RETURN_NUM_OUTPUT_TOKENS}),
 )
-TUTORIAL_NAMES = TensorNames("PROMPT", "STREAM", "SAMPLING_PARAMETERS", None, "TEXT")
+TUTORIAL_NAMES = TensorNames("PROMPT", "STREAM", "SAMPLING_PARAMETERS", "TEXT")
 
-# Request parameters that speak to Triton and not to the sampler.
-_TRITON_PARAMETERS = {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end"}
+# Request parameters that speak to Triton and not to the sampler, and headers without a hyphen that
+# --http-header-forward-pattern or --grpc-header-forward-pattern may put among them.
+_NOT_SAMPLING = {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end"}
+_NOT_SAMPLING |= {"traceparent", "tracestate", "baggage", "b3", "authorization", "cookie", "host"}
+_NOT_SAMPLING |= {"accept", "origin", "referer", "forwarded", "via", "connection"}
 
 
 def decode(request: Any, sampling: SamplingParser) -> GenerationRequest:
@@ -45,16 +60,15 @@ def decode(request: Any, sampling: SamplingParser) -> GenerationRequest:
     """
     inputs = {tensor.name(): tensor for tensor in request.inputs()}
     names = _names_used(inputs)
+    for name in inputs.keys() - names.inputs:
+        allowed = ", ".join(sorted(names.inputs))
+        raise RequestError(f"{name}: does not go with {names.prompt}, allowed: {allowed}")
     prompt = _string(inputs, names.prompt)
     stream = _boolean(inputs, names.stream, default=False)
     where, given = _sampling_parameters(request, inputs, names)
-    exclude = stream
-    if names.exclude_input is not None:
-        exclude = _boolean(inputs, names.exclude_input, default=stream)
-        if stream and not exclude:
-            raise RequestError(
-                f"{names.exclude_input}: must be true, or absent, when {names.stream} is true"
-            )
+    exclude = _boolean(inputs, EXCLUDE_INPUT, default=stream)
+    if stream and not exclude:
+        raise RequestError(f"{EXCLUDE_INPUT}: must be true, or absent, when {names.stream} is true")
     return GenerationRequest(
         request_id=f"{request.request_id() or 'request'}-{uuid.uuid4().hex[:8]}",
         prompt=prompt,
@@ -63,12 +77,18 @@ def decode(request: Any, sampling: SamplingParser) -> GenerationRequest:
         output_name=_output_name(request, names),
         echo_prompt=not exclude,
         text_from_start=names is TUTORIAL_NAMES,
+        return_num_output_tokens=_boolean(inputs, RETURN_NUM_OUTPUT_TOKENS, default=False),
     )
 
 
 def string_tensor(pb_utils: Any, name: str, texts: tuple[str, ...]) -> Any:
     """Return ``texts`` as a Triton tensor, TYPE_STRING of shape [len(texts)], in UTF-8."""
     return pb_utils.Tensor(name, np.array([t.encode() for t in texts], dtype=np.object_))
+
+
+def count_tensor(pb_utils: Any, name: str, counts: tuple[int, ...]) -> Any:
+    """Return ``counts`` as a Triton tensor, TYPE_UINT32 of shape [len(counts)]."""
+    return pb_utils.Tensor(name, np.array(counts, dtype=np.uint32))
 
 
 def _names_used(inputs: Mapping[str, Any]) -> TensorNames:
@@ -104,7 +124,7 @@ def _sampling_parameters(
     return "parameters", {
         key: value
         for key, value in parameters.items()
-        if key not in _TRITON_PARAMETERS and not key.startswith("triton_")
+        if key.lower() not in _NOT_SAMPLING and not key.startswith("triton_") and "-" not in key
     }
 
 

@@ -32,7 +32,6 @@ from triton_vllm.errors import (
     GenerationError,
     RequestError,
     ServingError,
-    SettingsError,
     UnavailableError,
     one_line,
 )
@@ -63,15 +62,7 @@ _LAUNCH_TAKES_COUNT = (
 
 
 def version() -> str:
-    """Return vLLM's version.
-
-    Raises SettingsError where ``import vllm`` found a folder of that name and not the package.
-    """
-    if not hasattr(vllm, "__version__"):
-        raise SettingsError(
-            f"import vllm found {list(getattr(vllm, '__path__', []))}, which is not vLLM: "
-            "the execution environment lacks the package"
-        )
+    """Return vLLM's version."""
     return str(vllm.__version__)
 
 
