@@ -43,6 +43,7 @@ main() {
         phase Triton scripts/get_triton.sh
         phase "execution environment" make_execution_env
         phase model scripts/get_smollm2.sh --with "$MODEL/vllm_env/bin/python"
+        phase demo demo
         phase "contract tests" contract_tests
         phase "end-to-end tests" end_to_end_tests
     fi
@@ -103,6 +104,21 @@ lint() {
 # As scripts/demo.sh makes it.
 make_execution_env() {
     ./gen_vllm_env.sh --device cpu --format dir --model-dir "$MODEL" --triton "$TRITON"
+}
+
+# The README's first command, on ports that are free.
+demo() {
+    local http grpc metrics
+    read -r http grpc metrics < <(python - <<'EOP'
+from tests.e2e.triton_server import free_ports
+
+print(*free_ports(3))
+EOP
+    )
+    scripts/demo.sh --http-port "$http" --grpc-port "$grpc" --metrics-port "$metrics" |
+        tee "$CACHE/last-demo.txt"
+    grep -q "^PASS: vLLM example" "$CACHE/last-demo.txt" || err "the demo did not print PASS"
+    grep -q "^The capital of France is Paris" "$CACHE/last-demo.txt" || err "the demo's answer is wrong"
 }
 
 # With the execution environment's Python, which gets pytest from a folder beside it.
