@@ -97,7 +97,7 @@ lint() {
     # Two runs: each folder named 1 holds a model.py, and mypy wants names to be unique.
     mypy client.py scripts/*.py tests --exclude '/echo_model/'
     mypy model_repository/vllm/1/model.py model_repository/vllm/1/triton_vllm
-    mapfile -t scripts < <(find . \( -path ./.cache -o -path ./.git \) -prune -o -name '*.sh' -print)
+    mapfile -t scripts < <(git ls-files '*.sh')
     shellcheck "${scripts[@]}" .ci/run
 }
 
