@@ -27,6 +27,7 @@ times=()
 main() {
     parse_flags "$@"
     need_python
+    need_cmd git
     python3 -c 'import ensurepip' 2>/dev/null || err "python3 has no venv: install python3-venv"
     cd "$ROOT"
     mkdir -p "$CACHE" 2>/dev/null || err "cannot write to $CACHE: set TRITON_VLLM_CACHE to a folder of yours"
