@@ -156,6 +156,27 @@ def test_three_sequences(triton: TritonServer) -> None:
     assert whole.outputs["text_output"] == tuple("".join(part) for part in parts)
 
 
+LONG = "=" * 20_000  # some 300 tokens, and more text than travels with the FINAL flag
+
+
+@pytest.mark.parametrize("prompt", ["text_input", "PROMPT"])
+def test_a_large_answer_is_one_response(triton: TritonServer, prompt: str) -> None:
+    """A long echoed prompt comes back whole, in one response and a bare FINAL flag after it."""
+    names = {"text_input": "sampling_parameters", "PROMPT": "SAMPLING_PARAMETERS"}
+    answer, end = ask(triton, {prompt: LONG, names[prompt]: sampling(max_tokens=2)})
+    ((text,),) = answer.outputs.values()
+    assert text.startswith(LONG)
+    assert (False, True, {}) == (answer.final, end.final, end.outputs)
+
+
+def test_a_large_answer_over_http(triton: TritonServer) -> None:
+    """The generate endpoint, which takes exactly one response, gets it."""
+    body = {"text_input": LONG, "parameters": {"max_tokens": 2, "temperature": 0}}
+    status, answer = triton.post("v2/models/vllm/generate", body)
+    assert 200 == status, answer
+    assert json.loads(answer)["text_output"].startswith(LONG)
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_token_counts(triton: TritonServer, stream: bool) -> None:
     """num_output_tokens counts each response's tokens, sequence by sequence."""

@@ -97,6 +97,15 @@ def test_a_large_last_response_sends_its_flag_apart() -> None:
     assert [Sent((text,)), Sent((), True, output="")] == actual
 
 
+def test_a_large_echoed_prompt_makes_a_response_large() -> None:
+    """What counts is what is sent, and not only the generated text."""
+    prompt = "p" * 20_000
+    actual = deliver(
+        FakeSender(), Delta((" a",), (1,), final=True), prompt=prompt, echo_prompt=True
+    )
+    assert [Sent((prompt + " a",)), Sent((), True, output="")] == actual
+
+
 def test_an_undecoded_request_can_fail() -> None:
     """A request that could not be decoded still gets its error and its FINAL flag."""
     sender = FakeSender()

@@ -14,9 +14,9 @@ def prepare_process() -> None:
     # The embedded interpreter starts in the C locale, where open() decodes ASCII only and the
     # import of torch fails on its own sources.
     locale.setlocale(locale.LC_ALL, "C.UTF-8")
-    # As `vllm serve` does. A forked engine core would run on the stub's libpython, which may be a
-    # slower build than the environment's own bin/python, and the engine core's one thread is what
-    # bounds small models.
+    # As `vllm serve` does. A forked engine core, a copy of the stub, was a fifth slower than one
+    # that the environment's own bin/python runs (docs/architecture.md), and the engine core's one
+    # thread is what bounds small models.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     # multiprocessing runs the main module's file in each child that it spawns; the embedded
     # interpreter has no such file, so there is room for ours.
