@@ -256,16 +256,7 @@ make_checkpoint() {
 }
 
 serve_and_ask() {
-    cat >"$STATE/vllm_engine_args.json" <<'EOA'
-{
-  "model": "/checkpoint",
-  "dtype": "bfloat16",
-  "max_model_len": 1024,
-  "max_num_seqs": 16,
-  "kv_cache_memory_bytes": 268435456,
-  "enforce_eager": true
-}
-EOA
+    small_engine_args /checkpoint >"$STATE/vllm_engine_args.json"
     container="$(cat "$STATE/container")"
     image_config >"$STATE/config"
     export container STATE CHECKPOINT SHM_SIZE START_SECONDS STOP_SECONDS TRITON_URL

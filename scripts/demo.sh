@@ -121,17 +121,7 @@ fill_repository() {
     mkdir -p "$MODEL"
     rm -rf "$MODEL/1"
     cp -R "$ROOT/model_repository/vllm/1" "$ROOT/model_repository/vllm/config.pbtxt" "$MODEL/"
-    # A small KV cache of a fixed size and eager mode save vLLM its warm-up.
-    cat >"$MODEL/vllm_engine_args.json" <<EOA
-{
-  "model": "$CHECKPOINT",
-  "dtype": "bfloat16",
-  "max_model_len": 1024,
-  "max_num_seqs": 16,
-  "kv_cache_memory_bytes": 268435456,
-  "enforce_eager": true
-}
-EOA
+    small_engine_args "$CHECKPOINT" >"$MODEL/vllm_engine_args.json"
 }
 
 make_client() {

@@ -45,3 +45,18 @@ unpack_wheel() {
     said="$(python3 -m zipfile -e "$1"/*.whl "$1/wheel" 2>&1)" ||
         err "cannot unpack $(basename "$1"/*.whl) (${said##*$'\n'}): check the free space, then run this again"
 }
+
+# small_engine_args CHECKPOINT: a vllm_engine_args.json for a small model on a few cores.
+# A small KV cache of a fixed size and eager mode save vLLM its warm-up.
+small_engine_args() {
+    cat <<EOA
+{
+  "model": "$1",
+  "dtype": "bfloat16",
+  "max_model_len": 1024,
+  "max_num_seqs": 16,
+  "kv_cache_memory_bytes": 268435456,
+  "enforce_eager": true
+}
+EOA
+}
