@@ -1,0 +1,67 @@
+"""Keeps the engine core's CPUs to itself.
+
+The engine core is one thread that is never idle under load, and with a small model it bounds
+everything. On CPUs that the front ends leave alone it does more steps a second (figures in
+docs/architecture.md). A process inherits the CPUs of the thread that starts it: so no process is
+touched but our own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from triton_vllm.errors import SettingsError
+
+
+def parse_cpus(text: str, where: str) -> frozenset[int]:
+    """Return the CPUs of a Linux CPU list such as ``"0-1,16"``; none for an empty one.
+
+    Raises SettingsError unless this process may use them all, and at least one more.
+    """
+    cpus: set[int] = set()
+    for part in filter(None, text.replace(" ", "").split(",")):
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+            raise SettingsError(f'{where}: must be a list of CPUs such as "0-1,16", got "{text}"')
+        cpus.update(range(int(first), min(int(last), 1 << 16) + 1))
+    allowed = os.sched_getaffinity(0)
+    if cpus - allowed or (cpus and not allowed - cpus):
+        raise SettingsError(
+            f"{where}: must be among the CPUs of this process ({as_list(allowed)}), and leave some "
+            f'to the front ends, got "{text}"'
+        )
+    return frozenset(cpus)
+
+
+def as_list(cpus: set[int] | frozenset[int]) -> str:
+    """Return CPUs as a Linux CPU list: the inverse of ``parse_cpus``."""
+    runs: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if runs and runs[-1][-1] == cpu - 1:
+            runs[-1][1:] = [cpu]
+        else:
+            runs.append([cpu])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+@contextlib.contextmanager
+def engine_on(cpus: frozenset[int]) -> Iterator[None]:
+    """Give ``cpus`` to the processes that this thread starts meanwhile, the others to this process.
+
+    Without ``cpus`` everything runs everywhere, as Linux likes.
+    """
+    if not cpus:
+        yield
+        return
+    others = os.sched_getaffinity(0) - cpus
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        for thread in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.sched_setaffinity(int(thread.name), others)

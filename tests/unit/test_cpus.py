@@ -1,0 +1,95 @@
+"""The engine's CPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from triton_vllm import cpus
+from triton_vllm.cpus import as_list, engine_on, parse_cpus
+from triton_vllm.errors import SettingsError
+
+WHERE = "args.json: serving.engine_cpus"
+
+
+@pytest.fixture
+def sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda pid: set(range(16)))
+
+
+@pytest.mark.usefixtures("sixteen_cpus")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", set()), ("3", {3}), ("0-1", {0, 1}), ("0-1, 8 ,10-12", {0, 1, 8, 10, 11, 12})],
+)
+def test_a_cpu_list_is_read_as_linux_writes_it(text: str, expected: set[int]):
+    """Ranges, commas and spaces; nothing means no choice."""
+    assert expected == parse_cpus(text, WHERE)
+
+
+@pytest.mark.usefixtures("sixteen_cpus")
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a", "must be a list of CPUs"),
+        ("1-", "must be a list of CPUs"),
+        ("3-1", "must be a list of CPUs"),
+        ("-1", "must be a list of CPUs"),
+        ("16", r"among the CPUs of this process \(0-15\)"),
+        ("0-99999999999", "among the CPUs"),
+        ("0-15", "leave some to the front ends"),
+    ],
+)
+def test_a_wrong_cpu_list_is_refused(text: str, complaint: str):
+    """The error says where it stands, what came and what is allowed."""
+    with pytest.raises(SettingsError, match=f"^{WHERE}.*{complaint}"):
+        parse_cpus(text, WHERE)
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_a_written_list_reads_back(chosen: set[int]):
+    """``as_list`` writes what Linux would: every CPU once, runs as ranges."""
+    read: set[int] = set()
+    for part in filter(None, as_list(chosen).split(",")):
+        first, _, last = part.partition("-")
+        read.update(range(int(first), int(last or first) + 1))
+    assert chosen == read
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_children_get_the_cpus_and_this_process_the_others():
+    """A process started inside runs on the engine's CPUs; all threads here leave them."""
+    before = os.sched_getaffinity(0)
+    chosen = frozenset({min(before)})
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        with engine_on(chosen):
+            code = "import os; print(sorted(os.sched_getaffinity(0)))"
+            child = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            )
+        assert str(sorted(chosen)) == child.stdout.strip()
+        for tid in (threading.get_native_id(), thread.native_id):
+            assert before - chosen == os.sched_getaffinity(tid or 0)
+    finally:
+        ended.set()
+        thread.join()
+        for task in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(task.name), before)
+
+
+def test_no_cpus_change_nothing():
+    """An empty set leaves every thread where it may run now."""
+    before = os.sched_getaffinity(0)
+    with engine_on(frozenset()):
+        assert before == os.sched_getaffinity(0)
+    assert before == os.sched_getaffinity(0)
