@@ -71,10 +71,15 @@ def add_model(repository: Path, name: str = "vllm", *, engine_args: str | None =
 class TritonServer:
     """A tritonserver of our own on loopback, in explicit model control mode."""
 
-    def __init__(self, repository: Path, name: str, *models: str) -> None:
-        """Start and wait until ``models`` are ready. Raises with the log's tail if they do not."""
+    def __init__(
+        self, repository: Path, name: str, *models: str, options: tuple[str, ...] = ()
+    ) -> None:
+        """Start and wait until ``models`` are ready. Raises with the log's tail if they do not.
+
+        ``options`` are further ones of tritonserver.
+        """
         self.repository = repository
-        self.http_port, self.grpc_port = free_ports(2)
+        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self._shm_prefix = f"triton_vllm_test_{os.getpid()}_{self.http_port}_"
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.log"
@@ -88,10 +93,12 @@ class TritonServer:
             f"--grpc-port={self.grpc_port}",
             "--http-address=127.0.0.1",
             "--grpc-address=127.0.0.1",
-            "--allow-metrics=false",
+            f"--metrics-port={self.metrics_port}",
+            "--metrics-address=127.0.0.1",
             "--log-info=true",
             f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            *options,
         ]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         with self.log.open("wb") as log:
@@ -139,6 +146,12 @@ class TritonServer:
         """GET a path of the HTTP port."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/{path}", timeout=5) as r:
             return bytes(r.read())
+
+    def metrics(self) -> str:
+        """Return what a Prometheus server would scrape."""
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return str(response.read().decode())
 
     def post(self, path: str, body: Mapping[str, Any], seconds: float = 60) -> tuple[int, str]:
         """POST a JSON object; return the status and the whole body."""
@@ -219,9 +232,11 @@ class TritonServer:
 
 
 @contextlib.contextmanager
-def running(repository: Path, name: str, *models: str) -> Iterator[TritonServer]:
+def running(
+    repository: Path, name: str, *models: str, options: tuple[str, ...] = ()
+) -> Iterator[TritonServer]:
     """Run a server; whatever happens, end it."""
-    server = TritonServer(repository, name, *models)
+    server = TritonServer(repository, name, *models, options=options)
     try:
         yield server
     except BaseException:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_vllm import cpus
 from triton_vllm.cpus import as_list, engine_on, parse_cpus
 from triton_vllm.errors import SettingsError
 
@@ -21,7 +20,7 @@ WHERE = "args.json: serving.engine_cpus"
 
 @pytest.fixture
 def sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
 
 
 @pytest.mark.usefixtures("sixteen_cpus")
@@ -29,7 +28,7 @@ def sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "expected"),
     [("", set()), ("3", {3}), ("0-1", {0, 1}), ("0-1, 8 ,10-12", {0, 1, 8, 10, 11, 12})],
 )
-def test_a_cpu_list_is_read_as_linux_writes_it(text: str, expected: set[int]):
+def test_a_cpu_list_is_read_as_linux_writes_it(text: str, expected: set[int]) -> None:
     """Ranges, commas and spaces; nothing means no choice."""
     assert expected == parse_cpus(text, WHERE)
 
@@ -47,14 +46,14 @@ def test_a_cpu_list_is_read_as_linux_writes_it(text: str, expected: set[int]):
         ("0-15", "leave some to the front ends"),
     ],
 )
-def test_a_wrong_cpu_list_is_refused(text: str, complaint: str):
+def test_a_wrong_cpu_list_is_refused(text: str, complaint: str) -> None:
     """The error says where it stands, what came and what is allowed."""
     with pytest.raises(SettingsError, match=f"^{WHERE}.*{complaint}"):
         parse_cpus(text, WHERE)
 
 
 @given(st.sets(st.integers(0, 300)))
-def test_a_written_list_reads_back(chosen: set[int]):
+def test_a_written_list_reads_back(chosen: set[int]) -> None:
     """``as_list`` writes what Linux would: every CPU once, runs as ranges."""
     read: set[int] = set()
     for part in filter(None, as_list(chosen).split(",")):
@@ -64,7 +63,7 @@ def test_a_written_list_reads_back(chosen: set[int]):
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
-def test_children_get_the_cpus_and_this_process_the_others():
+def test_children_get_the_cpus_and_this_process_the_others() -> None:
     """A process started inside runs on the engine's CPUs; all threads here leave them."""
     before = os.sched_getaffinity(0)
     chosen = frozenset({min(before)})
@@ -87,7 +86,7 @@ def test_children_get_the_cpus_and_this_process_the_others():
             os.sched_setaffinity(int(task.name), before)
 
 
-def test_no_cpus_change_nothing():
+def test_no_cpus_change_nothing() -> None:
     """An empty set leaves every thread where it may run now."""
     before = os.sched_getaffinity(0)
     with engine_on(frozenset()):

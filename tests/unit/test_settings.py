@@ -86,6 +86,42 @@ def test_an_instance_for_each_gpu_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, True),
+        ({"REPORT_CUSTOM_METRICS": {"string_value": "yes"}}, True),
+        ({"REPORT_CUSTOM_METRICS": {"string_value": "True"}}, True),
+        ({"REPORT_CUSTOM_METRICS": {"string_value": "false"}}, False),
+        ({"REPORT_CUSTOM_METRICS": {"string_value": " No "}}, False),
+    ],
+    ids=["absent", "yes", "true", "false", "no"],
+)
+def test_metrics_are_reported_unless_the_configuration_says_no(
+    tmp_path: Path, parameters: dict[str, Any], expected: bool
+) -> None:
+    """The parameter of Triton's own vLLM backend turns metrics off; absent, they are on."""
+    write(tmp_path, '{"model": "m"}')
+    args = triton_args(tmp_path, {**DECOUPLED, "parameters": parameters})
+    assert expected == ModelSettings.from_triton(args).report_metrics
+
+
+def test_a_metrics_parameter_that_is_no_boolean_is_refused(tmp_path: Path) -> None:
+    """The line names the file, the parameter and what came."""
+    write(tmp_path, '{"model": "m"}')
+    parameters = {"REPORT_CUSTOM_METRICS": {"string_value": "some"}}
+    args = triton_args(tmp_path, {**DECOUPLED, "parameters": parameters})
+    with pytest.raises(SettingsError, match=r'config.pbtxt: .*_METRICS must be .*, got "some"'):
+        ModelSettings.from_triton(args)
+
+
+def test_engine_cpus_must_be_a_string(tmp_path: Path) -> None:
+    """A CPU list is a string, also when it is one number."""
+    write(tmp_path, '{"model": "m", "serving": {"engine_cpus": 1}}')
+    with pytest.raises(SettingsError, match=r'"serving.engine_cpus" must be a string, got 1'):
+        ModelSettings.from_triton(triton_args(tmp_path))
+
+
+@pytest.mark.parametrize(
     "config",
     [{}, {"model_transaction_policy": {}}, {"model_transaction_policy": {"decoupled": False}}],
     ids=["no policy", "empty policy", "not decoupled"],

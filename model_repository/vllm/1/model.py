@@ -16,6 +16,7 @@ from triton_vllm.cancellation import CancellationWatcher
 from triton_vllm.engine import Engine, delta_of
 from triton_vllm.errors import GenerationError, SettingsError, one_line
 from triton_vllm.generation import GenerationRequest
+from triton_vllm.metrics import export_metrics
 from triton_vllm.process import prepare_process
 from triton_vllm.settings import ModelSettings
 from triton_vllm.streaming import ResponseStream, SenderPool
@@ -40,6 +41,8 @@ class TritonPythonModel:
         self._cancellations = CancellationWatcher(
             serving.cancellation_check_seconds, pb_utils.Logger
         )
+
+        self._metrics = export_metrics(pb_utils, settings, self._engine, self._responses.traffic)
 
     def execute(self, requests: list[Any]) -> None:
         """Accept requests and return at once; the responses follow on their own."""
@@ -68,6 +71,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Unload: end the engine, send what is left to send, stop the threads."""
+        self._metrics.stop()
         self._engine.shutdown()
         self._cancellations.stop()
         self._responses.stop(timeout=5.0)

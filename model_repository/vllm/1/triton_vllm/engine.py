@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import time
 import traceback
 from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from triton_vllm.cpus import engine_on, parse_cpus
 from triton_vllm.engine_args import parse_engine_args
 from triton_vllm.errors import (
     CancelledError,
+    EngineDownError,
     GenerationError,
     ServingError,
     SettingsError,
@@ -20,10 +23,11 @@ from triton_vllm.errors import (
     one_line,
 )
 from triton_vllm.event_loop import EventLoopThread
+from triton_vllm.front_end_metrics import LoopLag, server_reports_metrics
 from triton_vllm.generation import Delta, GenerationRequest
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.settings import ModelSettings
-from triton_vllm.shared_engine import Seat, meeting_place
+from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
 from triton_vllm.streaming import Log
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ class Engine:
     """One vLLM engine, seen from one front end.
 
     Coroutines run in the engine's event loop; the other methods may be called by any thread.
+    ``seat`` is the place among the front ends, ``lag`` the event loop's.
     """
 
     def __init__(self, settings: ModelSettings, log: Log) -> None:
@@ -48,6 +53,7 @@ class Engine:
         self._settings = settings
         self._stop_reason: ServingError | None = None
         self._cleanup = contextlib.ExitStack()
+        self.lag = LoopLag()
         where = str(settings.engine_args_path)
         try:
             self._set_up(where)
@@ -62,13 +68,17 @@ class Engine:
 
     def _set_up(self, where: str) -> None:
         since = time.monotonic()
+        engine_cpus = parse_cpus(
+            self._settings.serving.engine_cpus, f'{where}: "serving.engine_cpus"'
+        )
+        self.seat = self._take_seat()
         try:
             from triton_vllm import vllm_api
         except ImportError as error:
             raise unusable_vllm(error) from error
         self._vllm = vllm_api
         since = self._log_phase(f"vLLM {self._vllm.version()} imported", since)
-        args, seat = self._read_engine_args(where)
+        args = self._read_engine_args(where)
         try:
             config = self._vllm.create_config(args)
         except Exception as error:
@@ -79,33 +89,50 @@ class Engine:
         since = self._log_phase(f"configuration of {args.model} resolved", since)
         self._loop = EventLoopThread("engine")
         self._cleanup.callback(self._loop.stop)
-        self._loop.call(self._start(args, config, seat))
+        self._loop.call(self._start(args, config, engine_cpus))
         self._log_phase("engine started", since)
 
-    def _read_engine_args(self, where: str) -> tuple[vllm_api.AsyncEngineArgs, Seat | None]:
-        """Parse the engine arguments; take a seat where several front ends share the engine."""
+    def _take_seat(self) -> Seat | NoSeat:
+        """Take a seat where several front ends share the engine."""
+        settings = self._settings
+        if settings.front_ends == 1:
+            return NoSeat()
+        seat = Seat.take(meeting_place(settings.name, settings.version), settings.front_ends)
+        self._cleanup.callback(seat.leave)
+        # As `vllm serve` with several API servers: the front ends count into files of one folder,
+        # from which the leader reads the sum. prometheus_client looks at this when it is imported.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(seat.metrics_directory)
+        return seat
+
+    def _read_engine_args(self, where: str) -> vllm_api.AsyncEngineArgs:
+        """Parse the engine arguments, as they concern this front end."""
         settings = self._settings
         args = parse_engine_args(settings.engine_args, where, self._log.log_warn)
+        self.reports_metrics = (
+            settings.report_metrics and not args.disable_log_stats and server_reports_metrics()
+        )
         if settings.front_ends == 1:
-            return args, None
+            return args
         if getattr(args, "mm_tensor_ipc", None) == "torch_shm":
             raise SettingsError(
                 f'{where}: "mm_tensor_ipc": "torch_shm" needs one front end, and config.pbtxt has '
                 f"instance_group count {settings.front_ends}"
             )
-        seat = Seat.take(meeting_place(settings.name, settings.version), settings.front_ends)
-        self._cleanup.callback(seat.leave)
-        args = self._vllm.as_front_end(args, seat.index, seat.count)
         # vLLM logs no statistics when several front ends share an engine, as none of them sees the
-        # whole; then do not pay for collecting them.
-        args.disable_log_stats = True
-        return args, seat
+        # whole; so do not pay for collecting them, unless they are exported.
+        args.disable_log_stats = not self.reports_metrics
+        return self._vllm.as_front_end(args, self.seat.index, self.seat.count)
 
-    async def _start(self, args: vllm_api.AsyncEngineArgs, config: Any, seat: Seat | None) -> None:
+    async def _start(
+        self, args: vllm_api.AsyncEngineArgs, config: Any, engine_cpus: frozenset[int]
+    ) -> None:
         """Start the engine, or join the one that another front end has started."""
-        front_end = {} if seat is None else self._join(seat, args)
-        self._llm = self._vllm.create_engine(args, config, **front_end)
+        with engine_on(engine_cpus):
+            front_end = self._join(self.seat, args) if isinstance(self.seat, Seat) else {}
+            self._llm = self._vllm.create_engine(args, config, **front_end)
         self._cleanup.callback(lambda: self._loop.call(self._stop_front_end()))
+        if self.reports_metrics:
+            self._loop.spawn_background(self.lag.measure())
         if not args.disable_log_stats:
             self._loop.spawn_background(self._log_stats())
         # What lives now lives for ever: keep the collector from walking it during decoding.
@@ -142,7 +169,7 @@ class Engine:
         """End all requests: a process of the shared engine has exited. Event loop only."""
         if self._stop_reason is not None or seat.is_closing:
             return
-        self._stop_reason = UnavailableError(f"the engine died (process {pid})")
+        self._stop_reason = EngineDownError(f"the engine died (process {pid})")
         self._log.log_error(f"{self._settings.name}: {self._stop_reason}")
         self._loop.cancel_requests()
 
@@ -150,6 +177,15 @@ class Engine:
         while True:
             await asyncio.sleep(_LOG_STATS_SECONDS)
             await self._llm.do_log_stats()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the engine serves."""
+        return self._stop_reason is None
+
+    def vllm_metrics(self) -> vllm_api.Metrics:
+        """Return vLLM's own metrics, of all front ends."""
+        return self._vllm.Metrics()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start a request's coroutine in the engine's event loop."""

@@ -3,6 +3,7 @@
 ServingError
 ├── RequestError       the client sent something wrong          INVALID_ARG
 ├── UnavailableError   the engine cannot take or finish it now  UNAVAILABLE
+│   └── EngineDownError    because it died                      UNAVAILABLE
 ├── CancelledError     the client cancelled or went away        CANCELLED
 ├── GenerationError    the engine failed on this request        INTERNAL
 └── SettingsError      the operator's files are wrong           (the load fails)
@@ -15,27 +16,40 @@ from collections.abc import Iterable
 
 
 class ServingError(Exception):
-    """An expected failure; its text is written for the person who reads it."""
+    """An expected failure; its text is written for the person who reads it.
+
+    ``status`` is Triton's, ``outcome`` what the request counts as in the metrics.
+    """
 
     status = "INTERNAL"
+    outcome = "engine_error"
 
 
 class RequestError(ServingError):
     """A request that cannot be served as it was sent. Says what, what came, what is allowed."""
 
     status = "INVALID_ARG"
+    outcome = "client_error"
 
 
 class UnavailableError(ServingError):
     """The engine is down, shutting down or full. The same request may succeed later."""
 
     status = "UNAVAILABLE"
+    outcome = "refused"
+
+
+class EngineDownError(UnavailableError):
+    """The engine died, before or while it worked on the request."""
+
+    outcome = "engine_error"
 
 
 class CancelledError(ServingError):
     """The client cancelled the request or disappeared."""
 
     status = "CANCELLED"
+    outcome = "cancelled"
 
 
 class GenerationError(ServingError):

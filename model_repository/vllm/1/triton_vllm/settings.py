@@ -16,6 +16,7 @@ from triton_vllm.errors import SettingsError, did_you_mean
 
 ENGINE_ARGS_FILE = "vllm_engine_args.json"
 SERVING_KEY = "serving"
+METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +29,23 @@ class ServingSettings:
     (0: no bound). ``cancellation_check_seconds`` is how often live requests are asked whether their
     client is gone. ``default_max_tokens`` applies to requests without ``max_tokens`` (0: the
     model's own default, else up to its context, as in ``vllm serve``).
+    ``metrics_period_seconds`` is how often metrics are passed on to Triton. ``engine_cpus`` is a
+    Linux CPU list, such as "0-1", that the engine core has to itself (empty: no choice is made).
     """
 
     sender_threads: int = 0
     max_tokens_per_response: int = 0
     cancellation_check_seconds: float = 0.1
     default_max_tokens: int = 0
+    metrics_period_seconds: float = 1.0
+    engine_cpus: str = ""
 
     LIMITS = {  # noqa: RUF012 (a class constant, and not a field: it has no annotation)
         "sender_threads": (0, 64),
         "max_tokens_per_response": (0, 1_000_000),
         "cancellation_check_seconds": (0.01, 60),
         "default_max_tokens": (0, 10_000_000),
+        "metrics_period_seconds": (0.1, 60),
     }
 
     @classmethod
@@ -57,6 +63,12 @@ class ServingSettings:
                     f'{where}: "{SERVING_KEY}" has the unknown key "{key}"'
                     + (did_you_mean(key, types) or f", allowed: {', '.join(types)}")
                 )
+            if types[key] is str:
+                if not isinstance(value, str):
+                    raise SettingsError(
+                        f'{where}: "{SERVING_KEY}.{key}" must be a string, got {value!r}'
+                    )
+                continue
             low, high = cls.LIMITS[key]
             allowed = (int, float) if types[key] is float else (int,)
             fits = isinstance(value, allowed) and not isinstance(value, bool)
@@ -73,7 +85,8 @@ class ModelSettings:
     """Everything that ``initialize`` needs to know.
 
     ``engine_args`` is as written in the file; ``front_ends`` is the sum of the instance groups'
-    counts, that is how many processes share the one engine.
+    counts, that is how many processes share the one engine. ``report_metrics`` is false where
+    config.pbtxt has the parameter REPORT_CUSTOM_METRICS, with "false".
     """
 
     name: str
@@ -82,6 +95,7 @@ class ModelSettings:
     engine_args: Mapping[str, Any]
     serving: ServingSettings = field(default_factory=ServingSettings)
     front_ends: int = 1
+    report_metrics: bool = True
 
     @property
     def sender_threads(self) -> int:
@@ -127,7 +141,19 @@ class ModelSettings:
             engine_args=engine_args,
             serving=serving,
             front_ends=max(1, sum(group.get("count", 1) for group in groups)),
+            report_metrics=_report_metrics(config, directory / "config.pbtxt"),
         )
+
+
+def _report_metrics(config: Mapping[str, Any], where: Path) -> bool:
+    """Return the parameter that Triton's own vLLM backend knows, too; here the default is true."""
+    given = config.get("parameters", {}).get(METRICS_PARAMETER, {}).get("string_value", "true")
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if given.strip().lower() not in words:
+        raise SettingsError(
+            f'{where}: parameter {METRICS_PARAMETER} must be "true" or "false", got "{given}"'
+        )
+    return words[given.strip().lower()]
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ core and publishes its addresses there; the others wait for them and join.
         ├── seat-0       locked by the leader as long as it lives
         ├── seat-1 …     locked by the others
         ├── engine.json  the addresses and process ids, published by the leader
+        ├── metrics/     what each front end counts, in prometheus_client's files
         └── closing      the leader is ending the engine on purpose
 
 What keeps generations apart: a seat is never taken twice, and a generation that anybody has left,
@@ -50,6 +51,18 @@ class EngineAddresses:
     processes: list[int]
 
 
+class NoSeat:
+    """The place of a front end that has an engine of its own."""
+
+    index = 0
+    count = 1
+    is_leader = True
+
+    def occupied(self) -> int:
+        """Return how many front ends live."""
+        return 1
+
+
 class Seat:
     """One front end's place among those that share an engine."""
 
@@ -77,7 +90,7 @@ class Seat:
                 ):
                     return cls._sit(path, len(seats), count)
             path = directory / f"{max(numbers)}-of-{count}"
-            path.mkdir()
+            (path / "metrics").mkdir(parents=True)
             return cls._sit(path, 0, count)
 
     @classmethod
@@ -97,6 +110,16 @@ class Seat:
     def is_closing(self) -> bool:
         """Whether the leader is ending the engine on purpose."""
         return (self._generation / "closing").exists()
+
+    @property
+    def metrics_directory(self) -> Path:
+        """Where all front ends of this engine count."""
+        return self._generation / "metrics"
+
+    def occupied(self) -> int:
+        """Return how many front ends live."""
+        own = Path(self._held.name)
+        return 1 + sum(_is_held(s) for s in self._generation.glob("seat-*") if s != own)
 
     def leader_pid(self) -> int:
         """Return the process id of the leader."""

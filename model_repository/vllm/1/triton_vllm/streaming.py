@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 from triton_vllm.errors import GenerationError, ServingError, one_line
+from triton_vllm.front_end_metrics import Traffic
 from triton_vllm.generation import Delta, GenerationRequest
 from triton_vllm.tensors import NUM_OUTPUT_TOKENS, count_tensor, string_tensor
 
@@ -73,10 +75,11 @@ class ResponseStream:
         with self._closing:
             return not self._closed and bool(self._sender.is_cancelled())
 
-    def deliver(self, message: Message) -> None:
-        """Send one response; the last one with the FINAL flag."""
+    def deliver(self, message: Message) -> int:
+        """Send a message, the last one with the FINAL flag. Returns the number of responses."""
         if self._closed:
-            return
+            return 0
+        sent = 1
         if isinstance(message, ServingError):
             response = self._error(message)
         else:
@@ -86,12 +89,14 @@ class ResponseStream:
             # repeated: after a large text the flag travels alone, and a failure is still answered.
             if not message.final or sum(map(len, texts)) > _LARGE:
                 self._sender.send(response, 0)
+                if not message.final:
+                    return sent
                 response = None
-            if not message.final:
-                return
+                sent = 2
         with self._closing:
             self._closed = True
         self._sender.send(response, self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return sent
 
     def _error(self, error: ServingError) -> Any:
         code = getattr(self._pb_utils.TritonError, error.status)
@@ -115,7 +120,10 @@ class ResponseStream:
 
 
 class SenderPool:
-    """The sender threads of one front end."""
+    """The sender threads of one front end.
+
+    ``traffic`` holds what each of them has sent.
+    """
 
     def __init__(self, pb_utils: Any, threads: int, max_tokens_per_response: int, log: Log) -> None:
         """Start ``threads`` threads. ``max_tokens_per_response`` bounds merging; 0: no bound."""
@@ -124,9 +132,10 @@ class SenderPool:
         self._max_tokens = max_tokens_per_response or None
         self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads)]
         self._next_queue = itertools.cycle(self._queues)
+        self.traffic = [Traffic() for _ in self._queues]
         self._threads = [
-            threading.Thread(target=self._run, args=(q,), name=f"sender-{i}", daemon=True)
-            for i, q in enumerate(self._queues)
+            threading.Thread(target=self._run, args=(q, t), name=f"sender-{i}", daemon=True)
+            for i, (q, t) in enumerate(zip(self._queues, self.traffic, strict=True))
         ]
         for thread in self._threads:
             thread.start()
@@ -142,28 +151,38 @@ class SenderPool:
         for thread in self._threads:
             thread.join(timeout / len(self._threads))
 
-    def _run(self, queue: SimpleQueue[Any]) -> None:
+    def _run(self, queue: SimpleQueue[Any], traffic: Traffic) -> None:
         while True:
             items = [queue.get()]
             items += [queue.get() for _ in range(queue.qsize())]
             messages = [item for item in items if item is not None]
+            came = len(messages)
             try:
                 messages = merge(messages, self._max_tokens)
             except Exception as error:
                 self._log.log_error(f"deltas not merged: {one_line(error)}")
+            traffic.merged_deltas += came - len(messages)
+            since = time.perf_counter()
             for stream, message in messages:
-                self._deliver(stream, message)
+                self._deliver(stream, message, traffic)
+            traffic.seconds += time.perf_counter() - since
             if None in items:
                 return
 
-    def _deliver(self, stream: ResponseStream, message: Message) -> None:
+    def _deliver(self, stream: ResponseStream, message: Message, traffic: Traffic) -> None:
         try:
-            stream.deliver(message)
+            sent = stream.deliver(message)
         except Exception as error:
             request_id = stream.request.request_id if stream.request else "(undecoded)"
             self._log.log_error(f"{request_id}: response not sent: {one_line(error)}")
             if not isinstance(message, ServingError):
-                self._deliver(stream, GenerationError(f"response not sent: {one_line(error)}"))
+                error = GenerationError(f"response not sent: {one_line(error)}")
+                self._deliver(stream, error, traffic)
+        else:
+            traffic.responses += sent
+            if sent and (isinstance(message, ServingError) or message.final):
+                outcome = message.outcome if isinstance(message, ServingError) else "ok"
+                traffic.outcomes[outcome] += 1
 
 
 def merge(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import typing
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
@@ -27,8 +27,10 @@ from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor import Executor
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from triton_vllm.errors import (
+    EngineDownError,
     GenerationError,
     RequestError,
     ServingError,
@@ -182,6 +184,16 @@ def default_sampling_params(config: Any) -> Mapping[str, Any]:
     return typing.cast(Mapping[str, Any], config.model_config.get_diff_sampling_param())
 
 
+class Metrics:
+    """vLLM's own metrics, of all front ends where there are several."""
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the families that vLLM exports."""
+        for family in get_prometheus_registry().collect():
+            if family.name.startswith("vllm:"):
+                yield family
+
+
 async def tokenize(llm: AsyncLLM, prompt: str) -> Any:
     """Turn a text prompt into an engine input through vLLM's renderer.
 
@@ -213,7 +225,7 @@ def explain(error: Exception) -> ServingError:
     if isinstance(error, ServingError):
         return error
     if isinstance(error, EngineDeadError):
-        return UnavailableError(f"the engine died: {one_line(error)}")
+        return EngineDownError(f"the engine died: {one_line(error)}")
     if isinstance(error, _TRY_LATER_ERRORS):
         return UnavailableError(one_line(error))
     if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):

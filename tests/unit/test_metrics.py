@@ -1,0 +1,263 @@
+"""The export of Prometheus metrics to Triton, and what a front end counts of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from tests.unit.fakes import FakeLog
+from triton_vllm import front_end_metrics
+from triton_vllm.front_end_metrics import (
+    OUTCOMES,
+    FrontEndMetrics,
+    LoopLag,
+    Traffic,
+    server_reports_metrics,
+)
+from triton_vllm.metrics import MetricsExport
+
+PERIOD = 0.01
+
+
+class FakeMetric:
+    """``pb_utils.Metric``: its value, and the threads that touched it."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.labels = labels
+        self.value = 0.0
+        self.threads: set[str] = set()
+        self.calls = 0
+
+    def increment(self, value: float) -> None:
+        assert value > 0, "Triton refuses to decrement a counter"
+        self._touched()
+        self.value += value
+
+    def set(self, value: float) -> None:
+        self._touched()
+        self.value = value
+
+    def _touched(self) -> None:
+        self.calls += 1
+        self.threads.add(threading.current_thread().name)
+
+
+class FakeFamilies:
+    """``pb_utils.MetricFamily``, remembering every family that was made."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+
+    def __init__(self) -> None:
+        self.made: dict[str, tuple[str, list[FakeMetric]]] = {}
+
+    def __call__(self, *, name: str, description: str, kind: str) -> Any:
+        assert name not in self.made, "Triton takes each family once"
+        assert description
+        metrics: list[FakeMetric] = []
+        self.made[name] = (kind, metrics)
+
+        def metric(labels: dict[str, str]) -> FakeMetric:
+            metrics.append(FakeMetric(labels))
+            return metrics[-1]
+
+        return SimpleNamespace(Metric=metric)
+
+    def value(self, name: str, **labels: str) -> float:
+        (metric,) = (m for m in self.made[name][1] if labels.items() <= m.labels.items())
+        return metric.value
+
+
+@pytest.fixture
+def families() -> FakeFamilies:
+    return FakeFamilies()
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def log() -> FakeLog:
+    return FakeLog()
+
+
+@pytest.fixture
+def export(
+    families: FakeFamilies, registry: CollectorRegistry, log: FakeLog
+) -> Iterator[MetricsExport]:
+    export = MetricsExport(
+        SimpleNamespace(MetricFamily=families), [registry], {"model": "m"}, PERIOD, log
+    )
+    yield export
+    export.stop()
+
+
+def test_counters_and_gauges_are_carried_under_their_names(
+    families: FakeFamilies, registry: CollectorRegistry, export: MetricsExport
+) -> None:
+    """A counter keeps its kind, name, labels and value; so does a gauge; ours are added."""
+    Counter("vllm:tokens", "Tokens.", ["engine"], registry=registry).labels("0").inc(7)
+    Gauge("vllm:running", "Running.", ["engine"], registry=registry).labels("0").set(3)
+    export.stop()
+    assert {"vllm:tokens_total": "counter", "vllm:running": "gauge"} == {
+        name: kind for name, (kind, _) in families.made.items()
+    }
+    assert 7 == families.value("vllm:tokens_total", engine="0", model="m")
+    assert 3 == families.value("vllm:running", engine="0", model="m")
+
+
+def test_a_histogram_is_carried_as_what_prometheus_stores(
+    families: FakeFamilies, registry: CollectorRegistry, export: MetricsExport
+) -> None:
+    """Cumulative buckets, sum and count, each a counter."""
+    histogram = Histogram("vllm:seconds", "Seconds.", buckets=[1, 2], registry=registry)
+    for value in (0.5, 1.5, 1.5, 9):
+        histogram.observe(value)
+    export.stop()
+    buckets = {m.labels["le"]: m.value for m in families.made["vllm:seconds_bucket"][1]}
+    assert {"1.0": 1, "2.0": 3, "+Inf": 4} == buckets
+    assert 4 == families.value("vllm:seconds_count")
+    assert 12.5 == families.value("vllm:seconds_sum")
+    assert {"counter"} == {kind for kind, _ in families.made.values()}
+
+
+def test_only_changes_are_sent(
+    families: FakeFamilies, registry: CollectorRegistry, export: MetricsExport
+) -> None:
+    """A metric that stands still costs no call to the server."""
+    counter = Counter("vllm:tokens", "Tokens.", registry=registry)
+    counter.inc(2)
+    wait_for(lambda: "vllm:tokens_total" in families.made)
+    time.sleep(10 * PERIOD)
+    counter.inc(3)
+    export.stop()
+    ((_, (metric,)),) = families.made.values()
+    assert (5, 2) == (metric.value, metric.calls)
+
+
+def test_a_counter_that_starts_anew_goes_on(
+    families: FakeFamilies, registry: CollectorRegistry, export: MetricsExport
+) -> None:
+    """After the engine was rebuilt vLLM counts from zero; the exported counter does not go back."""
+    first = Counter("vllm:tokens", "Tokens.", registry=registry)
+    first.inc(10)
+    wait_for(lambda: "vllm:tokens_total" in families.made)
+    wait_for(lambda: families.value("vllm:tokens_total") == 10)
+    registry.unregister(first)
+    Counter("vllm:tokens", "Tokens.", registry=registry).inc(4)
+    export.stop()
+    assert 14 == families.value("vllm:tokens_total")
+
+
+def test_one_thread_touches_the_metrics(
+    families: FakeFamilies, registry: CollectorRegistry, export: MetricsExport
+) -> None:
+    """Whoever counts, only the export's own thread calls Triton: two would crash the server."""
+    counter = Counter("vllm:tokens", "Tokens.", registry=registry)
+    threads = [threading.Thread(target=counter.inc) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    export.stop()
+    ((_, (metric,)),) = families.made.values()
+    assert (20, {"metrics"}) == (metric.value, metric.threads)
+
+
+def test_a_failure_ends_the_export_and_nothing_else(
+    registry: CollectorRegistry, log: FakeLog
+) -> None:
+    """Where Triton takes no metrics, one line says so, once."""
+
+    def refuse(**family: str) -> None:
+        raise RuntimeError("no metrics here")
+
+    Counter("vllm:tokens", "Tokens.", registry=registry)
+    refuse.COUNTER = refuse.GAUGE = "any"  # type: ignore[attr-defined]
+    export = MetricsExport(SimpleNamespace(MetricFamily=refuse), [registry], {}, PERIOD, log)
+    time.sleep(5 * PERIOD)
+    export.stop()
+    assert [("warn", "metrics are no longer exported: no metrics here")] == log.lines
+
+
+def test_a_front_end_counts_over_its_threads(families: FakeFamilies, log: FakeLog) -> None:
+    """Each sender thread has its own counts; what is exported is their sum, by front end."""
+    one = Traffic(responses=3, merged_deltas=1, seconds=0.5)
+    two = Traffic(responses=4, merged_deltas=2, seconds=0.25)
+    one.outcomes["ok"] += 2
+    two.outcomes["ok"] += 1
+    two.outcomes["cancelled"] += 1
+    own = FrontEndMetrics(1, [one, two], LoopLag(), lambda: True, lambda: 4)
+    MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD, log).stop()
+    name = "triton_vllm:"
+    assert 7 == families.value(name + "responses_total", front_end="1")
+    assert 3 == families.value(name + "merged_deltas_total")
+    assert 0.75 == families.value(name + "send_seconds_total")
+    assert 1 == families.value(name + "engine_up")
+    assert 4 == families.value(name + "front_ends")
+    expected = dict.fromkeys(OUTCOMES, 0) | {"ok": 3, "cancelled": 1}
+    outcomes = families.made[name + "requests_total"][1]
+    assert expected == {m.labels["outcome"]: m.value for m in outcomes}
+
+
+def test_only_the_leader_counts_front_ends(families: FakeFamilies, log: FakeLog) -> None:
+    """A front end that does not know how many there are exports no number."""
+    own = FrontEndMetrics(1, [], LoopLag(), lambda: False, None)
+    MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD, log).stop()
+    assert "triton_vllm:front_ends" not in families.made
+    assert 0 == families.value("triton_vllm:engine_up")
+
+
+def test_the_lag_is_the_worst_since_it_was_last_taken() -> None:
+    """A loop that is blocked for a while is late by as much, and is reported once."""
+    lag = LoopLag()
+
+    async def block() -> None:
+        measuring = asyncio.create_task(lag.measure())
+        await asyncio.sleep(0)
+        time.sleep(0.45)  # noqa: ASYNC251 (that is the fault)
+        await asyncio.sleep(0.05)
+        measuring.cancel()
+
+    asyncio.run(block())
+    assert 0.15 < lag.take_worst() < 1
+    assert 0 == lag.take_worst()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], True),
+        (["--allow-metrics=true"], True),
+        (["--allow-metrics=false", "--model-store=/m"], False),
+        (["--allow-metrics", "false"], False),
+        (["--allow-metrics=0"], False),
+        (["--allow-gpu-metrics=false"], True),
+    ],
+)
+def test_the_servers_command_line_tells_whether_it_reports(
+    arguments: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Triton itself does not say that it was started without metrics."""
+    command = tmp_path / "cmdline"
+    command.write_text("\0".join(["tritonserver", *arguments, ""]))
+    monkeypatch.setattr(front_end_metrics, "_parent_command", lambda: command)
+    assert expected == server_reports_metrics()
+
+
+def wait_for(condition: Any, seconds: float = 5) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(PERIOD)
