@@ -46,6 +46,7 @@ main() {
         phase model scripts/get_smollm2.sh --with "$MODEL/vllm_env/bin/python"
         phase demo demo
         phase "contract tests" contract_tests
+        phase Prometheus scripts/get_prometheus.sh
         phase "end-to-end tests" end_to_end_tests
     fi
     printf '%s\n' "" "seconds  phase" "${times[@]}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -54,10 +55,14 @@ def server_reports_metrics() -> bool:
 
 
 class LoopLag:
-    """How late the event loop comes to what is due: what every token waits for."""
+    """How late the event loop comes to what is due: what every token waits for.
+
+    ``last_beat`` is the Unix time at which the loop was last seen alive.
+    """
 
     def __init__(self) -> None:
         self._worst = 0.0
+        self.last_beat = time.time()
 
     async def measure(self) -> None:
         """Measure for ever. A coroutine of the loop in question."""
@@ -66,6 +71,7 @@ class LoopLag:
             due = loop.time() + _LAG_PERIOD
             await asyncio.sleep(_LAG_PERIOD)
             self._worst = max(self._worst, loop.time() - due)
+            self.last_beat = time.time()
 
     def take_worst(self) -> float:
         """Return the worst lag in seconds since the last call."""
@@ -111,6 +117,12 @@ class FrontEndMetrics:
             "event_loop_lag_seconds",
             "The event loop's worst lag since the last export.",
             self._lag.take_worst(),
+        )
+        yield self._gauge(
+            "heartbeat_timestamp_seconds",
+            "Unix time at which the event loop was last seen alive. Triton keeps the metrics of a "
+            "process that was killed: that this stands still tells.",
+            self._lag.last_beat,
         )
         yield self._gauge(
             "engine_up",
