@@ -72,11 +72,16 @@ class TritonServer:
     """A tritonserver of our own on loopback, in explicit model control mode."""
 
     def __init__(
-        self, repository: Path, name: str, *models: str, options: tuple[str, ...] = ()
+        self,
+        repository: Path,
+        name: str,
+        *models: str,
+        options: tuple[str, ...] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         """Start and wait until ``models`` are ready. Raises with the log's tail if they do not.
 
-        ``options`` are further ones of tritonserver.
+        ``options`` are further ones of tritonserver, ``variables`` of its environment.
         """
         self.repository = repository
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
@@ -101,6 +106,7 @@ class TritonServer:
             *options,
         ]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment |= variables or {}
         with self.log.open("wb") as log:
             # In a session of its own, by which its whole process tree is known, orphans included.
             self.process = subprocess.Popen(
@@ -153,12 +159,18 @@ class TritonServer:
         with urllib.request.urlopen(url, timeout=5) as response:
             return str(response.read().decode())
 
-    def post(self, path: str, body: Mapping[str, Any], seconds: float = 60) -> tuple[int, str]:
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        seconds: float = 60,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, str]:
         """POST a JSON object; return the status and the whole body."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.http_port}/{path}",
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **(headers or {})},
         )
         try:
             with urllib.request.urlopen(request, timeout=seconds) as response:
@@ -232,11 +244,9 @@ class TritonServer:
 
 
 @contextlib.contextmanager
-def running(
-    repository: Path, name: str, *models: str, options: tuple[str, ...] = ()
-) -> Iterator[TritonServer]:
+def running(repository: Path, name: str, *models: str, **how: Any) -> Iterator[TritonServer]:
     """Run a server; whatever happens, end it."""
-    server = TritonServer(repository, name, *models, options=options)
+    server = TritonServer(repository, name, *models, **how)
     try:
         yield server
     except BaseException:

@@ -145,7 +145,9 @@ class FakeRequest:
         request_id: str = "",
         outputs: Sequence[str] = ("text_output", "TEXT"),
         parameters: str = "",
+        trace_context: str | None = None,
     ) -> None:
+        self._trace_context = trace_context
         self._inputs = [FakeTensor(name, _array(value)) for name, value in inputs.items()]
         self._request_id = request_id
         self._outputs = list(outputs)
@@ -162,6 +164,9 @@ class FakeRequest:
 
     def parameters(self) -> str:
         return self._parameters
+
+    def trace(self) -> Any:
+        return SimpleNamespace(get_context=lambda: self._trace_context)
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def test_children_get_the_cpus_and_this_process_the_others() -> None:
         ended.set()
         thread.join()
         for task in Path("/proc/self/task").iterdir():
-            os.sched_setaffinity(int(task.name), before)
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), before)
 
 
 def test_no_cpus_change_nothing() -> None:

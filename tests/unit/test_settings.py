@@ -114,6 +114,13 @@ def test_a_metrics_parameter_that_is_no_boolean_is_refused(tmp_path: Path) -> No
         ModelSettings.from_triton(args)
 
 
+def test_an_unknown_log_level_is_refused(tmp_path: Path) -> None:
+    """The line lists the levels."""
+    write(tmp_path, '{"model": "m", "serving": {"vllm_log_level": "quiet"}}')
+    with pytest.raises(SettingsError, match=r'one of DEBUG, INFO, .*, got "quiet"'):
+        ModelSettings.from_triton(triton_args(tmp_path))
+
+
 def test_engine_cpus_must_be_a_string(tmp_path: Path) -> None:
     """A CPU list is a string, also when it is one number."""
     write(tmp_path, '{"model": "m", "serving": {"engine_cpus": 1}}')

@@ -196,3 +196,29 @@ def test_any_text_survives_both_ways(text: str) -> None:
     actual = tensor.as_numpy()
     assert np.object_ == actual.dtype
     assert [text, ""] == [element.decode() for element in actual]
+
+
+SPAN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("context", "parameters", "expected"),
+    [
+        (None, "", {}),
+        (None, json.dumps({"traceparent": PARENT}), {"traceparent": PARENT}),
+        (None, json.dumps({"traceparent": 7}), {}),
+        (
+            json.dumps({"traceparent": SPAN, "tracestate": "a=b"}),
+            json.dumps({"traceparent": PARENT}),
+            {"traceparent": SPAN, "tracestate": "a=b"},
+        ),
+    ],
+    ids=["none", "client's", "no string", "Triton's own span goes first"],
+)
+def test_the_trace_context_is_tritons_or_else_the_clients(
+    context: str | None, parameters: str, expected: dict[str, str], sampling: SamplingParser
+) -> None:
+    """VLLM's span hangs below Triton's where Triton traces, else below the client's."""
+    request = FakeRequest({"text_input": "a"}, parameters=parameters, trace_context=context)
+    assert expected == decode(request, sampling).trace_headers

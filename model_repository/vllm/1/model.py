@@ -51,7 +51,8 @@ class TritonPythonModel:
             try:
                 decoded = decode(request, self._engine.sampling)  # 1. decode
             except Exception as error:
-                self._responses.open(sender).fail(self._engine.explain(error))
+                explained = self._engine.explain(error, request.request_id() or "request")
+                self._responses.open(sender).fail(explained)
             else:
                 self._engine.spawn(self._serve(decoded, self._responses.open(sender, decoded)))
 
@@ -67,7 +68,7 @@ class TritonPythonModel:
                 # Unheard when there was a final delta, as there always should be.
                 stream.fail(GenerationError("the engine ended without a final output"))
         except (Exception, asyncio.CancelledError) as error:
-            stream.fail(self._engine.explain(error))
+            stream.fail(self._engine.explain(error, request.request_id))
 
     def finalize(self) -> None:
         """Unload: end the engine, send what is left to send, stop the threads."""

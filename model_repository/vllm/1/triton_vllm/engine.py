@@ -67,7 +67,9 @@ class Engine:
             ) from error
 
     def _set_up(self, where: str) -> None:
-        since = time.monotonic()
+        begin = since = time.monotonic()
+        if self._settings.serving.vllm_log_level:
+            os.environ["VLLM_LOGGING_LEVEL"] = self._settings.serving.vllm_log_level
         engine_cpus = parse_cpus(
             self._settings.serving.engine_cpus, f'{where}: "serving.engine_cpus"'
         )
@@ -90,7 +92,8 @@ class Engine:
         self._loop = EventLoopThread("engine")
         self._cleanup.callback(self._loop.stop)
         self._loop.call(self._start(args, config, engine_cpus))
-        self._log_phase("engine started", since)
+        self._log_phase("engine started: weights, compilation, warm-up as vLLM's lines say", since)
+        self._log_phase("ready", begin)
 
     def _take_seat(self) -> Seat | NoSeat:
         """Take a seat where several front ends share the engine."""
@@ -201,20 +204,26 @@ class Engine:
         self, prompt: Any, request: GenerationRequest
     ) -> AsyncGenerator[vllm_api.RequestOutput, None]:
         """Add the request to the running batch; yield its outputs until one is ``finished``."""
-        return self._vllm.generate(self._llm, prompt, request.sampling_params, request.request_id)
+        return self._vllm.generate(
+            self._llm,
+            prompt,
+            request.sampling_params,
+            request.request_id,
+            request.trace_headers,
+        )
 
-    def explain(self, error: BaseException) -> ServingError:
-        """Say to the client what ended its request."""
+    def explain(self, error: BaseException, request_id: str) -> ServingError:
+        """Say to the client what ended its request; to the log, what the operator should know."""
         if isinstance(error, asyncio.CancelledError):
             return self._stop_reason or CancelledError("cancelled by the client")
         assert isinstance(error, Exception), "whatever else there is ends the process"
         explained = self._vllm.explain(error)
         if isinstance(explained, GenerationError):
-            self._log.log_error(f"generation failed: {explained}")
+            self._log.log_error(f"{request_id}: generation failed: {explained}")
         elif type(error) in (TypeError, ValueError):
             # Before vLLM had errors of its own for it, these meant a wrong request; they may also
             # mean a mistake of ours, so let the operator see them.
-            self._log.log_warn(f"request refused: {type(error).__name__}: {one_line(error)}")
+            self._log.log_warn(f"{request_id}: refused: {type(error).__name__}: {one_line(error)}")
         return explained
 
     def shutdown(self) -> None:

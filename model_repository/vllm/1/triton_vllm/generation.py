@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -12,7 +13,8 @@ class GenerationRequest:
 
     ``text_from_start`` is the 2023 tutorial's habit: every response repeats the prompt and all
     text so far. ``echo_prompt`` puts the prompt before the text of a response that is not
-    streamed. ``sampling_params`` is vLLM's ``SamplingParams``.
+    streamed. ``sampling_params`` is vLLM's ``SamplingParams``. ``trace_headers`` are the W3C trace
+    context, under the names of its headers.
     """
 
     request_id: str
@@ -23,6 +25,7 @@ class GenerationRequest:
     echo_prompt: bool = False
     text_from_start: bool = False
     return_num_output_tokens: bool = False
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:

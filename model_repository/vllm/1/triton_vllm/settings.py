@@ -31,14 +31,16 @@ class ServingSettings:
     model's own default, else up to its context, as in ``vllm serve``).
     ``metrics_period_seconds`` is how often metrics are passed on to Triton. ``engine_cpus`` is a
     Linux CPU list, such as "0-1", that the engine core has to itself (empty: no choice is made).
+    ``vllm_log_level`` is for vLLM's own lines (empty: its default, or its environment variable).
     """
 
     sender_threads: int = 0
     max_tokens_per_response: int = 0
     cancellation_check_seconds: float = 0.1
     default_max_tokens: int = 0
-    metrics_period_seconds: float = 1.0
+    metrics_period_seconds: float = 2.0
     engine_cpus: str = ""
+    vllm_log_level: str = ""
 
     LIMITS = {  # noqa: RUF012 (a class constant, and not a field: it has no annotation)
         "sender_threads": (0, 64),
@@ -47,6 +49,7 @@ class ServingSettings:
         "default_max_tokens": (0, 10_000_000),
         "metrics_period_seconds": (0.1, 60),
     }
+    LOG_LEVELS = ("", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")  # as above
 
     @classmethod
     def from_json(cls, given: object, where: str) -> ServingSettings:
@@ -67,6 +70,11 @@ class ServingSettings:
                 if not isinstance(value, str):
                     raise SettingsError(
                         f'{where}: "{SERVING_KEY}.{key}" must be a string, got {value!r}'
+                    )
+                if key == "vllm_log_level" and value not in cls.LOG_LEVELS:
+                    raise SettingsError(
+                        f'{where}: "{SERVING_KEY}.{key}" must be one of '
+                        f'{", ".join(filter(None, cls.LOG_LEVELS))}, got "{value}"'
                     )
                 continue
             low, high = cls.LIMITS[key]

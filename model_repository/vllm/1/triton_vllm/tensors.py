@@ -52,6 +52,8 @@ _NOT_SAMPLING = {"priority", "timeout", "sequence_id", "sequence_start", "sequen
 _NOT_SAMPLING |= {"traceparent", "tracestate", "baggage", "b3", "authorization", "cookie", "host"}
 _NOT_SAMPLING |= {"accept", "origin", "referer", "forwarded", "via", "connection"}
 
+_TRACE_HEADERS = ("traceparent", "tracestate")
+
 
 def decode(request: Any, sampling: SamplingParser) -> GenerationRequest:
     """Turn a ``pb_utils.InferenceRequest`` into a ``GenerationRequest``.
@@ -78,6 +80,7 @@ def decode(request: Any, sampling: SamplingParser) -> GenerationRequest:
         echo_prompt=not exclude,
         text_from_start=names is TUTORIAL_NAMES,
         return_num_output_tokens=_boolean(inputs, RETURN_NUM_OUTPUT_TOKENS, default=False),
+        trace_headers=_trace_headers(request),
     )
 
 
@@ -126,6 +129,17 @@ def _sampling_parameters(
         for key, value in parameters.items()
         if key.lower() not in _NOT_SAMPLING and not key.startswith("triton_") and "-" not in key
     }
+
+
+def _trace_headers(request: Any) -> dict[str, str]:
+    """Return the W3C trace context in which the request is served; empty for none.
+
+    Triton's own span, where Triton traces (``--trace-config mode=opentelemetry``); else what the
+    client sent, where Triton forwards it (``--http-header-forward-pattern``).
+    """
+    context = request.trace().get_context() if hasattr(request, "trace") else None
+    carrier = json.loads(context) if context else json.loads(request.parameters() or "{}")
+    return {key: carrier[key] for key in _TRACE_HEADERS if isinstance(carrier.get(key), str)}
 
 
 def _string(inputs: Mapping[str, Any], name: str) -> str:

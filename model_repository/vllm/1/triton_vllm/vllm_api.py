@@ -212,12 +212,18 @@ async def tokenize(llm: AsyncLLM, prompt: str) -> Any:
 
 
 def generate(
-    llm: AsyncLLM, engine_input: Any, params: SamplingParams, request_id: str
+    llm: AsyncLLM,
+    engine_input: Any,
+    params: SamplingParams,
+    request_id: str,
+    trace_headers: Mapping[str, str],
 ) -> AsyncGenerator[RequestOutput, None]:
     """Add a request to the engine; yield its outputs. Closing the generator aborts it."""
-    return typing.cast(
-        "AsyncGenerator[RequestOutput, None]", llm.generate(engine_input, params, request_id)
+    traced = trace_headers and llm.observability_config.otlp_traces_endpoint
+    outputs = llm.generate(
+        engine_input, params, request_id, trace_headers=trace_headers if traced else None
     )
+    return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
 
 
 def explain(error: Exception) -> ServingError:
