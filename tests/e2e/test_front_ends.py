@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,7 +13,9 @@ import pytest
 from tests.e2e.triton_server import (
     TritonServer,
     add_model,
+    ask,
     assert_ended_once,
+    await_restart,
     check_prerequisites,
     generate,
     start_requests,
@@ -35,6 +38,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     server = TritonServer(repository, "front_ends", "vllm")
     yield server
     server.kill()
+
+
+def ask_one(server: TritonServer) -> str:
+    """Send a request and return the error that it gets."""
+    return ask(server, {"text_input": "x", "stream": True})[-1].error
 
 
 def stubs(server: TritonServer) -> list[int]:
@@ -71,25 +79,34 @@ def test_unload_with_requests_in_flight_then_reload(server: TritonServer) -> Non
     assert 1 == len(server.processes("VLLM::EngineCore"))
 
 
-def test_a_dead_engine_fails_requests_at_once(server: TritonServer) -> None:
-    """When the engine core is killed, requests under way on every front end get UNAVAILABLE."""
+def test_a_dead_engine_is_restarted(server: TritonServer) -> None:
+    """Requests on every front end fail within a second; later ones are served by a new engine."""
+    before = stubs(server)
     with ExitStack() as stack:
         requests = start_requests(server, stack, 400, 400, 400, 400)
         (engine,) = server.processes("VLLM::EngineCore")
         engine.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
         for request in requests:
             last = request.all(seconds=5)[-1]
             assert "the engine died" in last.error
+            assert request.sent + last.seconds - killed < 1
+    await_restart(server, FRONT_ENDS)
+    with ThreadPoolExecutor(16) as pool:
+        prompts = ["The capital of France is"] * 16
+        texts = list(pool.map(lambda p: generate(server, p, max_tokens=1), prompts))
+    assert [" Paris"] * 16 == texts
+    assert before == stubs(server)
 
 
 def test_a_killed_leader_takes_the_engine_along(server: TritonServer) -> None:
-    """After a reload, kill -9 of the stub that launched the engine leaves no process of it."""
-    server.unload("vllm")
-    server.await_state("vllm", "UNAVAILABLE")
-    assert "" == server.load("vllm")
+    """After a restart, kill -9 of the stub that launched the engine leaves no process of it."""
     (engine,) = server.processes("VLLM::EngineCore")
     leader = engine.parent()
     assert leader is not None
     assert leader.pid in stubs(server)
     leader.send_signal(signal.SIGKILL)
     assert [] == server.await_no_processes(5, "VLLM::")
+    # The other front end knows that nobody will start another engine.
+    request = next(r for r in (ask_one(server) for _ in range(4)) if "healthy" not in r)
+    assert "the engine died" in request

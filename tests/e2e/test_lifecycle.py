@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -11,7 +12,9 @@ import pytest
 from tests.e2e.triton_server import (
     TritonServer,
     add_model,
+    ask,
     assert_ended_once,
+    await_restart,
     check_prerequisites,
     generate,
     start_requests,
@@ -43,6 +46,26 @@ def test_unload_with_requests_in_flight_then_reload(server: TritonServer) -> Non
     assert [] == server.await_no_processes(5, "triton_python_backend_stub")
     assert "" == server.load("vllm")
     assert " Paris" == generate(server, "The capital of France is", max_tokens=1)
+
+
+def test_a_dead_engine_is_restarted(server: TritonServer) -> None:
+    """A killed engine fails its requests within a second, refuses others, then serves again."""
+    (stub,) = server.processes("triton_python_backend_stub")
+    with ExitStack() as stack:
+        (request,) = start_requests(server, stack, 400)
+        (engine,) = server.processes("VLLM::EngineCore")
+        engine.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        last = request.all(seconds=5)[-1]
+        assert "the engine died" in last.error
+        assert request.sent + last.seconds - killed < 1
+    (refused,) = ask(server, {"text_input": "x"}, seconds=2)
+    assert "is being restarted" in refused.error
+    assert refused.seconds < 1
+    await_restart(server, 1)
+    assert " Paris" == generate(server, "The capital of France is", max_tokens=1)
+    assert [stub] == server.processes("triton_python_backend_stub")
+    assert 1 == len(server.processes("VLLM::EngineCore"))
 
 
 def test_a_killed_stub_takes_its_engine_along(server: TritonServer) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import triton_vllm
-from triton_vllm.engine import delta_of
 from triton_vllm.generation import Delta
 
 PACKAGE = Path(triton_vllm.__file__).parents[1]
@@ -69,9 +68,9 @@ def test_an_empty_folder_named_vllm_is_said_in_a_line(tmp_path: Path) -> None:
 )
 def test_each_sequence_keeps_its_place(output: Output, expected: Delta) -> None:
     """With n > 1 a text stands at its sequence's index, and nothing where nothing is new."""
-    assert expected == delta_of(output, 3)
+    assert expected == Delta.of(output, 3)
 
 
 def test_one_sequence() -> None:
     """With n = 1 the delta is vLLM's own."""
-    assert Delta((" a",), (1,), final=True) == delta_of(Output([Completion(0, " a", [5])], True), 1)
+    assert Delta((" a",), (1,), final=True) == Delta.of(Output([Completion(0, " a", [5])], True), 1)

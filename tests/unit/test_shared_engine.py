@@ -20,6 +20,7 @@ PACKAGE = Path(shared_engine.__file__).parents[1]
 
 # Takes a seat, says which, then does what its standard input asks for.
 FRONT_END = """
+import asyncio
 import json, sys
 from pathlib import Path
 from triton_vllm.errors import SettingsError
@@ -33,7 +34,7 @@ for line in sys.stdin:
         print("published", flush=True)
     elif line == "wait\\n":
         try:
-            print(seat.wait_for_engine().inputs, flush=True)
+            print(asyncio.run(seat.wait_for_engine()).inputs, flush=True)
         except SettingsError as error:
             print(error, flush=True)
     elif line == "leave\\n":

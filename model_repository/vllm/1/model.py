@@ -13,9 +13,9 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from triton_vllm.cancellation import CancellationWatcher
-from triton_vllm.engine import Engine, delta_of
+from triton_vllm.engine import Engine
 from triton_vllm.errors import GenerationError, SettingsError, one_line
-from triton_vllm.generation import GenerationRequest
+from triton_vllm.generation import Delta, GenerationRequest
 from triton_vllm.metrics import export_metrics
 from triton_vllm.process import prepare_process
 from triton_vllm.settings import ModelSettings
@@ -49,6 +49,7 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
+                self._engine.check()
                 decoded = decode(request, self._engine.sampling)  # 1. decode
             except Exception as error:
                 explained = self._engine.explain(error, request.request_id() or "request")
@@ -62,7 +63,7 @@ class TritonPythonModel:
             with self._cancellations.watch(stream):
                 prompt = await self._engine.tokenize(request)  # 2. tokenize
                 async for output in self._engine.generate(prompt, request):  # 3. generate
-                    delta = delta_of(output, request.num_sequences)
+                    delta = Delta.of(output, request.num_sequences)
                     if delta.final or any(delta.texts):
                         stream.send(delta)  # 4. send; 5. the final delta finishes
                 # Unheard when there was a final delta, as there always should be.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import time
 import traceback
 from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from triton_vllm.cpus import engine_on, parse_cpus
+from triton_vllm.cpus import parse_cpus
 from triton_vllm.engine_args import parse_engine_args
+from triton_vllm.engine_life import EngineLife
 from triton_vllm.errors import (
     CancelledError,
     EngineDownError,
@@ -24,7 +24,8 @@ from triton_vllm.errors import (
 )
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.front_end_metrics import LoopLag, server_reports_metrics
-from triton_vllm.generation import Delta, GenerationRequest
+from triton_vllm.generation import GenerationRequest
+from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.settings import ModelSettings
 from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
@@ -33,7 +34,6 @@ from triton_vllm.streaming import Log
 if TYPE_CHECKING:
     from triton_vllm import vllm_api
 
-_SHUTDOWN_SECONDS = 10.0  # a worker on a CPU takes 4 to leave, and the engine core waits for it
 _LOG_STATS_SECONDS = 10.0
 
 
@@ -51,7 +51,10 @@ class Engine:
         """
         self._log = log
         self._settings = settings
-        self._stop_reason: ServingError | None = None
+        self._down: ServingError | None = None
+        self._closing = False
+        self._life: EngineLife | None = None
+        self._restarts = Restarts(settings.serving.engine_restarts)
         self._cleanup = contextlib.ExitStack()
         self.lag = LoopLag()
         where = str(settings.engine_args_path)
@@ -70,7 +73,7 @@ class Engine:
         begin = since = time.monotonic()
         if self._settings.serving.vllm_log_level:
             os.environ["VLLM_LOGGING_LEVEL"] = self._settings.serving.vllm_log_level
-        engine_cpus = parse_cpus(
+        self._engine_cpus = parse_cpus(
             self._settings.serving.engine_cpus, f'{where}: "serving.engine_cpus"'
         )
         self.seat = self._take_seat()
@@ -80,18 +83,28 @@ class Engine:
             raise unusable_vllm(error) from error
         self._vllm = vllm_api
         since = self._log_phase(f"vLLM {self._vllm.version()} imported", since)
-        args = self._read_engine_args(where)
+        self._args = self._read_engine_args(where)
         try:
-            config = self._vllm.create_config(args)
+            self._config = self._vllm.create_config(self._args)
         except Exception as error:
-            raise SettingsError(f'{where}: model "{args.model}": {one_line(error)}') from error
+            raise SettingsError(
+                f'{where}: model "{self._args.model}": {one_line(error)}'
+            ) from error
         self.sampling = SamplingParser(
-            self._vllm.default_sampling_params(config), self._settings.serving.default_max_tokens
+            self._vllm.default_sampling_params(self._config),
+            self._settings.serving.default_max_tokens,
         )
-        since = self._log_phase(f"configuration of {args.model} resolved", since)
+        since = self._log_phase(f"configuration of {self._args.model} resolved", since)
         self._loop = EventLoopThread("engine")
         self._cleanup.callback(self._loop.stop)
-        self._loop.call(self._start(args, config, engine_cpus))
+        self._cleanup.callback(lambda: self._loop.call(self._end_life()))
+        if isinstance(self.seat, Seat) and self.seat.is_leader:
+            self._cleanup.callback(self.seat.announce_closing)
+        self._loop.call(self._begin_life())
+        if self.reports_metrics:
+            self._loop.spawn_background(self.lag.measure())
+        if not self._args.disable_log_stats:
+            self._loop.spawn_background(self._log_stats())
         self._log_phase("engine started: weights, compilation, warm-up as vLLM's lines say", since)
         self._log_phase("ready", begin)
 
@@ -126,65 +139,85 @@ class Engine:
         args.disable_log_stats = not self.reports_metrics
         return self._vllm.as_front_end(args, self.seat.index, self.seat.count)
 
-    async def _start(
-        self, args: vllm_api.AsyncEngineArgs, config: Any, engine_cpus: frozenset[int]
-    ) -> None:
-        """Start the engine, or join the one that another front end has started."""
-        with engine_on(engine_cpus):
-            front_end = self._join(self.seat, args) if isinstance(self.seat, Seat) else {}
-            self._llm = self._vllm.create_engine(args, config, **front_end)
-        self._cleanup.callback(lambda: self._loop.call(self._stop_front_end()))
-        if self.reports_metrics:
-            self._loop.spawn_background(self.lag.measure())
-        if not args.disable_log_stats:
-            self._loop.spawn_background(self._log_stats())
-        # What lives now lives for ever: keep the collector from walking it during decoding.
-        gc.collect()
-        gc.freeze()
+    async def _begin_life(self) -> None:
+        """Start the engine, or join the one that another front end starts. Blocks the loop."""
+        died = self._life.addresses if self._life else None
+        life = EngineLife(self._vllm, self._loop, self.seat)
+        config = self._config or self._vllm.create_config(self._args)
+        self._config = None  # the next life needs one of its own
+        await life.begin(self._args, config, self._engine_cpus, self._on_death, died)
+        self._life = life
+        if self.seat.count > 1:
+            front_end = f"front end {self.seat.index + 1} of {self.seat.count}"
+            self._log.log_info(f"{self._settings.name}: {front_end} joins the engine")
 
-    def _join(self, seat: Seat, args: vllm_api.AsyncEngineArgs) -> dict[str, Any]:
-        """Launch the shared engine if this front end leads; return where it is for vLLM."""
-        if seat.is_leader:
-            cores = self._vllm.EngineCores(args, seat.count)
-            self._cleanup.callback(cores.shutdown, timeout=_SHUTDOWN_SECONDS)
-            self._cleanup.callback(seat.announce_closing)
-            seat.publish(cores.addresses)
-        addresses = seat.wait_for_engine()
-        watched = set(addresses.processes)
-        if not seat.is_leader:
-            watched.add(seat.leader_pid())
-        for pid in watched:
-            self._loop.on_exit(pid, lambda pid: self._on_death(pid, seat))
-        self._log.log_info(
-            f"{self._settings.name}: front end {seat.index + 1} of {seat.count} joins the engine"
-        )
-        return {
-            "client_addresses": {
-                "input_address": addresses.inputs[seat.index],
-                "output_address": addresses.outputs[seat.index],
-                "stats_update_address": addresses.stats_update,
-            },
-            "client_count": seat.count,
-            "client_index": seat.index,
-        }
+    async def _end_life(self) -> None:
+        if self._life is not None:
+            self._life.end()
 
-    def _on_death(self, pid: int, seat: Seat) -> None:
-        """End all requests: a process of the shared engine has exited. Event loop only."""
-        if self._stop_reason is not None or seat.is_closing:
+    def _on_death(self, life: EngineLife, pid: int) -> None:
+        """End all requests, and restart: a process of the engine has exited. Event loop only."""
+        if self._down is not None or life is not self._life or self.seat.is_closing:
             return
-        self._stop_reason = EngineDownError(f"the engine died (process {pid})")
-        self._log.log_error(f"{self._settings.name}: {self._stop_reason}")
-        self._loop.cancel_requests()
+        self._down = EngineDownError(f"the engine died (process {pid})")
+        self._log.log_error(f"{self._settings.name}: {self._down}")
+        if not self._restarts.may_try() or not self.seat.leader_lives():
+            self._loop.cancel_requests()
+        else:
+            self._down = EngineDownError(f"{self._down} and is being restarted")
+            self._loop.spawn_background(self._restart())
+
+    async def _restart(self) -> None:
+        """Bring the engine back, with growing patience, as often as the operator allows."""
+        await self._loop.end_requests(timeout=1.0)
+        error: Exception = EngineDownError("not tried")
+        while self._restarts.may_try() and self.seat.leader_lives() and not self._closing:
+            seconds = self._restarts.start_try()
+            self._log.log_warn(
+                f"{self._settings.name}: restarting the engine in {seconds:.0f} s, try "
+                f"{self._restarts.tries} of {self._restarts.limit}"
+            )
+            await asyncio.sleep(seconds)
+            if self._closing:
+                return
+            try:
+                await self._end_life()
+                since = time.monotonic()
+                await self._begin_life()
+            except Exception as failed:
+                error = failed
+                self._log.log_error(f"{self._settings.name}: no restart: {one_line(failed)}")
+            else:
+                self._restarts.succeeded()
+                self._down = None
+                self._log_phase("engine restarted", since)
+                return
+        if self.seat.is_leader and not self._closing:
+            self.seat.announce_closing()  # so that the others stop waiting
+        self._down = EngineDownError(
+            f"the engine died and could not be restarted: {one_line(error)}"
+        )
 
     async def _log_stats(self) -> None:
         while True:
             await asyncio.sleep(_LOG_STATS_SECONDS)
-            await self._llm.do_log_stats()
+            if self.is_up and self._life is not None:
+                await self._life.llm.do_log_stats()
 
     @property
     def is_up(self) -> bool:
         """Whether the engine serves."""
-        return self._stop_reason is None
+        return self._down is None
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine was restarted."""
+        return self._restarts.done
+
+    def check(self) -> None:
+        """Raise what keeps the engine from serving now, if anything."""
+        if self._down is not None:
+            raise self._down
 
     def vllm_metrics(self) -> vllm_api.Metrics:
         """Return vLLM's own metrics, of all front ends."""
@@ -196,26 +229,29 @@ class Engine:
 
     async def tokenize(self, request: GenerationRequest) -> Any:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
-        if self._stop_reason is not None:
-            raise self._stop_reason
-        return await self._vllm.tokenize(self._llm, request.prompt)
+        self.check()
+        return await self._vllm.tokenize(self._living().llm, request.prompt)
 
     def generate(
         self, prompt: Any, request: GenerationRequest
     ) -> AsyncGenerator[vllm_api.RequestOutput, None]:
         """Add the request to the running batch; yield its outputs until one is ``finished``."""
         return self._vllm.generate(
-            self._llm,
+            self._living().llm,
             prompt,
             request.sampling_params,
             request.request_id,
             request.trace_headers,
         )
 
+    def _living(self) -> EngineLife:
+        assert self._life is not None, "as __init__ has begun one"
+        return self._life
+
     def explain(self, error: BaseException, request_id: str) -> ServingError:
         """Say to the client what ended its request; to the log, what the operator should know."""
         if isinstance(error, asyncio.CancelledError):
-            return self._stop_reason or CancelledError("cancelled by the client")
+            return self._down or CancelledError("cancelled by the client")
         assert isinstance(error, Exception), "whatever else there is ends the process"
         explained = self._vllm.explain(error)
         if isinstance(explained, GenerationError):
@@ -232,19 +268,12 @@ class Engine:
         Triton calls this only when every request has had its FINAL flag: its response objects keep
         the model alive. So there is nothing to wait for here.
         """
-        self._stop_reason = self._stop_reason or UnavailableError("the model is being unloaded")
+        self._closing = True
+        self._down = self._down or UnavailableError("the model is being unloaded")
         aborted = self._loop.call(self._loop.end_requests(timeout=1.0))
         if aborted:
             self._log.log_warn(f"{self._settings.name}: {aborted} requests aborted by the unload")
         self._cleanup.close()
-        gc.unfreeze()
-        gc.collect()
-
-    async def _stop_front_end(self) -> None:
-        """End vLLM's front end, in the loop: so its output task is cancelled before it can fail."""
-        self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
-        # While Python still stands: vLLM's own __del__ fails when the interpreter is going down.
-        del self._llm
 
     def _log_phase(self, what: str, since: float) -> float:
         now = time.monotonic()
@@ -262,19 +291,3 @@ def unusable_vllm(error: ImportError) -> SettingsError:
         f"import vllm found {what}; needed is vLLM 0.26 to 0.32 in the execution environment "
         f"({one_line(error)})"
     )
-
-
-def delta_of(output: vllm_api.RequestOutput, num_sequences: int) -> Delta:
-    """Return vLLM's output as a delta, each text at its sequence's index.
-
-    An output of a stream with ``n`` > 1 holds only the sequences that have something new.
-    """
-    if num_sequences == 1:
-        completion = output.outputs[0]
-        return Delta((completion.text,), (len(completion.token_ids),), output.finished)
-    texts = [""] * num_sequences
-    token_counts = [0] * num_sequences
-    for completion in output.outputs:
-        texts[completion.index] += completion.text
-        token_counts[completion.index] += len(completion.token_ids)
-    return Delta(tuple(texts), tuple(token_counts), output.finished)

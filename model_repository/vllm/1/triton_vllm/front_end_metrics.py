@@ -88,6 +88,7 @@ class FrontEndMetrics:
         traffic: Sequence[Traffic],
         lag: LoopLag,
         engine_up: Callable[[], bool],
+        restarts: Callable[[], int],
         front_ends: Callable[[], int] | None,
     ) -> None:
         """``front_ends`` tells how many live; only the front end that knows has it."""
@@ -95,6 +96,7 @@ class FrontEndMetrics:
         self._traffic = traffic
         self._lag = lag
         self._engine_up = engine_up
+        self._restarts = restarts
         self._front_ends = front_ends
 
     def collect(self) -> Iterator[Any]:
@@ -111,6 +113,9 @@ class FrontEndMetrics:
             "send_seconds",
             "Seconds that sender threads spent on making and sending responses.",
             sum(t.seconds for t in self._traffic),
+        )
+        yield self._counter(
+            "engine_restarts", "Restarts of an engine that had died.", self._restarts()
         )
         yield self._outcomes()
         yield self._gauge(

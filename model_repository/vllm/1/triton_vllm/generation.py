@@ -46,6 +46,22 @@ class Delta:
     token_counts: tuple[int, ...]
     final: bool = False
 
+    @classmethod
+    def of(cls, output: Any, num_sequences: int) -> Delta:
+        """Return vLLM's ``RequestOutput`` as a delta, each text at its sequence's index.
+
+        An output of a stream with ``n`` > 1 holds only the sequences that have something new.
+        """
+        if num_sequences == 1:
+            completion = output.outputs[0]
+            return cls((completion.text,), (len(completion.token_ids),), output.finished)
+        texts = [""] * num_sequences
+        token_counts = [0] * num_sequences
+        for completion in output.outputs:
+            texts[completion.index] += completion.text
+            token_counts[completion.index] += len(completion.token_ids)
+        return cls(tuple(texts), tuple(token_counts), output.finished)
+
     @property
     def num_tokens(self) -> int:
         """The tokens of all sequences."""

@@ -46,6 +46,7 @@ def export_metrics(
         traffic,
         engine.lag,
         lambda: engine.is_up,
+        lambda: engine.restarts,
         seat.occupied if seat.is_leader else None,
     )
     return MetricsExport(

@@ -31,6 +31,7 @@ class ServingSettings:
     model's own default, else up to its context, as in ``vllm serve``).
     ``metrics_period_seconds`` is how often metrics are passed on to Triton. ``engine_cpus`` is a
     Linux CPU list, such as "0-1", that the engine core has to itself (empty: no choice is made).
+    ``engine_restarts`` is how many tries in a row are made to restart an engine that died.
     ``vllm_log_level`` is for vLLM's own lines (empty: its default, or its environment variable).
     """
 
@@ -39,6 +40,7 @@ class ServingSettings:
     cancellation_check_seconds: float = 0.1
     default_max_tokens: int = 0
     metrics_period_seconds: float = 2.0
+    engine_restarts: int = 5
     engine_cpus: str = ""
     vllm_log_level: str = ""
 
@@ -48,6 +50,7 @@ class ServingSettings:
         "cancellation_check_seconds": (0.01, 60),
         "default_max_tokens": (0, 10_000_000),
         "metrics_period_seconds": (0.1, 60),
+        "engine_restarts": (0, 1000),
     }
     LOG_LEVELS = ("", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")  # as above
 

@@ -20,13 +20,13 @@ with the process, so a crash leaves nothing behind that could be mistaken for li
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +57,14 @@ class NoSeat:
     index = 0
     count = 1
     is_leader = True
+    is_closing = False
+
+    def leader_lives(self) -> bool:
+        """Return whether the front end that launches the engine lives: this one."""
+        return True
+
+    def announce_closing(self) -> None:
+        """Tell nobody."""
 
     def occupied(self) -> int:
         """Return how many front ends live."""
@@ -121,6 +129,10 @@ class Seat:
         own = Path(self._held.name)
         return 1 + sum(_is_held(s) for s in self._generation.glob("seat-*") if s != own)
 
+    def leader_lives(self) -> bool:
+        """Return whether the front end that launches the engine lives."""
+        return self.is_leader or _is_held(self._generation / "seat-0")
+
     def leader_pid(self) -> int:
         """Return the process id of the leader."""
         return int((self._generation / "seat-0").read_text(encoding="utf-8"))
@@ -131,20 +143,30 @@ class Seat:
         new.write_text(json.dumps(asdict(addresses)), encoding="utf-8")
         new.rename(self._generation / "engine.json")
 
-    def wait_for_engine(self) -> EngineAddresses:
-        """Wait until the leader has published, for as long as the leader lives.
+    def withdraw(self) -> None:
+        """Take back what was published: that engine is no more. Leader only."""
+        (self._generation / "engine.json").unlink(missing_ok=True)
 
-        Raises SettingsError when the leader left without publishing: its own line says why.
+    async def wait_for_engine(self, died: EngineAddresses | None = None) -> EngineAddresses:
+        """Wait until the leader has published an engine other than the one that ``died``.
+
+        Raises SettingsError when the leader left or gave up: its own line says why.
         """
-        published = self._generation / "engine.json"
-        while not published.exists():
-            if not _is_held(self._generation / "seat-0"):
+        while (published := self._published()) is None or published == died:
+            if self.is_closing or not self.leader_lives():
                 raise SettingsError(
                     "the front end that starts the shared engine has given up; "
                     "see the error of the other instance of this model"
                 )
-            time.sleep(_POLL_SECONDS)
-        return EngineAddresses(**json.loads(published.read_text(encoding="utf-8")))
+            await asyncio.sleep(_POLL_SECONDS)
+        return published
+
+    def _published(self) -> EngineAddresses | None:
+        try:
+            text = (self._generation / "engine.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return EngineAddresses(**json.loads(text))
 
     def leave(self) -> None:
         """Give the seat back for ever; the last one to leave removes the folder."""

@@ -115,6 +115,12 @@ def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -
     )
 
 
+def engine_processes(llm: AsyncLLM) -> list[int]:
+    """Return the ids of the engine core's processes, as far as this front end started them."""
+    manager = llm.engine_core.resources.engine_manager
+    return [process.pid for process in getattr(manager, "processes", [])]
+
+
 class EngineCores:
     """The engine core processes that several front ends share, and their coordinator if any.
 
