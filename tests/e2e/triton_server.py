@@ -127,7 +127,14 @@ class TritonServer:
             time.sleep(0.2)
         ended = self.process.poll()
         what = f"not ready in {START_SECONDS} s" if ended is None else f"ended with {ended}"
-        raise RuntimeError(f"tritonserver {what}; {self.log} ends with:\n{self.log_tail()}")
+        self.show_stacks()
+        raise RuntimeError(f"tritonserver {what}; {self.log} ends with:\n{self.log_tail(120)}")
+
+    def show_stacks(self) -> None:
+        """Make each stub write to the log where its threads stand."""
+        for stub in self.processes("triton_python_backend_stub"):
+            stub.send_signal(signal.SIGUSR1)
+        time.sleep(1)
 
     def log_tail(self, lines: int = 40) -> str:
         """Return the end of the log."""

@@ -73,6 +73,55 @@ class FakeResponse:
     error: FakeTritonError | None = None
 
 
+class FakeMetric:
+    """``pb_utils.Metric``: its value, and the threads that touched it."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.labels = labels
+        self.value = 0.0
+        self.threads: set[str] = set()
+        self.calls = 0
+
+    def increment(self, value: float) -> None:
+        assert value > 0, "Triton refuses to decrement a counter"
+        self._touched()
+        self.value += value
+
+    def set(self, value: float) -> None:
+        self._touched()
+        self.value = value
+
+    def _touched(self) -> None:
+        self.calls += 1
+        self.threads.add(threading.current_thread().name)
+
+
+class FakeFamilies:
+    """``pb_utils.MetricFamily``, remembering every family that was made."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+
+    def __init__(self) -> None:
+        self.made: dict[str, tuple[str, list[FakeMetric]]] = {}
+
+    def __call__(self, *, name: str, description: str, kind: str) -> Any:
+        assert name not in self.made, "Triton takes each family once"
+        assert description
+        metrics: list[FakeMetric] = []
+        self.made[name] = (kind, metrics)
+
+        def metric(labels: dict[str, str]) -> FakeMetric:
+            metrics.append(FakeMetric(labels))
+            return metrics[-1]
+
+        return SimpleNamespace(Metric=metric)
+
+    def value(self, name: str, **labels: str) -> float:
+        (metric,) = (m for m in self.made[name][1] if labels.items() <= m.labels.items())
+        return metric.value
+
+
 fake_pb_utils = SimpleNamespace(
     Tensor=FakeTensor,
     TritonError=FakeTritonError,

@@ -66,3 +66,21 @@ def test_the_locale_is_utf_8() -> None:
     with start(code) as process:
         assert process.stdout is not None
         assert "C.UTF-8" == process.stdout.read().strip()
+
+
+def test_a_stuck_stub_can_be_asked_where_it_stands() -> None:
+    """SIGUSR1 writes every thread's stack to standard error, and ends nothing."""
+    code = """
+import os, signal
+from triton_vllm.process import prepare_process
+prepare_process()
+def stuck():
+    os.kill(os.getpid(), signal.SIGUSR1)
+stuck()
+print("alive")
+"""
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert "alive\n" == done.stdout
+    assert "in stuck" in done.stderr

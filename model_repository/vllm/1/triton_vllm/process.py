@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import locale
 import os
+import signal
 import sys
 
 from triton_vllm import child_process
+
+_STANDARD_ERROR = 2
 
 
 def prepare_process() -> None:
@@ -23,3 +27,5 @@ def prepare_process() -> None:
     os.environ[child_process.STUB_PID] = str(os.getpid())
     sys.modules["__main__"].__file__ = child_process.__file__
     os.register_at_fork(after_in_child=child_process.die_with_stub)
+    # `kill -USR1` shows, on the server's standard error, where each thread of the stub stands.
+    faulthandler.register(signal.SIGUSR1, file=_STANDARD_ERROR)
