@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tests.e2e.triton_server import ENGINE_ARGS, EXECUTION_ENV, ROOT, TRITON
+from tests.e2e.triton_server import EXECUTION_ENV, ROOT, TRITON
 
 # As in the samples of Triton's own vLLM backend: no tensors, no policy.
 CONFIG = """
@@ -52,15 +54,12 @@ def install_backend(directory: Path) -> Path:
     return backends
 
 
-def add_their_model(repository: Path, name: str) -> Path:
+def add_their_model(repository: Path, name: str, engine_args: Mapping[str, Any]) -> None:
     """Write a model folder for Triton's own vLLM backend, as its users have them."""
     version = repository / name / "1"
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(CONFIG)
-    engine_args = ENGINE_ARGS | {"disable_log_requests": "true", "max_num_seqs": "4"}
-    del engine_args["enable_log_requests"]
     (version / "model.json").write_text(json.dumps(engine_args))
-    return version.parent
 
 
 def add_ensemble(repository: Path, name: str) -> None:

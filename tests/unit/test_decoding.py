@@ -81,9 +81,9 @@ def test_the_output_is_the_one_asked_for(
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
-        ({}, "text_input: send one of text_input, input_ids and PROMPT, none came"),
-        ({"STREAM": True}, "none came"),
-        ({"text_input": "a", "PROMPT": "b"}, "text_input and PROMPT came"),
+        ({}, "text_input: missing; a request has one prompt: text_input, input_ids or PROMPT"),
+        ({"STREAM": True}, "text_input: missing"),
+        ({"text_input": "a", "PROMPT": "b"}, "PROMPT: came beside text_input; a request has one"),
         ({"text_input": []}, "text_input: must have one element, has 0"),
         ({"text_input": ["a", "b"]}, "text_input: must have one element, has 2"),
         ({"text_input": "a", "stream": [True, True]}, "stream: must have one element, has 2"),

@@ -103,13 +103,13 @@ def decode(request: Any, sampling: SamplingParser) -> GenerationRequest:
 def _prompt_name(inputs: Inputs) -> str:
     """Return the one input that holds the prompt."""
     came = [name for name in PROMPTS if name in inputs]
-    if len(came) != 1:
-        *others, last = PROMPTS
-        raise RequestError(
-            f"text_input: send one of {', '.join(others)} and {last}, "
-            + (f"{' and '.join(came)} came" if came else "none came")
-        )
-    return came[0]
+    if len(came) == 1:
+        return came[0]
+    *others, last = PROMPTS
+    raise RequestError(
+        (f"{came[1]}: came beside {came[0]}" if came else "text_input: missing")
+        + f"; a request has one prompt: {', '.join(others)} or {last}"
+    )
 
 
 def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> str:

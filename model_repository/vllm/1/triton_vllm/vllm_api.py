@@ -247,16 +247,15 @@ def generate(
     if request.options.use_beam_search:
         from triton_vllm.vllm_beam_search import beam_search
 
-        outputs = beam_search(llm, engine_input, request, trace_headers)
-    else:
-        outputs = llm.generate(
-            engine_input,
-            request.sampling_params,
-            request.request_id,
-            trace_headers=trace_headers,
-            priority=request.options.priority,
-            data_parallel_rank=request.options.data_parallel_rank,
-        )
+        return beam_search(llm, engine_input, request, trace_headers)
+    outputs = llm.generate(
+        engine_input,
+        request.sampling_params,
+        request.request_id,
+        trace_headers=trace_headers,
+        priority=request.options.priority,
+        data_parallel_rank=request.options.data_parallel_rank,
+    )
     return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
 
 
