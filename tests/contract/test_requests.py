@@ -100,6 +100,19 @@ def test_flat_log_probabilities_look_the_same() -> None:
     assert encoded(outputs[0])["logprobs"] == encoded(outputs[1])["logprobs"]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, None), ({"logprobs": 0}, 0), ({"logprob_token_ids": [7, 8]}, 2)],
+    ids=["none", "chosen", "of some tokens"],
+)
+def test_vllm_says_whether_it_computes_log_probabilities(
+    given: dict[str, Any], expected: int | None
+) -> None:
+    """There are two parameters that ask for them, and one property that knows both."""
+    params, _ = SamplingParser({}).parse(given, stream=True, where="w")
+    assert expected == params.num_logprobs
+
+
 def test_a_failed_generation_raises() -> None:
     """It is told by a finish reason, and must not look like an empty text."""
     assert "error" in FINISH_REASON_STRINGS

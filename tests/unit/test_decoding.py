@@ -229,8 +229,8 @@ def test_a_cumulative_logprob_is_computed_where_it_is_asked_for(
 
 @pytest.mark.parametrize(
     ("stop", "expected"),
-    [(".", "."), ('["a", "b"]', ["a", "b"]), ("[", "["), ("[x]", "[x]")],
-    ids=["text", "list", "bracket", "brackets"],
+    [(".", "."), ('["a", "b"]', ["a", "b"]), ("[", "["), ("[x]", "[x]"), ("[" * 9999, "[" * 9999)],
+    ids=["text", "list", "bracket", "brackets", "many brackets"],
 )
 def test_a_list_among_request_parameters_is_json(
     sampling: SamplingParser, stop: str, expected: object

@@ -128,7 +128,7 @@ def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> st
 def _outputs(inputs: Inputs, params: Any) -> tuple[Output, ...]:
     """Return what is asked for beside the text, and have vLLM compute what it needs."""
     asked = [output for output in OUTPUTS if inputs.boolean(output.flag)]
-    if params.logprobs is None:
+    if params.num_logprobs is None:
         asked = [NO_LOGPROBS if output is LOGPROBS else output for output in asked]
         if inputs.boolean("return_cumulative_logprob"):
             params.logprobs = 0
@@ -164,7 +164,7 @@ def _sampling_parameters(request: Any, inputs: Inputs, where: str) -> tuple[str,
 def _unpacked(parameter: Any) -> Any:
     """Return a request parameter's value; a list comes as JSON, as Triton carries none."""
     if isinstance(parameter, str) and parameter.startswith("["):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.loads(parameter)
     return parameter
 
