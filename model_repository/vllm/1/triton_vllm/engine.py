@@ -27,7 +27,7 @@ from triton_vllm.front_end_metrics import LoopLag, server_reports_metrics
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
-from triton_vllm.settings import ModelSettings
+from triton_vllm.settings import ModelSettings, visible_devices
 from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
 from triton_vllm.streaming import Log
 
@@ -73,6 +73,10 @@ class Engine:
         begin = since = time.monotonic()
         if self._settings.serving.vllm_log_level:
             os.environ["VLLM_LOGGING_LEVEL"] = self._settings.serving.vllm_log_level
+        if self._settings.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(
+                self._settings.gpu, os.environ.get("CUDA_VISIBLE_DEVICES")
+            )
         self._engine_cpus = parse_cpus(
             self._settings.serving.engine_cpus, f'{where}: "serving.engine_cpus"'
         )
@@ -93,6 +97,7 @@ class Engine:
         self.sampling = SamplingParser(
             self._vllm.default_sampling_params(self._config),
             self._settings.serving.default_max_tokens,
+            self._vllm.max_tokens_limit(self._config),
         )
         since = self._log_phase(f"configuration of {self._args.model} resolved", since)
         self._loop = EventLoopThread("engine")
@@ -230,19 +235,13 @@ class Engine:
     async def tokenize(self, request: GenerationRequest) -> Any:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
         self.check()
-        return await self._vllm.tokenize(self._living().llm, request.prompt)
+        return await self._vllm.tokenize(self._living().llm, request)
 
     def generate(
         self, prompt: Any, request: GenerationRequest
     ) -> AsyncGenerator[vllm_api.RequestOutput, None]:
         """Add the request to the running batch; yield its outputs until one is ``finished``."""
-        return self._vllm.generate(
-            self._living().llm,
-            prompt,
-            request.sampling_params,
-            request.request_id,
-            request.trace_headers,
-        )
+        return self._vllm.generate(self._living().llm, prompt, request)
 
     def _living(self) -> EngineLife:
         assert self._life is not None, "as __init__ has begun one"

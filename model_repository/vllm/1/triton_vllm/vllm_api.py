@@ -37,6 +37,7 @@ from triton_vllm.errors import (
     UnavailableError,
     one_line,
 )
+from triton_vllm.generation import GenerationRequest, TextPrompt
 from triton_vllm.shared_engine import EngineAddresses
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "RequestOutput", "RequestOutputKind", "SamplingParams"]
@@ -190,6 +191,17 @@ def default_sampling_params(config: Any) -> Mapping[str, Any]:
     return typing.cast(Mapping[str, Any], config.model_config.get_diff_sampling_param())
 
 
+def max_tokens_limit(config: Any) -> int | None:
+    """Return what no request may exceed: the operator's ``max_new_tokens``, as in ``vllm serve``.
+
+    It stands in ``override_generation_config``, or in a file that ``generation_config`` names.
+    """
+    model = config.model_config
+    if model.generation_config in ("auto", "vllm"):
+        return typing.cast("int | None", model.override_generation_config.get("max_new_tokens"))
+    return typing.cast("int | None", model.get_diff_sampling_param().get("max_tokens"))
+
+
 class Metrics:
     """vLLM's own metrics, of all front ends where there are several."""
 
@@ -200,34 +212,52 @@ class Metrics:
                 yield family
 
 
-async def tokenize(llm: AsyncLLM, prompt: str) -> Any:
-    """Turn a text prompt into an engine input through vLLM's renderer.
+async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> Any:
+    """Turn a prompt into an engine input through vLLM's renderer.
 
     A long prompt is tokenized off the event loop; for a short one the way there and back would
     take longer than the work, and the first token would wait for it.
 
     Raises vLLM's validation error for a prompt that does not fit the model's context.
     """
+    prompt = _as_vllm_prompt(request)
     parsed = parse_model_prompt(llm.model_config, prompt)
     params = llm.renderer.default_cmpl_tok_params
-    if len(prompt) <= _SHORT_PROMPT:
+    if len(prompt.get("prompt", "")) <= _SHORT_PROMPT:
         (engine_input,) = llm.renderer.render_cmpl([parsed], params)
     else:
         (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
     return engine_input
 
 
+def _as_vllm_prompt(request: GenerationRequest) -> dict[str, Any]:
+    prompt: dict[str, Any] = (
+        {"prompt": request.prompt.text}
+        if isinstance(request.prompt, TextPrompt)
+        else {"prompt_token_ids": request.prompt.token_ids}
+    )
+    if request.options.cache_salt:
+        prompt["cache_salt"] = request.options.cache_salt
+    return prompt
+
+
 def generate(
-    llm: AsyncLLM,
-    engine_input: Any,
-    params: SamplingParams,
-    request_id: str,
-    trace_headers: Mapping[str, str],
+    llm: AsyncLLM, engine_input: Any, request: GenerationRequest
 ) -> AsyncGenerator[RequestOutput, None]:
     """Add a request to the engine; yield its outputs. Closing the generator aborts it."""
-    traced = trace_headers and llm.observability_config.otlp_traces_endpoint
+    traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
+    trace_headers = request.trace_headers if traced else None
+    if request.options.use_beam_search:
+        from triton_vllm.vllm_beam_search import beam_search
+
+        return beam_search(llm, engine_input, request, trace_headers)
     outputs = llm.generate(
-        engine_input, params, request_id, trace_headers=trace_headers if traced else None
+        engine_input,
+        request.sampling_params,
+        request.request_id,
+        trace_headers=trace_headers,
+        priority=request.options.priority,
+        data_parallel_rank=request.options.data_parallel_rank,
     )
     return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
 
