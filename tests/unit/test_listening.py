@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -15,7 +14,7 @@ HOST = "127.0.0.1"
 
 
 @pytest.fixture
-def number() -> Iterator[int]:
+def number() -> int:
     """A port that was free a moment ago."""
     with closing(socket.socket()) as probe:
         probe.bind((HOST, 0))
