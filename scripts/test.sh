@@ -47,6 +47,7 @@ main() {
         phase demo demo
         phase "contract tests" contract_tests
         phase Prometheus scripts/get_prometheus.sh
+        phase nginx scripts/get_nginx.sh
         phase "end-to-end tests" end_to_end_tests
     fi
     printf '%s\n' "" "seconds  phase" "${times[@]}"
