@@ -70,7 +70,8 @@ class Nginx:
         while True:
             assert self._process.poll() is None, (LOGS / "nginx.log").read_text()
             try:
-                self.http().get("/")
+                with self.http() as http:
+                    http.get("/")
             except httpx.TransportError:
                 assert time.monotonic() < deadline, (LOGS / "nginx.log").read_text()
                 time.sleep(0.1)
@@ -92,7 +93,8 @@ class Nginx:
     def streamed_chunks(self, path: str, body: dict[str, Any], key: str = "") -> int:
         """Return in how many pieces, one after the other, a streamed answer has come."""
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        with self.http().stream("POST", path, content=json.dumps(body), headers=headers) as answer:
+        how: Any = {"content": json.dumps(body), "headers": headers}
+        with self.http() as http, http.stream("POST", path, **how) as answer:
             assert 200 == answer.status_code, answer.read()
             return len(list(answer.iter_raw()))
 

