@@ -195,6 +195,18 @@ def test_a_request_counts_by_its_status(status: int, expected: str) -> None:
     assert Counter({expected: 1}) == gate.traffic.outcomes
 
 
+def test_an_app_that_fails_counts_as_the_engines_error() -> None:
+    """Even when no response has begun; uvicorn answers 500 then, and logs the reason."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        raise RuntimeError("a mistake of somebody's")
+
+    gate, _ = make(app)
+    with pytest.raises(RuntimeError):
+        ask(gate, Client())
+    assert Counter(engine_error=1) == gate.traffic.outcomes
+
+
 def test_a_wrong_key_counts_as_the_clients_mistake() -> None:
     """So a dashboard shows that somebody knocks."""
     gate, _ = make(answering(200), ["one"])

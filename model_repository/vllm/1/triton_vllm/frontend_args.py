@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from triton_vllm.engine_args import command_line
@@ -40,7 +41,7 @@ def parse_frontend_args(
 
     parser = vllm_openai.FrontendArgsParser.create()
     hints = vllm_openai.frontend_arg_types()
-    ours = {field: str for field in OpenAISettings.__dataclass_fields__ if field != "frontend"}
+    ours = {field.name: str for field in fields(OpenAISettings) if field.name != "frontend"}
     for key in given:
         if key in REFUSED:
             raise SettingsError(f'{where}: "{key}" is not allowed: {REFUSED[key]}')
@@ -61,6 +62,7 @@ def parse_frontend_args(
 
 def _parts(value: Any, parser: argparse.ArgumentParser, key: str) -> list[Any]:
     """Split up an array for an option that takes one value: as JSON, or given repeatedly."""
+    # argparse has no public way to ask.
     action = next((a for a in parser._actions if a.dest == key), None)
     if not isinstance(value, list) or action is None or action.nargs is not None:
         return [value]

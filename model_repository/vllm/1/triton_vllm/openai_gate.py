@@ -147,7 +147,7 @@ class _Exchange:
             return "cancelled"
         if self._status in _TRY_LATER:
             return "refused"
-        if self._status >= 500:
+        if self._status >= 500 or not (self._status or self._is_websocket):
             return "engine_error"
         return "client_error" if self._status >= 400 else "ok"
 

@@ -18,9 +18,8 @@ from triton_vllm.draining import draining
 from triton_vllm.errors import SettingsError, one_line
 from triton_vllm.front_end_metrics import Traffic
 from triton_vllm.frontend_args import parse_frontend_args
-from triton_vllm.listening import Port
 from triton_vllm.openai_gate import Gate
-from triton_vllm.openai_settings import OpenAISettings
+from triton_vllm.port import Port
 from triton_vllm.settings import ModelSettings
 from triton_vllm.shared_engine import NoSeat, Seat
 from triton_vllm.streaming import Log
@@ -66,11 +65,11 @@ def openai_server(
     if openai is None:
         return NoOpenAIServer()
     where = f'{settings.engine_args_path}: "serving.openai"'
-    model = settings.engine_args["model"]
     try:
-        args = parse_frontend_args(openai.frontend, engine_args, model, where)
+        from triton_vllm import vllm_openai  # noqa: F401 (only whether it can be imported)
     except ImportError as error:
         raise moved(where, error) from error
+    args = parse_frontend_args(openai.frontend, engine_args, settings.engine_args["model"], where)
     if openai.served_model_name:
         args.served_model_name = list(openai.served_model_name)
     keys = openai.read_api_keys(where)
@@ -78,7 +77,7 @@ def openai_server(
     if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
         log.log_warn(f"{where}: {openai.host} can be reached from other machines, without a key")
     gate = Gate(check, admit, keys)
-    return OpenAIServer(openai, args, engine_args, seat, gate, where, log)
+    return OpenAIServer(settings, args, engine_args, seat, gate, log)
 
 
 def moved(where: str, error: ImportError) -> SettingsError:
@@ -97,28 +96,30 @@ class OpenAIServer:
 
     def __init__(
         self,
-        settings: OpenAISettings,
+        settings: ModelSettings,
         args: Any,
         engine_args: vllm_api.AsyncEngineArgs,
         seat: Seat | NoSeat,
         gate: Gate,
-        where: str,
         log: Log,
     ) -> None:
         """``args`` are those of vLLM's front end. Raises SettingsError: port or TLS files."""
         import uvicorn
 
-        from triton_vllm import vllm_openai
+        from triton_vllm import vllm_api, vllm_openai
 
+        assert settings.serving.openai, "as openai_server has seen"
         self.traffic = gate.traffic
-        self._settings = settings
+        self._name = settings.name
+        self._settings = settings.serving.openai
+        self._vllm_version = vllm_api.version()
         self._args = args
         self._seat = seat
         self._gate = gate
-        self._where = where
+        self._where = f'{settings.engine_args_path}: "serving.openai"'
         self._log = log
         self._front_end = vllm_openai.FrontEnd(args, engine_args)
-        self._refresh_certificates = vllm_openai.refresh_certificates
+        self._watch_certificates = vllm_openai.watch_certificates
         self._draining = draining(seat)
         self._background: set[asyncio.Task[None]] = set()
         self._serving: asyncio.Task[None] | None = None
@@ -126,16 +127,14 @@ class OpenAIServer:
         config = uvicorn.Config(
             gate,
             lifespan="off",  # the app comes and goes with the engine
-            host=settings.host,
-            port=settings.port,
-            timeout_graceful_shutdown=settings.drain_seconds,
+            timeout_graceful_shutdown=self._settings.drain_seconds,
             **vllm_openai.uvicorn_options(args),
         )
         try:
             config.load()
         except (OSError, ValueError, AssertionError) as error:
             raise SettingsError(
-                f'{where}: "ssl_certfile" ({args.ssl_certfile}), "ssl_keyfile" '
+                f'{self._where}: "ssl_certfile" ({args.ssl_certfile}), "ssl_keyfile" '
                 f"({args.ssl_keyfile}): {one_line(error)}"
             ) from error
         self._server = uvicorn.Server(config)
@@ -161,7 +160,8 @@ class OpenAIServer:
             await self._front_end.attach(llm)
         except Exception as error:
             raise SettingsError(
-                f"{self._where}: vLLM's app: {type(error).__name__}: {one_line(error)}"
+                f"{self._where}: the app of vLLM {self._vllm_version} cannot be built: "
+                f"{type(error).__name__}: {one_line(error)}"
             ) from error
         self._gate.app = self._front_end.app
         if self._serving is None:
@@ -176,11 +176,11 @@ class OpenAIServer:
                 error = self._serving.exception()
                 raise SettingsError(f"{self._where}: port {self._settings.port}: {error}")
         config = self._server.config
-        self._refresh_certificates(self._args, config.ssl)
+        self._certificates = self._watch_certificates(self._args, config.ssl)
         if not self._seat.is_leader:
             self._background.add(asyncio.create_task(self._drain_with_leader()))
         self._log.log_info(
-            f"OpenAI-compatible HTTP on {'https' if config.is_ssl else 'http'}://"
+            f"{self._name}: OpenAI-compatible HTTP on {'https' if config.is_ssl else 'http'}://"
             f"{self._settings.host}:{self._settings.port}/v1"
         )
 

@@ -132,7 +132,8 @@ def uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def refresh_certificates(args: argparse.Namespace, ssl_context: Any) -> None:
-    """Reload the TLS files whenever they change, until the event loop ends."""
-    if args.enable_ssl_refresh and ssl_context is not None:
-        SSLCertRefresher(ssl_context, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
+def watch_certificates(args: argparse.Namespace, ssl_context: Any) -> SSLCertRefresher | None:
+    """Reload the TLS files whenever they change, if that is wanted, for as long as it is held."""
+    if not args.enable_ssl_refresh or ssl_context is None:
+        return None
+    return SSLCertRefresher(ssl_context, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
