@@ -56,7 +56,7 @@ def parse_frontend_args(
             arguments += command_line({key: part}, allowed, parser, where)
     try:
         return vllm_openai.complete(parser.parse_args(arguments), engine_args, model)
-    except (KeyError, TypeError, ValueError) as error:  # what vLLM's own checks raise
+    except Exception as error:  # vLLM's own checks
         raise SettingsError(f"{where}: {one_line(error)}") from error
 
 

@@ -61,7 +61,7 @@ def complete(args: argparse.Namespace, engine_args: Any, model: str) -> argparse
     """Give ``args`` the engine's arguments, load parser plugins, and check all as vLLM does.
 
     ``model`` is the model's name as the operator wrote it: offline, vLLM's own becomes a path.
-    Raises KeyError, TypeError or ValueError with vLLM's reason.
+    Raises what vLLM raises, with its reason.
     """
     args.model = model
     _adopt(args, engine_args)
