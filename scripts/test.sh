@@ -53,6 +53,7 @@ main() {
         phase "contract tests" contract_tests
         phase "contract tests, $OLDEST" oldest_contract_tests
         phase Prometheus scripts/get_prometheus.sh
+        phase nginx scripts/get_nginx.sh
         phase "end-to-end tests" end_to_end_tests
     fi
     printf '%s\n' "" "seconds  phase" "${times[@]}"

@@ -339,6 +339,7 @@ def human_readable_int(text: str) -> int:
 def fake_vllm_api() -> SimpleNamespace:
     """Return what ``triton_vllm.vllm_api`` offers to ``sampling`` and ``engine_args``."""
     return SimpleNamespace(
+        version=lambda: "9.9.9",
         SamplingParams=FakeSamplingParams,
         RequestOutputKind=FakeOutputKind,
         sampling_param_types=lambda: typing.get_type_hints(FakeSamplingParams),

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from triton_vllm.cpus import parse_cpus
@@ -25,6 +25,7 @@ from triton_vllm.errors import (
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.front_end_metrics import LoopLag, server_reports_metrics
 from triton_vllm.generation import GenerationRequest
+from triton_vllm.openai_server import openai_server
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.settings import ModelSettings, visible_devices
@@ -41,7 +42,8 @@ class Engine:
     """One vLLM engine, seen from one front end.
 
     Coroutines run in the engine's event loop; the other methods may be called by any thread.
-    ``seat`` is the place among the front ends, ``lag`` the event loop's.
+    ``seat`` is the place among the front ends, ``lag`` the event loop's,
+    ``openai`` the HTTP server.
     """
 
     def __init__(self, settings: ModelSettings, log: Log) -> None:
@@ -54,6 +56,7 @@ class Engine:
         self._down: ServingError | None = None
         self._closing = False
         self._life: EngineLife | None = None
+        self._life_changes = asyncio.Lock()
         self._restarts = Restarts(settings.serving.engine_restarts)
         self._cleanup = contextlib.ExitStack()
         self.lag = LoopLag()
@@ -88,6 +91,10 @@ class Engine:
         self._vllm = vllm_api
         since = self._log_phase(f"vLLM {self._vllm.version()} imported", since)
         self._args = self._read_engine_args(where)
+        self.openai = openai_server(
+            self._settings, self._args, self.seat, self.check, self.admit, self._log
+        )
+        self._cleanup.callback(self.openai.close)
         try:
             self._config = self._vllm.create_config(self._args)
         except Exception as error:
@@ -145,20 +152,24 @@ class Engine:
         return self._vllm.as_front_end(args, self.seat.index, self.seat.count)
 
     async def _begin_life(self) -> None:
-        """Start the engine, or join the one that another front end starts. Blocks the loop."""
-        died = self._life.addresses if self._life else None
-        life = EngineLife(self._vllm, self._loop, self.seat)
-        config = self._config or self._vllm.create_config(self._args)
-        self._config = None  # the next life needs one of its own
-        await life.begin(self._args, config, self._engine_cpus, self._on_death, died)
-        self._life = life
+        """Start the engine, or join the one that another front end starts; open the HTTP port."""
+        async with self._life_changes:
+            died = self._life.addresses if self._life else None
+            life = EngineLife(self._vllm, self._loop, self.seat)
+            config = self._config or self._vllm.create_config(self._args)
+            self._config = None  # the next life needs one of its own
+            await life.begin(self._args, config, self._engine_cpus, self._on_death, died)
+            self._life = life
+            await self.openai.serve(life.llm)
         if self.seat.count > 1:
             front_end = f"front end {self.seat.index + 1} of {self.seat.count}"
             self._log.log_info(f"{self._settings.name}: {front_end} joins the engine")
 
     async def _end_life(self) -> None:
-        if self._life is not None:
-            self._life.end()
+        async with self._life_changes:
+            await self.openai.end_requests()
+            if self._life is not None:
+                self._life.end()
 
     def _on_death(self, life: EngineLife, pid: int) -> None:
         """End all requests, and restart: a process of the engine has exited. Event loop only."""
@@ -224,6 +235,12 @@ class Engine:
         if self._down is not None:
             raise self._down
 
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold the place of one HTTP request that generates; raise what keeps it out."""
+        self.check()
+        yield
+
     def vllm_metrics(self) -> vllm_api.Metrics:
         """Return vLLM's own metrics, of all front ends."""
         return self._vllm.Metrics()
@@ -265,9 +282,10 @@ class Engine:
         """End the engine, and what there may be of requests.
 
         Triton calls this only when every request has had its FINAL flag: its response objects keep
-        the model alive. So there is nothing to wait for here.
+        the model alive. So there is nothing to wait for here but HTTP requests.
         """
         self._closing = True
+        self._loop.call(self.openai.drain())
         self._down = self._down or UnavailableError("the model is being unloaded")
         aborted = self._loop.call(self._loop.end_requests(timeout=1.0))
         if aborted:

@@ -43,7 +43,7 @@ def export_metrics(
     seat = engine.seat
     own = FrontEndMetrics(
         seat.index,
-        traffic,
+        [*traffic, engine.openai.traffic],
         engine.lag,
         lambda: engine.is_up,
         lambda: engine.restarts,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triton_vllm.errors import SettingsError, did_you_mean
+from triton_vllm.openai_settings import OPENAI_KEY, OpenAISettings
 
 ENGINE_ARGS_FILE = "vllm_engine_args.json"
 BACKEND_ENGINE_ARGS_FILE = "model.json"
@@ -35,6 +36,7 @@ class ServingSettings:
     Linux CPU list, such as "0-1", that the engine core has to itself (empty: no choice is made).
     ``engine_restarts`` is how many tries in a row are made to restart an engine that died.
     ``vllm_log_level`` is for vLLM's own lines (empty: its default, or its environment variable).
+    ``openai`` opens a port for OpenAI's protocol (None: no port).
     """
 
     sender_threads: int = 0
@@ -45,6 +47,7 @@ class ServingSettings:
     engine_restarts: int = 5
     engine_cpus: str = ""
     vllm_log_level: str = ""
+    openai: OpenAISettings | None = None
 
     LIMITS = {  # noqa: RUF012 (a class constant, and not a field: it has no annotation)
         "sender_threads": (0, 64),
@@ -71,6 +74,8 @@ class ServingSettings:
                     f'{where}: "{SERVING_KEY}" has the unknown key "{key}"'
                     + (did_you_mean(key, types) or f", allowed: {', '.join(types)}")
                 )
+            if key == OPENAI_KEY:
+                continue
             if types[key] is str:
                 if not isinstance(value, str):
                     raise SettingsError(
@@ -90,7 +95,11 @@ class ServingSettings:
                     f'{where}: "{SERVING_KEY}.{key}" must be {types[key].__name__} from {low} to '
                     f"{high}, got {value!r}"
                 )
-        return cls(**given)
+        values = dict(given)
+        if OPENAI_KEY in given:
+            openai_where = f'{where}: "{SERVING_KEY}.{OPENAI_KEY}"'
+            values[OPENAI_KEY] = OpenAISettings.from_json(given[OPENAI_KEY], openai_where)
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)

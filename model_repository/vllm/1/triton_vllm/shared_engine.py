@@ -11,6 +11,7 @@ core and publishes its addresses there; the others wait for them and join.
         ├── seat-1 …     locked by the others
         ├── engine.json  the addresses and process ids, published by the leader
         ├── metrics/     what each front end counts, in prometheus_client's files
+        ├── drained/     who has answered all HTTP requests, at the end (draining.py)
         └── closing      the leader is ending the engine on purpose
 
 What keeps generations apart: a seat is never taken twice, and a generation that anybody has left,
@@ -124,10 +125,20 @@ class Seat:
         """Where all front ends of this engine count."""
         return self._generation / "metrics"
 
+    @property
+    def generation(self) -> Path:
+        """The folder of the front ends of this load of the model."""
+        return self._generation
+
+    def others(self) -> list[int]:
+        """Return the front ends that live, without this one."""
+        own = Path(self._held.name)
+        seats = [seat for seat in self._generation.glob("seat-*") if seat != own]
+        return [int(seat.name.removeprefix("seat-")) for seat in seats if _is_held(seat)]
+
     def occupied(self) -> int:
         """Return how many front ends live."""
-        own = Path(self._held.name)
-        return 1 + sum(_is_held(s) for s in self._generation.glob("seat-*") if s != own)
+        return 1 + len(self.others())
 
     def leader_lives(self) -> bool:
         """Return whether the front end that launches the engine lives."""

@@ -1,0 +1,211 @@
+"""OpenAI-compatible HTTP: vLLM's own app on a port of its own, in the engine's event loop.
+
+    uvicorn (one a front end) ── Gate ── vLLM's app ── the AsyncLLM that lives
+
+The port is taken before the model is loaded and opened when it is; it stays open while a dead
+engine is restarted, and is given back when the model has been unloaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from triton_vllm.draining import draining
+from triton_vllm.errors import SettingsError, one_line
+from triton_vllm.front_end_metrics import Traffic
+from triton_vllm.frontend_args import parse_frontend_args
+from triton_vllm.openai_gate import Gate
+from triton_vllm.port import Port
+from triton_vllm.settings import ModelSettings
+from triton_vllm.shared_engine import NoSeat, Seat
+from triton_vllm.streaming import Log
+
+if TYPE_CHECKING:
+    from triton_vllm import vllm_api
+
+_END_SECONDS = 1.0  # for requests that are being cancelled
+
+
+class NoOpenAIServer:
+    """No port is opened."""
+
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+
+    async def serve(self, llm: vllm_api.AsyncLLM) -> None:
+        """Do nothing."""
+
+    async def end_requests(self) -> None:
+        """Do nothing."""
+
+    async def drain(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def openai_server(
+    settings: ModelSettings,
+    engine_args: vllm_api.AsyncEngineArgs,
+    seat: Seat | NoSeat,
+    check: Callable[[], None],
+    admit: Callable[[], AbstractContextManager[None]],
+    log: Log,
+) -> OpenAIServer | NoOpenAIServer:
+    """Return the server that the settings ask for, its port taken, where this front end leads.
+
+    ``check`` and ``admit`` are those of ``Gate``. Raises SettingsError, one line.
+    """
+    openai = settings.serving.openai
+    if openai is None:
+        return NoOpenAIServer()
+    where = f'{settings.engine_args_path}: "serving.openai"'
+    try:
+        from triton_vllm import vllm_openai  # noqa: F401 (only whether it can be imported)
+    except ImportError as error:
+        raise moved(where, error) from error
+    args = parse_frontend_args(openai.frontend, engine_args, settings.engine_args["model"], where)
+    if openai.served_model_name:
+        args.served_model_name = list(openai.served_model_name)
+    keys = openai.read_api_keys(where)
+    args.host, args.port, args.api_key = openai.host, openai.port, list(keys) or None
+    if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
+        log.log_warn(f"{where}: {openai.host} can be reached from other machines, without a key")
+    gate = Gate(check, admit, keys)
+    return OpenAIServer(settings, args, engine_args, seat, gate, log)
+
+
+def moved(where: str, error: ImportError) -> SettingsError:
+    """Say which vLLM has its OpenAI-compatible front end where we do not find it."""
+    from triton_vllm import vllm_api
+
+    return SettingsError(
+        f"{where}: vLLM {vllm_api.version()} has its OpenAI-compatible front end elsewhere than "
+        f"vLLM 0.26 to 0.32 ({one_line(error)}); without this object the model serves Triton's "
+        "protocols as ever"
+    )
+
+
+class OpenAIServer:
+    """One front end's HTTP server. Its coroutines belong to the engine's event loop."""
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        args: Any,
+        engine_args: vllm_api.AsyncEngineArgs,
+        seat: Seat | NoSeat,
+        gate: Gate,
+        log: Log,
+    ) -> None:
+        """``args`` are those of vLLM's front end. Raises SettingsError: port or TLS files."""
+        import uvicorn
+
+        from triton_vllm import vllm_api, vllm_openai
+
+        assert settings.serving.openai, "as openai_server has seen"
+        self.traffic = gate.traffic
+        self._name = settings.name
+        self._settings = settings.serving.openai
+        self._vllm_version = vllm_api.version()
+        self._args = args
+        self._seat = seat
+        self._gate = gate
+        self._where = f'{settings.engine_args_path}: "serving.openai"'
+        self._log = log
+        self._front_end = vllm_openai.FrontEnd(args, engine_args)
+        self._watch_certificates = vllm_openai.watch_certificates
+        self._draining = draining(seat)
+        self._background: set[asyncio.Task[None]] = set()
+        self._serving: asyncio.Task[None] | None = None
+        self._cleanup = contextlib.ExitStack()
+        config = uvicorn.Config(
+            gate,
+            lifespan="off",  # the app comes and goes with the engine
+            timeout_graceful_shutdown=self._settings.drain_seconds,
+            **vllm_openai.uvicorn_options(args),
+        )
+        try:
+            config.load()
+        except (OSError, ValueError, AssertionError) as error:
+            raise SettingsError(
+                f'{self._where}: "ssl_certfile" ({args.ssl_certfile}), "ssl_keyfile" '
+                f"({args.ssl_keyfile}): {one_line(error)}"
+            ) from error
+        self._server = uvicorn.Server(config)
+        self._port = self._take_port() if seat.is_leader else None
+
+    def _take_port(self) -> Port:
+        port = Port(
+            self._settings.host,
+            self._settings.port,
+            leads=self._seat.is_leader,
+            shared=self._seat.count > 1,
+            where=self._where,
+        )
+        self._cleanup.callback(port.close)
+        return port
+
+    async def serve(self, llm: vllm_api.AsyncLLM) -> None:
+        """Serve ``llm``: open the port, or, where it is open, put ``llm`` in the old one's place.
+
+        Raises SettingsError when vLLM's app cannot be built, or the port not be opened.
+        """
+        try:
+            await self._front_end.attach(llm)
+        except Exception as error:
+            raise SettingsError(
+                f"{self._where}: the app of vLLM {self._vllm_version} cannot be built: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
+        self._gate.app = self._front_end.app
+        if self._serving is None:
+            await self._open()
+
+    async def _open(self) -> None:
+        port = self._port or self._take_port()
+        self._serving = asyncio.create_task(self._server.serve([port.socket]))
+        while not self._server.started:
+            await asyncio.wait([self._serving], timeout=0.01)
+            if self._serving.done():
+                error = self._serving.exception()
+                raise SettingsError(f"{self._where}: port {self._settings.port}: {error}")
+        config = self._server.config
+        self._certificates = self._watch_certificates(self._args, config.ssl)
+        if not self._seat.is_leader:
+            self._background.add(asyncio.create_task(self._drain_with_leader()))
+        self._log.log_info(
+            f"{self._name}: OpenAI-compatible HTTP on {'https' if config.is_ssl else 'http'}://"
+            f"{self._settings.host}:{self._settings.port}/v1"
+        )
+
+    async def _drain_with_leader(self) -> None:
+        await self._draining.wait_for_leader()
+        await self.drain()
+
+    async def end_requests(self) -> None:
+        """End what the engine that is going away has not answered."""
+        if requests := set(self._server.server_state.tasks):
+            for request in requests:
+                request.cancel()
+            await asyncio.wait(requests, timeout=_END_SECONDS)
+
+    async def drain(self) -> None:
+        """Free the port; give requests under way ``drain_seconds``, then end them."""
+        self._draining.announce()
+        if self._serving is not None:
+            self._server.should_exit = True
+            await asyncio.wait([self._serving])
+        self._draining.finish()
+        await self._draining.wait_for_others(self._settings.drain_seconds + _END_SECONDS)
+        await self.end_requests()
+        await self._front_end.close()
+
+    def close(self) -> None:
+        """Free the port, whatever state the server is in."""
+        self._cleanup.close()

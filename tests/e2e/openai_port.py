@@ -1,0 +1,64 @@
+"""What the tests of the OpenAI-compatible port share: its settings, its clients, its metrics."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.triton_server import ENGINE_ARGS, TritonServer
+
+PERIOD = 0.2  # seconds between two exports of metrics
+
+
+def engine_args(openai_settings: dict[str, Any], **changes: Any) -> str:
+    """Return a vllm_engine_args.json with the port switched on."""
+    serving = {"metrics_period_seconds": PERIOD, "openai": openai_settings}
+    return json.dumps({**ENGINE_ARGS, "serving": serving, **changes})
+
+
+def use_front_ends(model: Path, count: int) -> None:
+    """Let several front ends serve a model."""
+    config = model / "config.pbtxt"
+    text = config.read_text()
+    assert "count: 1" in text
+    config.write_text(text.replace("count: 1", f"count: {count}"))
+
+
+def client_of(port: int, key: str = "unused", **options: Any) -> openai.OpenAI:
+    """Return OpenAI's client of a port, which does not hide an error by trying again."""
+    return openai.OpenAI(
+        base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=120, **options
+    )
+
+
+def is_open(port: int) -> bool:
+    """Return whether anybody listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def metric(server: TritonServer, name: str, **labels: str) -> float:
+    """Return a metric of Triton, summed over all its other labels."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(server.metrics())
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def eventually(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {what}")
+        time.sleep(PERIOD)

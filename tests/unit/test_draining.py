@@ -1,0 +1,93 @@
+"""Front ends that share an engine stop serving HTTP together."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from triton_vllm.draining import Draining, NoDraining, draining
+from triton_vllm.shared_engine import NoSeat
+
+
+@dataclass
+class FakeSeat:
+    """``shared_engine.Seat``, as far as draining looks at it."""
+
+    generation: Path
+    index: int
+    alive: list[int] = field(default_factory=list)
+
+    @property
+    def is_leader(self) -> bool:
+        return self.index == 0
+
+    def others(self) -> list[int]:
+        return [number for number in self.alive if number != self.index]
+
+
+def seats(folder: Path, count: int) -> list[Draining]:
+    alive = list(range(count))
+    return [Draining(cast(Any, FakeSeat(folder, index, alive))) for index in alive]
+
+
+def test_a_front_end_alone_waits_for_nobody() -> None:
+    """Nothing is shared, so nothing is announced."""
+    alone = draining(NoSeat())
+    assert isinstance(alone, NoDraining)
+    asyncio.run(alone.wait_for_others(60))
+
+
+def test_the_leader_waits_until_all_have_finished(tmp_path: Path) -> None:
+    """The others hear of it, finish, and only then the leader goes on."""
+
+    async def leave_together() -> list[str]:
+        said: list[str] = []
+        leader, *others = seats(tmp_path, 3)
+
+        async def follow(number: int, other: Draining) -> None:
+            await other.wait_for_leader()
+            said.append(f"{number} stops")
+            await asyncio.sleep(0.2)
+            said.append(f"{number} finished")
+            other.finish()
+
+        tasks = [asyncio.create_task(follow(n, other)) for n, other in enumerate(others, 1)]
+        leader.announce()
+        await leader.wait_for_others(60)
+        said.append("leader goes on")
+        await asyncio.gather(*tasks)
+        return said
+
+    said = asyncio.run(asyncio.wait_for(leave_together(), 30))
+    assert {"1 stops", "2 stops", "1 finished", "2 finished"} == set(said[:-1])
+    assert "leader goes on" == said[-1]
+
+
+def test_the_leaders_patience_is_bounded(tmp_path: Path) -> None:
+    """A front end that hangs does not keep the engine for ever."""
+    leader, _ = seats(tmp_path, 2)
+    leader.announce()
+    asyncio.run(asyncio.wait_for(leader.wait_for_others(0.3), 30))
+
+
+def test_the_dead_are_not_waited_for(tmp_path: Path) -> None:
+    """Only those that live are asked."""
+    leader = Draining(cast(Any, FakeSeat(tmp_path, 0, [0])))
+    leader.announce()
+    asyncio.run(asyncio.wait_for(leader.wait_for_others(60), 30))
+
+
+def test_a_follower_announces_nothing(tmp_path: Path) -> None:
+    """One that Triton ends first leaves the others in peace, and finishes for itself."""
+    leader, follower = seats(tmp_path, 2)
+    follower.announce()
+    follower.finish()
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(asyncio.wait_for(follower.wait_for_leader(), 0.3))
+    asyncio.run(asyncio.wait_for(follower.wait_for_others(60), 30))
+    assert [] == list(tmp_path.iterdir())
+    assert leader is not follower

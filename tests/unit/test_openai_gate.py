@@ -1,0 +1,288 @@
+"""Who may come in, when, and how it counts: the middleware before vLLM's app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from triton_vllm.errors import EngineDownError, ServingError, UnavailableError
+from triton_vllm.openai_gate import Gate, Message, Receive, Send
+
+JSON_TYPE = [(b"content-type", b"application/json")]
+EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+def answering(status: int, headers: Sequence[Any] = JSON_TYPE) -> Any:
+    """Return an app that answers everything alike."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+        assert "http.disconnect" == (await receive())["type"]  # as Starlette looks for it
+
+    return app
+
+
+class Engine:
+    """What the gate asks: is it up, is there room."""
+
+    def __init__(self) -> None:
+        self.down: ServingError | None = None
+        self.full: ServingError | None = None
+        self.admitted = 0
+
+    def check(self) -> None:
+        if self.down:
+            raise self.down
+
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        self.check()
+        if self.full:
+            raise self.full
+        self.admitted += 1
+        yield
+        self.admitted -= 1
+
+
+class Client:
+    """One HTTP exchange with a gate, as uvicorn would carry it."""
+
+    def __init__(
+        self,
+        path: str = "/v1/completions",
+        method: str = "POST",
+        key: str = "",
+        kind: str = "http",
+    ) -> None:
+        headers = [(b"authorization", key.encode())] if key else []
+        self.scope: Message = {"type": kind, "method": method, "path": path, "headers": headers}
+        if kind == "websocket":
+            del self.scope["method"]
+        self.sent: list[Message] = []
+        self.incoming = [{"type": "http.request"}]
+        self.leaves = asyncio.Event()
+
+    async def receive(self) -> Message:
+        if self.incoming:
+            return self.incoming.pop()
+        if not any(message.get("more_body") is False for message in self.sent[-1:]):
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def body(self) -> Any:
+        return json.loads(b"".join(m["body"] for m in self.sent[1:]))
+
+
+def make(app: Any, keys: Sequence[str] = ()) -> tuple[Gate, Engine]:
+    engine = Engine()
+    gate = Gate(engine.check, engine.admit, keys)
+    gate.app = app
+    return gate, engine
+
+
+def ask(gate: Gate, client: Client) -> Client:
+    asyncio.run(asyncio.wait_for(gate(client.scope, client.receive, client.send), 30))
+    return client
+
+
+@pytest.mark.parametrize("key", ["Bearer one", "bearer two", "Bearer  two"])
+def test_one_of_the_keys_is_enough(key: str) -> None:
+    """The scheme's case does not matter, as in RFC 9110."""
+    gate, _ = make(answering(200), ["one", "two"])
+    assert 200 == ask(gate, Client(key=key)).status
+
+
+@pytest.mark.parametrize("key", ["", "Bearer", "Bearer three", "Bearer onetwo", "Basic one", "one"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/chat/completions"), ("POST", "/invocations"), ("GET", "/v1/models")],
+)
+def test_without_a_key_nothing_is_done(method: str, path: str, key: str) -> None:
+    """Any path that does or tells something, even where vLLM itself would not ask."""
+    gate, _ = make(answering(200), ["one", "two"])
+    client = ask(gate, Client(path, method, key))
+    assert 401 == client.status
+    assert ("AuthenticationError", 401) == (
+        client.body["error"]["type"],
+        client.body["error"]["code"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/health"), ("GET", "/metrics"), ("OPTIONS", "/v1/completions")]
+)
+def test_what_needs_no_key(method: str, path: str) -> None:
+    """Load balancers, monitoring and a browser's preflight."""
+    gate, _ = make(answering(200), ["one"])
+    assert 200 == ask(gate, Client(path, method)).status
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("POST", "/v1/completions")])
+def test_while_the_engine_is_down_the_answer_is_503(method: str, path: str) -> None:
+    """In OpenAI's form, and at once."""
+    gate, engine = make(answering(200))
+    engine.down = EngineDownError("the engine died and is being restarted")
+    client = ask(gate, Client(path, method))
+    expected = {
+        "message": "the engine died and is being restarted",
+        "type": "ServiceUnavailableError",
+        "param": None,
+        "code": 503,
+    }
+    assert (503, {"error": expected}) == (client.status, client.body)
+
+
+def test_before_there_is_an_app_the_answer_is_503() -> None:
+    """A request that comes too early is no accident."""
+    gate, _ = make(None)
+    assert 503 == ask(gate, Client()).status
+
+
+def test_an_engine_that_is_full_refuses() -> None:
+    """A request that generates needs a place; one that only asks does not."""
+    gate, engine = make(answering(200))
+    engine.full = UnavailableError("too many requests")
+    assert 503 == ask(gate, Client()).status
+    assert 200 == ask(gate, Client("/v1/models", "GET")).status
+    assert Counter(refused=1) == gate.traffic.outcomes
+
+
+def test_a_place_is_held_for_as_long_as_the_request_lasts() -> None:
+    """It is given back whatever happens."""
+    seen: list[int] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        seen.append(engine.admitted)
+        await answering(200)(scope, receive, send)
+
+    gate, engine = make(app)
+    ask(gate, Client())
+    assert ([1], 0) == (seen, engine.admitted)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (200, "ok"),
+        (400, "client_error"),
+        (404, "client_error"),
+        (429, "refused"),
+        (503, "refused"),
+        (500, "engine_error"),
+    ],
+)
+def test_a_request_counts_by_its_status(status: int, expected: str) -> None:
+    """The same outcomes as Triton's requests have."""
+    gate, _ = make(answering(status))
+    ask(gate, Client())
+    ask(gate, Client("/v1/models", "GET"))  # does not generate
+    assert Counter({expected: 1}) == gate.traffic.outcomes
+
+
+def test_an_app_that_fails_counts_as_the_engines_error() -> None:
+    """Even when no response has begun; uvicorn answers 500 then, and logs the reason."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        raise RuntimeError("a mistake of somebody's")
+
+    gate, _ = make(app)
+    with pytest.raises(RuntimeError):
+        ask(gate, Client())
+    assert Counter(engine_error=1) == gate.traffic.outcomes
+
+
+def test_a_wrong_key_counts_as_the_clients_mistake() -> None:
+    """So a dashboard shows that somebody knocks."""
+    gate, _ = make(answering(200), ["one"])
+    ask(gate, Client())
+    assert Counter(client_error=1) == gate.traffic.outcomes
+
+
+def test_a_client_that_leaves_counts_as_cancelled() -> None:
+    """Whether or not a response has begun."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+        assert "http.disconnect" == (await receive())["type"]
+
+    gate, _ = make(app)
+    ask(gate, Client())
+    assert Counter(cancelled=1) == gate.traffic.outcomes
+
+
+def test_a_stream_of_an_engine_that_died_counts_as_its_error() -> None:
+    """Such a stream is ended by vLLM with an error and HTTP's 200."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        engine.down = EngineDownError("the engine died")
+        await answering(200, EVENTS)(scope, receive, send)
+
+    gate, engine = make(app)
+    client = ask(gate, Client())
+    assert Counter(engine_error=1) == gate.traffic.outcomes
+    assert 2 == len(client.sent)
+
+
+Steps = Callable[[Send], Awaitable[None]]
+
+
+async def _nothing(send: Send) -> None:
+    """Send nothing."""
+
+
+async def _half_a_stream(send: Send) -> None:
+    """Send the beginning of a stream."""
+    await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+    await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+
+
+@pytest.mark.parametrize(
+    ("steps", "status", "last"),
+    [(_nothing, 503, b'{"error": '), (_half_a_stream, 200, b'data: {"error": ')],
+    ids=["not begun", "streaming"],
+)
+def test_a_request_that_is_ended_gets_to_know(steps: Steps, status: int, last: bytes) -> None:
+    """At the end of the model, or of the engine, nobody is left waiting or in doubt."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await steps(send)
+        await asyncio.Event().wait()
+
+    gate, _ = make(app)
+    client = Client()
+
+    async def end() -> None:
+        task = asyncio.create_task(gate(client.scope, client.receive, client.send))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait_for(task, 30)
+
+    asyncio.run(end())
+    assert status == client.status
+    assert client.sent[-1]["body"].startswith(last)
+    assert not client.sent[-1].get("more_body")
+    assert Counter(engine_error=1) == gate.traffic.outcomes
+
+
+def test_a_websocket_without_a_key_is_closed() -> None:
+    """Realtime connections pass the same gate."""
+    gate, _ = make(answering(200), ["one"])
+    client = ask(gate, Client("/v1/realtime", kind="websocket"))
+    assert ["websocket.close"] == [message["type"] for message in client.sent]

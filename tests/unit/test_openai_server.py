@@ -1,0 +1,53 @@
+"""What of the OpenAI-compatible server can be tested without vLLM."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.fakes import FakeEngineArgs, FakeLog
+from triton_vllm.errors import SettingsError
+from triton_vllm.openai_server import NoOpenAIServer, OpenAIServer, openai_server
+from triton_vllm.openai_settings import OpenAISettings
+from triton_vllm.settings import ModelSettings, ServingSettings
+from triton_vllm.shared_engine import NoSeat
+
+
+def make(openai: OpenAISettings | None) -> OpenAIServer | NoOpenAIServer:
+    settings = ModelSettings(
+        name="vllm",
+        version="1",
+        directory=Path("/m"),
+        engine_args={"model": "m"},
+        serving=ServingSettings(openai=openai),
+    )
+    args = FakeEngineArgs()
+    return openai_server(
+        settings,
+        args,
+        NoSeat(),
+        lambda: None,
+        contextlib.nullcontext,
+        FakeLog(),
+    )
+
+
+def test_without_settings_there_is_no_server() -> None:
+    """Nothing is imported, opened or paid for."""
+    assert isinstance(make(None), NoOpenAIServer)
+
+
+def test_a_front_end_that_has_moved_is_said_in_a_line(
+    vllm_api: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line names the vLLM at hand, those that are known, and the way out."""
+    monkeypatch.setitem(sys.modules, "triton_vllm.vllm_openai", None)
+    with pytest.raises(SettingsError) as raised:
+        make(OpenAISettings(port=9000))
+    line = str(raised.value)
+    assert line.startswith('/m/vllm_engine_args.json: "serving.openai": vLLM 9.9.9 has its OpenAI')
+    assert "elsewhere than vLLM 0.26 to 0.32" in line
+    assert 1 == len(line.splitlines())
