@@ -103,7 +103,7 @@ def refusal(port: int) -> str:
         try:
             complete(client)
         except openai.APIStatusError as error:
-            return error.message
+            return str(error.message)
     return ""
 
 
