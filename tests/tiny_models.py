@@ -32,7 +32,7 @@ def make_tiny_llama(directory: Path, tokenizer: Path) -> Path:
         "num_attention_heads": _HEADS,
         "num_key_value_heads": _HEADS,
         "vocab_size": _VOCABULARY,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 16384,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
         "tie_word_embeddings": True,

@@ -156,6 +156,8 @@ class OpenAIServer:
 
         Raises SettingsError when vLLM's app cannot be built, or the port not be opened.
         """
+        if self._server.should_exit:  # the model is unloaded while its engine is restarted
+            return
         try:
             await self._front_end.attach(llm)
         except Exception as error:
