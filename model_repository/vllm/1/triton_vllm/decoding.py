@@ -5,6 +5,7 @@ Two sets of names are understood, that of Triton's own vLLM backend and that of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
@@ -154,10 +155,18 @@ def _sampling_parameters(request: Any, inputs: Inputs, where: str) -> tuple[str,
         return where, load_json_object(text, where) if text.strip() else {}
     parameters = json.loads(request.parameters() or "{}")
     return "parameters", {
-        key: value
+        key: _unpacked(value)
         for key, value in parameters.items()
         if key.lower() not in _NOT_SAMPLING and not key.startswith("triton_") and "-" not in key
     }
+
+
+def _unpacked(parameter: Any) -> Any:
+    """Return a request parameter's value; a list comes as JSON, as Triton carries none."""
+    if isinstance(parameter, str) and parameter.startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(parameter)
+    return parameter
 
 
 def _trace_headers(request: Any) -> Mapping[str, str]:

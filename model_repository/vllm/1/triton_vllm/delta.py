@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from triton_vllm.errors import GenerationError
+
 # Of one position: token id -> vLLM's ``Logprob``. The first token of a prompt has none.
 PositionLogprobs = Mapping[int, Any] | None
 
@@ -105,8 +107,10 @@ class DeltaReader:
         self._sequences = [SequenceDetails()] * num_sequences
 
     def read(self, output: Any) -> Delta:
-        """Return vLLM's ``RequestOutput`` as a delta."""
+        """Return vLLM's ``RequestOutput`` as a delta. Raises GenerationError if it tells of one."""
         completions = output.outputs
+        if output.finished and any(c.finish_reason == "error" for c in completions):
+            raise GenerationError("the engine failed on this request; it may be sent again")
         if len(self._texts) == 1:
             completion = completions[0]
             texts: tuple[str, ...] = (completion.text,)

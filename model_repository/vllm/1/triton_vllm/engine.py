@@ -93,6 +93,7 @@ class Engine:
         self.sampling = SamplingParser(
             self._vllm.default_sampling_params(self._config),
             self._settings.serving.default_max_tokens,
+            self._vllm.max_tokens_limit(self._config),
         )
         since = self._log_phase(f"configuration of {self._args.model} resolved", since)
         self._loop = EventLoopThread("engine")

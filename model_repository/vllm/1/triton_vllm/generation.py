@@ -28,16 +28,20 @@ Prompt = TextPrompt | TokenPrompt
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What stands among the sampling parameters and concerns the engine; vLLM's names but one.
+    """What stands among the sampling parameters and is not vLLM's ``SamplingParams``.
 
     ``lora_name`` is the adapter's, empty for none. Of ``priority`` the lower goes first, where the
     engine schedules by it. ``cache_salt`` keeps prefix caches of different salts apart.
+    ``use_beam_search`` with ``n`` beams, compared by log probability over length to the power of
+    ``length_penalty``.
     """
 
     lora_name: str = ""
     priority: int = 0
     cache_salt: str | None = None
     data_parallel_rank: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,17 @@ def default_sampling_params(config: Any) -> Mapping[str, Any]:
     return typing.cast(Mapping[str, Any], config.model_config.get_diff_sampling_param())
 
 
+def max_tokens_limit(config: Any) -> int | None:
+    """Return what no request may exceed: the operator's ``max_new_tokens``, as in ``vllm serve``.
+
+    It stands in ``override_generation_config``, or in a file that ``generation_config`` names.
+    """
+    model = config.model_config
+    if model.generation_config in ("auto", "vllm"):
+        return typing.cast("int | None", model.override_generation_config.get("max_new_tokens"))
+    return typing.cast("int | None", model.get_diff_sampling_param().get("max_tokens"))
+
+
 class Metrics:
     """vLLM's own metrics, of all front ends where there are several."""
 
@@ -232,14 +243,20 @@ def generate(
 ) -> AsyncGenerator[RequestOutput, None]:
     """Add a request to the engine; yield its outputs. Closing the generator aborts it."""
     traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
-    outputs = llm.generate(
-        engine_input,
-        request.sampling_params,
-        request.request_id,
-        trace_headers=request.trace_headers if traced else None,
-        priority=request.options.priority,
-        data_parallel_rank=request.options.data_parallel_rank,
-    )
+    trace_headers = request.trace_headers if traced else None
+    if request.options.use_beam_search:
+        from triton_vllm.vllm_beam_search import beam_search
+
+        outputs = beam_search(llm, engine_input, request, trace_headers)
+    else:
+        outputs = llm.generate(
+            engine_input,
+            request.sampling_params,
+            request.request_id,
+            trace_headers=trace_headers,
+            priority=request.options.priority,
+            data_parallel_rank=request.options.data_parallel_rank,
+        )
     return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
 
 
