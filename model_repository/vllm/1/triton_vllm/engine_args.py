@@ -54,10 +54,30 @@ def parse_engine_args(
     hints = vllm_api.engine_arg_types()
     parser = vllm_api.EngineArgsParser.create()
     known = hints.keys() & vars(parser.parse_args([])).keys()
+    translated = translate_dropped(given, known, where, warn)
+    arguments = command_line(translated, {key: hints[key] for key in known}, parser, where)
+    if not any(a.startswith("--model=") for a in arguments):
+        raise SettingsError(f'{where}: the key "model" is missing: a model\'s name or path')
+    try:
+        return vllm_api.AsyncEngineArgs.from_cli_args(parser.parse_args(arguments))
+    except Exception as error:  # vLLM's own checks; offline it also looks for the model here
+        raise SettingsError(f'{where}: model "{given["model"]}": {one_line(error)}') from error
+
+
+def command_line(
+    given: Mapping[str, Any],
+    hints: Mapping[str, Any],
+    parser: argparse.ArgumentParser,
+    where: str,
+) -> list[str]:
+    """Return ``given`` as arguments of a command line, each of which ``parser`` has accepted.
+
+    ``hints`` has the type hint of each known key. Raises SettingsError.
+    """
     arguments: list[str] = []
-    for key, value in translate_dropped(given, known, where, warn).items():
-        if key not in known:
-            nearest = did_you_mean(key, known) or "; vllm serve --help lists them"
+    for key, value in given.items():
+        if key not in hints:
+            nearest = did_you_mean(key, hints) or "; vllm serve --help lists them"
             raise SettingsError(f'{where}: unknown key "{key}"{nearest}')
         if value is None:
             continue
@@ -69,12 +89,7 @@ def parse_engine_args(
                 f'{where}: "{key}": {_without_option(error)}, got {json.dumps(value)}'
             ) from None
         arguments += argument
-    if not any(a.startswith("--model=") for a in arguments):
-        raise SettingsError(f'{where}: the key "model" is missing: a model\'s name or path')
-    try:
-        return vllm_api.AsyncEngineArgs.from_cli_args(parser.parse_args(arguments))
-    except Exception as error:  # vLLM's own checks; offline it also looks for the model here
-        raise SettingsError(f'{where}: model "{given["model"]}": {one_line(error)}') from error
+    return arguments
 
 
 def translate_dropped(
