@@ -51,7 +51,9 @@ def make_tokenizer(*, pairs: bool = False) -> transformers.PreTrainedTokenizerFa
     tokenizer.decoder = decoders.ByteLevel()
     if pairs:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+            single="<s> $A </s>",
+            pair="<s> $A </s> $B </s>",
+            special_tokens=[("<s>", 1), ("</s>", 2)],
         )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -135,7 +137,9 @@ def make_vision(dest: Path) -> None:
     widen(model)
     edge = {"longest_edge": 56}
     processor = transformers.Idefics3Processor(
-        transformers.Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False),
+        transformers.Idefics3ImageProcessorPil(
+            size=edge, max_image_size=edge, do_image_splitting=False
+        ),
         tokenizer,
         image_seq_len=4,
         chat_template=CHAT_TEMPLATE,
@@ -165,10 +169,14 @@ def main(dest: Path) -> None:
     embedding, tokenizer = make_encoder(dest / "embedding", labels=0)
     classifier, _ = make_encoder(dest / "classifier", labels=3)
     reranker, _ = make_encoder(dest / "reranker", labels=1)
-    (dest / "expected.json").write_text(json.dumps(expected(chat, embedding, classifier, reranker, tokenizer)))
+    (dest / "expected.json").write_text(
+        json.dumps(expected(chat, embedding, classifier, reranker, tokenizer))
+    )
 
 
-def expected(chat: Any, embedding: Any, classifier: Any, reranker: Any, tokenizer: Any) -> dict[str, Any]:
+def expected(
+    chat: Any, embedding: Any, classifier: Any, reranker: Any, tokenizer: Any
+) -> dict[str, Any]:
     """Say what transformers itself makes of some inputs."""
     messages = [{"role": "user", "content": "Say something"}]
     texts = ["Paris is in France.", "A hat"]

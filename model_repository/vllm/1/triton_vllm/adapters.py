@@ -9,7 +9,6 @@ was cached for these is taken for the new ones.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ class Adapter:
 
     @classmethod
     def at(cls, name: str, path: str, folder: Path) -> Adapter:
-        """Return the adapter as it is now; a relative ``path`` is first looked for in ``folder``."""
+        """Return the adapter as it is now; a relative ``path`` may be one in ``folder``."""
         here = folder / Path(path).expanduser()
         state = [str(here)] if here.exists() else [path]
         if here.is_dir():
@@ -62,7 +61,8 @@ class Adapter:
     @property
     def is_gone(self) -> bool:
         """Whether it was a folder and is one no longer, on which the engine might stumble."""
-        return os.path.isabs(self.path) and not os.path.isdir(self.path)
+        path = Path(self.path)
+        return path.is_absolute() and not path.is_dir()
 
 
 class NoAdapters:
@@ -114,7 +114,7 @@ class Adapters:
 
     def _state(self) -> tuple[int, int, int] | None:
         try:
-            found = os.stat(self._path)
+            found = self._path.stat()
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
@@ -122,8 +122,8 @@ class Adapters:
     def _read(self) -> dict[str, Adapter]:
         if self._state() is None:
             raise SettingsError(
-                f'{self._path}: missing; with "enable_lora" it maps the adapters\' names to folders '
-                "or hub ids ({} for none yet)"
+                f'{self._path}: missing; with "enable_lora" it maps adapters\' names to folders or '
+                "hub ids ({} for none yet)"
             )
         listed: Mapping[str, object] = read_json_object(self._path)
         adapters = {}

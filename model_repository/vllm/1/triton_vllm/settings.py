@@ -16,6 +16,18 @@ from triton_vllm.errors import SettingsError, did_you_mean
 
 ENGINE_ARGS_FILE = "vllm_engine_args.json"
 SERVING_KEY = "serving"
+# Of vLLM's front end, not of its engine: they stand beside the engine arguments, as on the command
+# line of ``vllm serve``. ``reasoning_parser`` is an engine argument by itself.
+CHAT_KEYS = (
+    "chat_template",
+    "chat_template_content_format",
+    "default_chat_template_kwargs",
+    "enable_auto_tool_choice",
+    "exclude_tools_when_tool_choice_none",
+    "tool_call_parser",
+    "tool_parser_plugin",
+    "tool_strict_level",
+)
 METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
 
 
@@ -95,15 +107,16 @@ class ServingSettings:
 class ModelSettings:
     """Everything that ``initialize`` needs to know.
 
-    ``engine_args`` is as written in the file; ``front_ends`` is the sum of the instance groups'
-    counts, that is how many processes share the one engine. ``report_metrics`` is false where
-    config.pbtxt has the parameter REPORT_CUSTOM_METRICS, with "false".
+    ``engine_args`` and ``chat`` are as written in the file; ``front_ends`` is the sum of the
+    instance groups' counts, that is how many processes share the one engine. ``report_metrics`` is
+    false where config.pbtxt has the parameter REPORT_CUSTOM_METRICS, with "false".
     """
 
     name: str
     version: str
     directory: Path
     engine_args: Mapping[str, Any]
+    chat: Mapping[str, Any] = field(default_factory=dict)
     serving: ServingSettings = field(default_factory=ServingSettings)
     front_ends: int = 1
     report_metrics: bool = True
@@ -149,7 +162,8 @@ class ModelSettings:
             name=args["model_name"],
             version=args["model_version"],
             directory=directory,
-            engine_args=engine_args,
+            engine_args={k: v for k, v in engine_args.items() if k not in CHAT_KEYS},
+            chat={k: v for k, v in engine_args.items() if k in CHAT_KEYS},
             serving=serving,
             front_ends=max(1, sum(group.get("count", 1) for group in groups)),
             report_metrics=_report_metrics(config, directory / "config.pbtxt"),

@@ -14,7 +14,7 @@ class Tensor:
 
     name: str
     datatype: str
-    size: int
+    size: int | tuple[int, int]
     meaning: str
 
 

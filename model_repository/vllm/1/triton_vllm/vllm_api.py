@@ -14,9 +14,10 @@ from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 import vllm
-from vllm import SamplingParams
+from vllm import PoolingParams, SamplingParams
 from vllm import exceptions as vllm_exceptions
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
@@ -29,6 +30,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
+from triton_vllm.adapters import Adapter
+from triton_vllm.delta import DeltaReader
 from triton_vllm.errors import (
     EngineDownError,
     GenerationError,
@@ -37,10 +40,12 @@ from triton_vllm.errors import (
     UnavailableError,
     one_line,
 )
-from triton_vllm.generation import GenerationRequest, TextPrompt
+from triton_vllm.generation import GenerationRequest, TextPrompt, TokenPrompt
 from triton_vllm.shared_engine import EngineAddresses
+from triton_vllm.work import Work
 
-__all__ = ["AsyncEngineArgs", "AsyncLLM", "RequestOutput", "RequestOutputKind", "SamplingParams"]
+__all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
+__all__ += ["SamplingParams"]
 
 # `max_num_batched_tokens` and friends default by usage context: take the ones of `vllm serve`.
 USAGE_CONTEXT = UsageContext.OPENAI_API_SERVER
@@ -94,6 +99,12 @@ def sampling_param_types() -> dict[str, Any]:
     """Return the type hint of every field of ``SamplingParams``."""
     hints = typing.get_type_hints(SamplingParams, include_extras=True)
     return {name: hints[name] for name in SamplingParams.__struct_fields__}
+
+
+def pooling_param_types() -> dict[str, Any]:
+    """Return the type hint of every field of ``PoolingParams``."""
+    hints = typing.get_type_hints(PoolingParams)
+    return {name: hints[name] for name in PoolingParams.__struct_fields__}
 
 
 def create_config(engine_args: AsyncEngineArgs) -> Any:
@@ -212,8 +223,25 @@ class Metrics:
                 yield family
 
 
-async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> Any:
-    """Turn a prompt into an engine input through vLLM's renderer.
+def is_pooling(config: Any) -> bool:
+    """Return whether the model answers with vectors, and generates no text."""
+    return bool(config.model_config.runner_type == "pooling")
+
+
+async def load_adapter(llm: AsyncLLM, adapter: Adapter) -> None:
+    """Load a LoRA adapter into the engine. Raises vLLM's reason if it cannot be."""
+    await llm.add_lora(lora_request(adapter))
+
+
+def lora_request(adapter: Adapter | None) -> LoRARequest | None:
+    """Return an adapter as vLLM names it in a request."""
+    if adapter is None:
+        return None
+    return LoRARequest(adapter.engine_name, adapter.engine_id, adapter.path)
+
+
+async def render(llm: AsyncLLM, request: GenerationRequest, lora: LoRARequest | None) -> Work:
+    """Turn a prompt of text or token ids into an engine input through vLLM's renderer.
 
     A long prompt is tokenized off the event loop; for a short one the way there and back would
     take longer than the work, and the first token would wait for it.
@@ -221,6 +249,7 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> Any:
     Raises vLLM's validation error for a prompt that does not fit the model's context.
     """
     prompt = request.prompt
+    assert isinstance(prompt, TextPrompt | TokenPrompt), "as Renderers says"
     if isinstance(prompt, TextPrompt):
         given: dict[str, Any] = {"prompt": prompt.text}
         is_short = len(prompt.text) <= _SHORT_PROMPT
@@ -235,29 +264,52 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> Any:
         (engine_input,) = llm.renderer.render_cmpl([parsed], params)
     else:
         (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
-    return engine_input
+    return generation(llm, engine_input, request, lora)
+
+
+def generation(
+    llm: AsyncLLM, engine_input: Any, request: GenerationRequest, lora: LoRARequest | None
+) -> Work:
+    """Return the generation of text after a rendered prompt."""
+    return Work(
+        lambda: generate(llm, engine_input, request, request.sampling_params, lora),
+        DeltaReader(request.num_sequences, detailed=bool(request.outputs)).read,
+    )
 
 
 def generate(
-    llm: AsyncLLM, engine_input: Any, request: GenerationRequest
+    llm: AsyncLLM,
+    engine_input: Any,
+    request: GenerationRequest,
+    params: SamplingParams,
+    lora: LoRARequest | None,
+    **reasoning: Any,
 ) -> AsyncGenerator[RequestOutput, None]:
-    """Add a request to the engine; yield its outputs. Closing the generator aborts it."""
-    traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
-    trace_headers = request.trace_headers if traced else None
+    """Add a request to the engine; yield its outputs. Closing the generator aborts it.
+
+    ``reasoning`` is what the engine should know of a reasoning model's state.
+    """
     if request.options.use_beam_search:
         from triton_vllm.vllm_beam_search import beam_search
 
-        outputs = beam_search(llm, engine_input, request, trace_headers)
-    else:
-        outputs = llm.generate(
-            engine_input,
-            request.sampling_params,
-            request.request_id,
-            trace_headers=trace_headers,
-            priority=request.options.priority,
-            data_parallel_rank=request.options.data_parallel_rank,
-        )
+        return beam_search(llm, engine_input, request, lora, trace_headers(llm, request))
+    outputs = llm.generate(
+        engine_input,
+        params,
+        request.request_id,
+        lora_request=lora,
+        trace_headers=trace_headers(llm, request),
+        priority=request.options.priority,
+        data_parallel_rank=request.options.data_parallel_rank,
+        **reasoning,
+    )
     return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
+
+
+def trace_headers(llm: AsyncLLM, request: GenerationRequest) -> Mapping[str, str] | None:
+    """Return the request's trace context, if the engine traces."""
+    traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
+    return request.trace_headers if traced else None
 
 
 def explain(error: Exception) -> ServingError:
