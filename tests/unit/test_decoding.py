@@ -81,7 +81,7 @@ def test_the_output_is_the_one_asked_for(
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
-        ({}, "text_input: send one of text_input, input_ids and PROMPT, none came"),
+        ({}, "text_input: send one of text_input, input_ids, messages and PROMPT, none came"),
         ({"STREAM": True}, "none came"),
         ({"text_input": "a", "PROMPT": "b"}, "text_input and PROMPT came"),
         ({"text_input": []}, "text_input: must have one element, has 0"),
