@@ -141,10 +141,10 @@ def test_flags_leave_the_parts_out(tiny: TinyModels) -> None:
             {"messages": MESSAGES, "chat_template_kwargs": '{"chat_template": "x"}'},
             "Refused request with untrusted chat template",
         ),
-        ({"messages": MESSAGES, "text_input": "x"}, "text_input and messages came"),
+        ({"messages": MESSAGES, "text_input": "x"}, "messages: came beside text_input"),
         ({"text_input": "x", "tools": "[]"}, "tools: does not go with text_input"),
         ({"messages": MESSAGES, "image": "x"}, "image: does not go with messages"),
-        ({"texts": ["a", "b"]}, "text_input: send one of text_input, input_ids, messages"),
+        ({"texts": ["a", "b"]}, "texts: not for this model"),
     ],
     ids=[
         "malformed",

@@ -105,8 +105,11 @@ def test_embeddings_are_scored_by_cosine(embedding: TinyModels) -> None:
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
-        ({"text_input": "a"}, "texts: send one of texts, queries and embedding_request"),
-        ({"texts": ["a"], "queries": ["b"]}, "texts and queries came"),
+        (
+            {"text_input": "a"},
+            "text_input: not for this model; a request has one prompt: texts, queries or",
+        ),
+        ({"texts": ["a"], "queries": ["b"]}, "queries: came beside texts"),
         ({"texts": ["a"], "sampling_parameters": "{}"}, "does not go with texts"),
         ({"texts": ["a"], "pooling_parameters": '{"dimension": 16}'}, 'did you mean "dimensions"?'),
         ({"texts": ["a"], "pooling_parameters": '{"dimensions": 17}'}, "dimensions [16, 64]"),

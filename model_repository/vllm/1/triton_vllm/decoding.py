@@ -174,13 +174,18 @@ def decode(request: Any, parser: SamplingParser | PoolingParser) -> GenerationRe
 def _prompt_name(inputs: Inputs, forms: Mapping[str, Form]) -> str:
     """Return the one input that holds the prompt."""
     came = [name for name in (*GENERATION_FORMS, *POOLING_FORMS) if name in inputs]
-    if len(came) != 1 or came[0] not in forms:
-        first, *others, last = forms
-        raise RequestError(
-            f"{first}: send one of {', '.join([first, *others])} and {last}, "
-            + (f"{' and '.join(came)} came" if came else "none came")
+    if len(came) == 1 and came[0] in forms:
+        return came[0]
+    first, *others, last = forms
+    if not came:
+        wrong = f"{first}: missing"
+    else:
+        wrong = (
+            f"{came[1]}: came beside {came[0]}" if came[1:] else f"{came[0]}: not for this model"
         )
-    return came[0]
+    raise RequestError(
+        f"{wrong}; a request has one prompt: {', '.join([first, *others])} or {last}"
+    )
 
 
 def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> str:
@@ -200,7 +205,7 @@ def _outputs(inputs: Inputs, params: Any, form: Form) -> tuple[Output, ...]:
     """Return what is to be sent beside the text, and have vLLM compute what it needs."""
     asked = [output for output in OUTPUTS if inputs.boolean(output.flag)]
     asked += [output for output in form.outputs if inputs.boolean(output.flag, default=True)]
-    if getattr(params, "logprobs", None) is None:
+    if getattr(params, "num_logprobs", None) is None:
         asked = [NO_LOGPROBS if output is LOGPROBS else output for output in asked]
         if inputs.boolean("return_cumulative_logprob"):
             params.logprobs = 0
@@ -236,7 +241,7 @@ def _parameters(request: Any, inputs: Inputs, where: str) -> tuple[str, dict[str
 def _unpacked(parameter: Any) -> Any:
     """Return a request parameter's value; a list comes as JSON, as Triton carries none."""
     if isinstance(parameter, str) and parameter.startswith("["):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.loads(parameter)
     return parameter
 

@@ -31,7 +31,7 @@ from triton_vllm.pooling import PoolingParser
 from triton_vllm.rendering import Renderers
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
-from triton_vllm.settings import ModelSettings
+from triton_vllm.settings import ModelSettings, visible_devices
 from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
 from triton_vllm.streaming import Log
 from triton_vllm.work import Work
@@ -78,6 +78,10 @@ class Engine:
         begin = since = time.monotonic()
         if self._settings.serving.vllm_log_level:
             os.environ["VLLM_LOGGING_LEVEL"] = self._settings.serving.vllm_log_level
+        if self._settings.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(
+                self._settings.gpu, os.environ.get("CUDA_VISIBLE_DEVICES")
+            )
         self._engine_cpus = parse_cpus(
             self._settings.serving.engine_cpus, f'{where}: "serving.engine_cpus"'
         )

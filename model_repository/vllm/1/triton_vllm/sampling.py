@@ -17,8 +17,9 @@ from triton_vllm.engine_args import json_types
 from triton_vllm.errors import RequestError, did_you_mean, one_line
 from triton_vllm.generation import EngineOptions
 
-# Fields that are the engine's own business, or ours.
+# Fields that are the engine's own business, or ours, or whose result has no output here.
 _NOT_FOR_CLIENTS = {"output_kind", "skip_clone", "output_text_buffer_length", "extra_args"}
+_NOT_FOR_CLIENTS |= {"prompt_logprob_token_ids", "prompt_logprob_start"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +55,11 @@ class Fields:
     def __init__(self, hints: Mapping[str, Any]) -> None:
         self._fields = {name: Field.of(hint) for name, hint in hints.items()}
 
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all of them."""
+        return self._fields.keys()
+
     def check(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Return the values of ``given``, converted; ``null`` is left out.
 
@@ -75,12 +81,15 @@ class Fields:
         if isinstance(value, dict) and field.keys:
             value = _known_keys(value, field.keys, where_exactly)
         try:
-            return field.validate(value)
+            checked = field.validate(value)
         except Exception as error:
             if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
                 return self._check(name, load_json(value, where_exactly), where)
             reason = _reason(error, field)
             raise RequestError(f"{where_exactly}: {reason}, got {_shown(value)}") from None
+        if isinstance(checked, int) and not -(2**63) <= checked < 2**63:  # as the engine needs it
+            raise RequestError(f"{where_exactly}: must fit into 64 bits, got {_shown(value)}")
+        return checked
 
 
 class SamplingParser:
@@ -116,6 +125,11 @@ class SamplingParser:
         if default_max_tokens:
             self._defaults["max_tokens"] = default_max_tokens
         self._max_tokens_limit = max_tokens_limit
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all parameters that a client may send."""
+        return self._fields.names
 
     def parse(
         self, given: Mapping[str, Any], *, stream: bool, where: str

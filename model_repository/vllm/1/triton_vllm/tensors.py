@@ -17,6 +17,11 @@ class Tensor:
     size: int | tuple[int, int]
     meaning: str
 
+    @property
+    def dims(self) -> list[int]:
+        """The dimensions; -1 is any size."""
+        return [*self.size] if isinstance(self.size, tuple) else [self.size]
+
 
 class Inputs:
     """The input tensors of one request. A wrong one raises RequestError naming it."""
