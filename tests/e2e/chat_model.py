@@ -25,6 +25,4 @@ def serve_chat(tiny: TinyModels) -> None:
         reasoning_parser="qwen3",
         tool_call_parser="hermes",
         enable_auto_tool_choice=True,
-        # A model of random weights may love white space.
-        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
     )

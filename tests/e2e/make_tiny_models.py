@@ -47,6 +47,7 @@ def make_tokenizer(*, pairs: bool = False) -> transformers.PreTrainedTokenizerFa
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_tokens(SPECIAL[7:])  # found in a text, and part of it
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if pairs:
@@ -198,6 +199,7 @@ def expected(
     return {
         "messages": messages,
         "prompt": chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
+        "white_space": [chat.convert_tokens_to_ids(token) for token in "ĠĊčĉ"],
         "texts": texts,
         "vectors": vectors,
         "classes": classes,

@@ -95,7 +95,7 @@ def refusal(tiny: TinyModels, adapter: str) -> tuple[str, str]:
     with grpcclient.InferenceServerClient(f"127.0.0.1:{tiny.server.grpc_port}") as client:
         # Triton then ends the stream with the error's own status.
         client.start_stream(
-            lambda _, error: errors.put(error), headers={"triton_grpc_error": "true"}
+            lambda result, error: errors.put(error), headers={"triton_grpc_error": "true"}
         )
         client.async_stream_infer(
             "chat", [tensor("text_input", "Hi")], parameters={"lora_name": adapter}

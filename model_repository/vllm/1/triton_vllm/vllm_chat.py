@@ -71,7 +71,7 @@ def parse_chat_args(given: Mapping[str, Any], engine_args: Any, where: str) -> a
         ParserManager.get_reasoning_parser(args.reasoning_parser)
         chat_utils.validate_chat_template(args.chat_template)
         args.chat_template = chat_utils.load_chat_template(args.chat_template)
-    except (KeyError, TypeError, ValueError, OSError) as error:  # what vLLM's own checks raise
+    except Exception as error:  # of vLLM's own checks, whose classes differ
         raise SettingsError(f"{where}: {one_line(error)}") from error
     return args
 
