@@ -55,6 +55,10 @@ MISTAKES = {
     "wrong_type": Mistake(
         changed(max_num_seqs="many"), (FILE, '"max_num_seqs": invalid int value', 'got "many"')
     ),
+    "two_files": Mistake(
+        lambda model: (model / "1/model.json").write_text("{}"),
+        ("1/model.json: ", "vllm_engine_args.json is there, too"),
+    ),
     "no_such_model": Mistake(changed(model="/no/such/model"), (FILE, 'model "/no/such/model": ')),
 }
 

@@ -87,9 +87,11 @@ class Adapters:
 
     @classmethod
     def of_model(cls, directory: Path, version: str, log: Log) -> Adapters:
-        """Return those of a model, whose file is in the version's folder or the model's."""
-        in_version = directory / version / ADAPTERS_FILE
-        return cls(in_version if in_version.exists() else directory / ADAPTERS_FILE, log)
+        """Return those of a model, whose file is in the model's folder or the version's."""
+        ours, backends = directory / ADAPTERS_FILE, directory / version / ADAPTERS_FILE
+        if ours.exists() and backends.exists():
+            raise SettingsError(f"{backends}: {ours} is there, too: keep one of the two")
+        return cls(backends if backends.exists() else ours, log)
 
     def find(self, name: str) -> Adapter:
         """Return an adapter. Raises AdapterNotFoundError that lists those there are."""

@@ -40,6 +40,8 @@ from triton_vllm.sampling import SamplingParser, load_json_object
 from triton_vllm.tensors import Inputs, Tensor
 
 EXCLUDE_INPUT = "exclude_input_in_output"
+FLAGS = {output.flag: output for output in OUTPUTS}
+CHAT_FLAGS = {output.flag: output for output in CHAT_OUTPUTS}
 INPUTS = (
     Tensor("text_input", "STRING", 1, "the prompt, UTF-8"),
     Tensor("input_ids", "INT64", -1, "the prompt as token ids, in place of text_input"),
@@ -53,8 +55,11 @@ INPUTS = (
     Tensor("stream", "BOOL", 1, "true: a response for each piece of new text"),
     Tensor("sampling_parameters", "STRING", 1, "JSON object of vLLM's SamplingParams"),
     Tensor(EXCLUDE_INPUT, "BOOL", 1, "true: the text without the prompt"),
-    *(Tensor(o.flag, "BOOL", 1, f"true: {o.tensor.name} in each response") for o in OUTPUTS),
-    *(Tensor(o.flag, "BOOL", 1, f"false: no {o.tensor.name}") for o in CHAT_OUTPUTS),
+    *(
+        Tensor(flag, "BOOL", 1, f"true: {o.tensor.name} in each response")
+        for flag, o in FLAGS.items()
+    ),
+    *(Tensor(flag, "BOOL", 1, f"false: no {o.tensor.name}") for flag, o in CHAT_FLAGS.items()),
     Tensor("texts", "STRING", -1, "texts for a pooling model, which answers a vector for each"),
     Tensor("queries", "STRING", -1, "one query, or as many as documents, for a model that scores"),
     Tensor("documents", "STRING", -1, "what to score the queries against"),
@@ -95,7 +100,7 @@ BACKEND = Names(
     "text_output",
     frozenset(tensor.name for tensor in INPUTS) - TUTORIAL.inputs - POOLING.inputs,
 )
-_CHAT = CHAT_OPTIONS | {output.flag for output in CHAT_OUTPUTS}
+_CHAT = CHAT_OPTIONS | CHAT_FLAGS.keys()
 _PLAIN = BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids", "messages"}
 
 
@@ -203,7 +208,7 @@ def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> st
 
 def _outputs(inputs: Inputs, params: Any, form: Form) -> tuple[Output, ...]:
     """Return what is to be sent beside the text, and have vLLM compute what it needs."""
-    asked = [output for output in OUTPUTS if inputs.boolean(output.flag)]
+    asked = [output for flag, output in FLAGS.items() if inputs.boolean(flag)]
     asked += [output for output in form.outputs if inputs.boolean(output.flag, default=True)]
     if getattr(params, "num_logprobs", None) is None:
         asked = [NO_LOGPROBS if output is LOGPROBS else output for output in asked]

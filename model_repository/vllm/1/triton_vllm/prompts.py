@@ -42,8 +42,9 @@ def read_token_ids(inputs: Inputs) -> Prompt:
 
 def read_chat(inputs: Inputs) -> Prompt:
     """Read ``messages`` and what goes along. What vLLM knows better is checked there."""
+    messages = _array(inputs, "messages")
     options = {name: _option(inputs, name) for name in sorted(CHAT_OPTIONS) if name in inputs}
-    return ChatPrompt(_array(inputs, "messages"), options)
+    return ChatPrompt(messages, options)
 
 
 def _option(inputs: Inputs, name: str) -> Any:
@@ -108,7 +109,7 @@ def embedding_parameters(inputs: Inputs) -> tuple[str, dict[str, Any]]:
     Triton's OpenAI front end sends ``dimensions`` as a list of one.
     """
     where = "embedding_request"
-    given = load_json_object(inputs.string(where), where).get("pooling_params") or {}
+    given = load_json_object(inputs.string(where), where).get("pooling_params", {})
     if not isinstance(given, dict):
         raise RequestError(f'{where}: "pooling_params" must be an object')
     dimensions = given.get("dimensions")

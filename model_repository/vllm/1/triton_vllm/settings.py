@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +136,8 @@ class ModelSettings:
 
     @property
     def engine_args_path(self) -> Path:
-        """The file with the engine arguments: under our name, or under that of Triton's backend."""
-        ours = self.directory / ENGINE_ARGS_FILE
-        backends = self.directory / self.version / BACKEND_ENGINE_ARGS_FILE
-        if ours.exists() and backends.exists():
-            raise SettingsError(f"{backends}: {ours} is there, too: keep one of the two")
-        return backends if backends.exists() else ours
+        """The file that the engine arguments came from."""
+        return _engine_args_path(self.directory, self.version)
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> ModelSettings:
@@ -158,23 +154,28 @@ class ModelSettings:
                 f"{where}: model_transaction_policy {{ decoupled: true }} is missing: a stream has "
                 "many responses to one request"
             )
-        settings = cls(
+        path = _engine_args_path(directory, args["model_version"])
+        engine_args = read_json_object(path)
+        serving = ServingSettings.from_json(engine_args.pop(SERVING_KEY, {}), str(path))
+        return cls(
             name=args["model_name"],
             version=args["model_version"],
             directory=directory,
-            engine_args={},
+            engine_args={k: v for k, v in engine_args.items() if k not in CHAT_KEYS},
+            chat={k: v for k, v in engine_args.items() if k in CHAT_KEYS},
+            serving=serving,
             front_ends=max(1, sum(group.get("count", 1) for group in groups)),
             gpu=_chosen_gpu(groups, where),
             report_metrics=_report_metrics(config, where),
         )
-        engine_args = read_json_object(settings.engine_args_path)
-        serving = engine_args.pop(SERVING_KEY, {})
-        return replace(
-            settings,
-            engine_args={k: v for k, v in engine_args.items() if k not in CHAT_KEYS},
-            chat={k: v for k, v in engine_args.items() if k in CHAT_KEYS},
-            serving=ServingSettings.from_json(serving, str(settings.engine_args_path)),
-        )
+
+
+def _engine_args_path(directory: Path, version: str) -> Path:
+    """Return the file with the engine arguments: by our name, or by that of Triton's backend."""
+    ours, backends = directory / ENGINE_ARGS_FILE, directory / version / BACKEND_ENGINE_ARGS_FILE
+    if ours.exists() and backends.exists():
+        raise SettingsError(f"{backends}: {ours} is there, too: keep one of the two")
+    return backends if backends.exists() else ours
 
 
 def _chosen_gpu(groups: Sequence[Mapping[str, Any]], where: Path) -> int | None:

@@ -248,19 +248,10 @@ async def render(llm: AsyncLLM, request: GenerationRequest, lora: LoRARequest | 
 
     Raises vLLM's validation error for a prompt that does not fit the model's context.
     """
-    prompt = request.prompt
-    assert isinstance(prompt, TextPrompt | TokenPrompt), "as Renderers says"
-    if isinstance(prompt, TextPrompt):
-        given: dict[str, Any] = {"prompt": prompt.text}
-        is_short = len(prompt.text) <= _SHORT_PROMPT
-    else:
-        given = {"prompt_token_ids": prompt.token_ids}
-        is_short = True
-    if request.options.cache_salt:
-        given["cache_salt"] = request.options.cache_salt
-    parsed = parse_model_prompt(llm.model_config, given)
+    prompt = _as_vllm_prompt(request)
+    parsed = parse_model_prompt(llm.model_config, prompt)
     params = llm.renderer.default_cmpl_tok_params
-    if is_short:
+    if len(prompt.get("prompt", "")) <= _SHORT_PROMPT:
         (engine_input,) = llm.renderer.render_cmpl([parsed], params)
     else:
         (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
@@ -275,6 +266,18 @@ def generation(
         lambda: generate(llm, engine_input, request, request.sampling_params, lora),
         DeltaReader(request.num_sequences, detailed=bool(request.outputs)).read,
     )
+
+
+def _as_vllm_prompt(request: GenerationRequest) -> dict[str, Any]:
+    assert isinstance(request.prompt, TextPrompt | TokenPrompt), "as Renderers says"
+    prompt: dict[str, Any] = (
+        {"prompt": request.prompt.text}
+        if isinstance(request.prompt, TextPrompt)
+        else {"prompt_token_ids": request.prompt.token_ids}
+    )
+    if request.options.cache_salt:
+        prompt["cache_salt"] = request.options.cache_salt
+    return prompt
 
 
 def generate(
