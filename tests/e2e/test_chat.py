@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.chat_model import serve_chat
-from tests.e2e.tiny_models import TinyModels, deltas
+from tests.e2e.tiny_models import TinyModels, deltas, serve_chat
 from tests.e2e.triton_server import ask, sampling
 
 pytestmark = pytest.mark.timeout(300)

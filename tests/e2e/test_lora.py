@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpcclient
 
-from tests.e2e.chat_model import serve_chat
-from tests.e2e.tiny_models import TinyModels, deltas
+from tests.e2e.tiny_models import TinyModels, deltas, serve_chat
 from tests.e2e.triton_server import Request, sampling, tensor
 
 pytestmark = pytest.mark.timeout(300)

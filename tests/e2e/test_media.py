@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.tiny_models import TinyModels
+from tests.e2e.tiny_models import TinyModels, serve_vision
 from tests.e2e.triton_server import sampling
 
 pytestmark = pytest.mark.timeout(300)
@@ -71,14 +71,7 @@ def pictures() -> Iterator[int]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _vision(tiny: TinyModels) -> None:
-    tiny.serve(
-        "vision",
-        {"multi_lora.json": "{}"},
-        enable_lora=True,
-        max_lora_rank=8,
-        limit_mm_per_prompt={"image": 2},
-        allowed_media_domains=["127.0.0.1", "localhost"],
-    )
+    serve_vision(tiny)
 
 
 def see(tiny: TinyModels, prompt: str, images: list[str]) -> tuple[str, int]:

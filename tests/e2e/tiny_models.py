@@ -83,3 +83,34 @@ def deltas(responses: list[Response], output: str) -> Iterator[str]:
         if response.outputs:
             (element,) = response.outputs[output]
             yield element
+
+
+def serve_chat(tiny: TinyModels) -> None:
+    """Load the chat model, with LoRA adapters, a reasoning parser and a tool parser."""
+    adapters = {
+        "loud": str(tiny.checkpoints / "adapters/loud"),
+        "quiet": str(tiny.checkpoints / "adapters/quiet"),
+        "broken": str(tiny.checkpoints / "adapters"),
+    }
+    tiny.serve(
+        "chat",
+        {"1/multi_lora.json": json.dumps(adapters)},
+        enable_lora="true",
+        max_loras=2,
+        max_lora_rank=8,
+        reasoning_parser="qwen3",
+        tool_call_parser="hermes",
+        enable_auto_tool_choice=True,
+    )
+
+
+def serve_vision(tiny: TinyModels) -> None:
+    """Load the model that sees, with two hosts listed, and LoRA without an adapter yet."""
+    tiny.serve(
+        "vision",
+        {"multi_lora.json": "{}"},
+        enable_lora=True,
+        max_lora_rank=8,
+        limit_mm_per_prompt={"image": 2},
+        allowed_media_domains=["127.0.0.1", "localhost"],
+    )
