@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,14 @@ def make(dest: Path) -> None:
 
 @dataclass
 class TinyModels:
-    """The checkpoints in ``checkpoints``, and a server that loads them when they are asked for."""
+    """The checkpoints in ``checkpoints``, and a server that serves one of them at a time.
+
+    Each takes two gigabytes of memory, nearly all of it vLLM.
+    """
 
     server: TritonServer
     checkpoints: Path
-    _loaded: set[str] = field(default_factory=set)
+    _served: str = ""
 
     @property
     def expected(self) -> dict[str, Any]:
@@ -54,19 +59,43 @@ class TinyModels:
 
     def serve(self, name: str, files: dict[str, str] | None = None, **engine_args: Any) -> None:
         """Load the checkpoint ``name``; ``files`` go into the model's folder by relative path."""
-        if name in self._loaded:
+        if name == self._served:
             return
-        args = {**SMALL, "model": str(self.checkpoints / name), **engine_args}
-        model = add_model(self.server.repository, name, engine_args=json.dumps(args))
-        for path, content in (files or {}).items():
-            (model / path).write_text(content)
+        if self._served:
+            self.server.unload(self._served)
+        if self.folder(name).exists():
+            self.server.await_state(name, "UNAVAILABLE", 60)
+        else:
+            args = {**SMALL, "model": str(self.checkpoints / name), **engine_args}
+            model = add_model(self.server.repository, name, engine_args=json.dumps(args))
+            for path, content in (files or {}).items():
+                (model / path).write_text(content)
         error = self.server.load(name)
         assert not error, f"{error}\n{self.server.log_tail()}"
-        self._loaded.add(name)
+        self._served = name
+
+    def run_line(self, line: str, model: str) -> dict[str, Any]:
+        """Send what a curl line of the document sends, to ``model``; return the answer."""
+        _, url, _, body = shlex.split(line)
+        status, text = self.server.post(
+            f"v2/models/{model}/{url.split('/', 1)[1]}", json.loads(body)
+        )
+        assert status == 200, text
+        answer: dict[str, Any] = json.loads(text)
+        return answer
 
     def ask(self, model: str, inputs: dict[str, Any], **how: Any) -> Response:
         """Send a request that is not streamed; return its one response."""
         return whole(ask(self.server, inputs, model=model, **how))
+
+
+def document_lines(variable: str) -> list[tuple[str, str]]:
+    """Return the names and curl lines of docs/requests.md for models at $``variable``."""
+    document = (ROOT / "docs/requests.md").read_text(encoding="utf-8")
+    found = re.findall(rf"^\| `(\w+)` \|.*`(curl \${variable}/.*)` \|$", document, re.MULTILINE)
+    assert len(found) == document.count(f"`curl ${variable}/")
+    assert found
+    return found
 
 
 def whole(responses: list[Response]) -> Response:

@@ -132,8 +132,9 @@ def test_an_adapter_is_loaded_before_its_first_use(tmp_path: Path) -> None:
     loaded = LoadedAdapters(adapters)
     loads: list[str] = []
 
-    async def load(adapter: Adapter) -> None:
+    async def load(adapter: Adapter) -> Adapter:
         loads.append(adapter.path)
+        return adapter
 
     async def use() -> None:
         assert await loaded.get("", load) is None
@@ -150,9 +151,10 @@ def test_one_that_cannot_be_loaded_is_tried_again(tmp_path: Path) -> None:
     loaded = LoadedAdapters(Adapters(write(tmp_path, {"a": "org/a"}), FakeLog()))
     outcomes = iter([OSError("no network"), None])
 
-    async def load(adapter: Adapter) -> None:
+    async def load(adapter: Adapter) -> Adapter:
         if error := next(outcomes):
             raise error
+        return adapter
 
     async def use() -> None:
         with pytest.raises(UnavailableError, match='adapter "a" cannot be loaded: no network'):
@@ -169,7 +171,7 @@ def test_one_whose_folder_is_gone_does_not_reach_the_engine(tmp_path: Path) -> N
     (folder / "adapter_config.json").unlink()
     folder.rmdir()
 
-    async def load(adapter: Adapter) -> None:
+    async def load(adapter: Adapter) -> Adapter:
         raise AssertionError
 
     with pytest.raises(ServingError, match="its folder is gone"):

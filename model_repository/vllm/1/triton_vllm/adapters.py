@@ -149,10 +149,13 @@ class LoadedAdapters:
 
     def __init__(self, adapters: Adapters | NoAdapters) -> None:
         self._adapters = adapters
-        self._loaded: set[Adapter] = set()
+        self._loaded: dict[Adapter, Adapter] = {}
 
-    async def get(self, name: str, load: Callable[[Adapter], Awaitable[None]]) -> Adapter | None:
-        """Return the adapter of that name, None for no name; ``load`` it first where it is new."""
+    async def get(self, name: str, load: Callable[[Adapter], Awaitable[Adapter]]) -> Adapter | None:
+        """Return the adapter of that name, None for no name.
+
+        Where it is new, ``load`` it first, which returns it with the folder that it is in now.
+        """
         if not name:
             return None
         adapter = self._adapters.find(name)
@@ -160,10 +163,9 @@ class LoadedAdapters:
             raise UnavailableError(f'lora_name: adapter "{name}": its folder is gone')
         if adapter not in self._loaded:
             try:
-                await load(adapter)
+                self._loaded[adapter] = await load(adapter)
             except Exception as error:
                 raise UnavailableError(
                     f'lora_name: adapter "{name}" cannot be loaded: {one_line(error)}'
                 ) from error
-            self._loaded.add(adapter)
-        return adapter
+        return self._loaded[adapter]

@@ -33,6 +33,9 @@ class Renderers:
 
     async def prepare(self, chat_args: argparse.Namespace) -> None:
         """Choose the renderers of what this model does."""
+        # For any model: it guards what vLLM's own code fetches, too.
+        from triton_vllm import vllm_media
+
         if self._vllm.is_pooling(self._llm.vllm_config):
             from triton_vllm.vllm_pooling import PoolingRenderer
 
@@ -40,7 +43,6 @@ class Renderers:
             pooling = PoolingRenderer(self._llm, tasks, chat_args.chat_template)
             self._of = {Texts: pooling.render_texts, Pairs: pooling.render_pairs}
         else:
-            from triton_vllm import vllm_media
             from triton_vllm.vllm_chat import ChatRenderer
 
             chat = ChatRenderer(self._llm, chat_args)
@@ -60,5 +62,6 @@ class Renderers:
         lora = self._vllm.lora_request(adapter)
         return await self._of[type(request.prompt)](self._llm, request, lora)
 
-    async def _load(self, adapter: Adapter) -> None:
-        await self._vllm.load_adapter(self._llm, adapter)
+    async def _load(self, adapter: Adapter) -> Adapter:
+        loaded: Adapter = await self._vllm.load_adapter(self._llm, adapter)
+        return loaded

@@ -7,6 +7,7 @@ comparing version numbers. Importing this file imports vLLM (seconds), so do it 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import inspect
 import typing
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -18,6 +19,7 @@ from vllm import PoolingParams, SamplingParams
 from vllm import exceptions as vllm_exceptions
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
+from vllm.lora.utils import get_adapter_absolute_path
 from vllm.outputs import RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
@@ -228,9 +230,16 @@ def is_pooling(config: Any) -> bool:
     return bool(config.model_config.runner_type == "pooling")
 
 
-async def load_adapter(llm: AsyncLLM, adapter: Adapter) -> None:
-    """Load a LoRA adapter into the engine. Raises vLLM's reason if it cannot be."""
-    await llm.add_lora(lora_request(adapter))
+async def load_adapter(llm: AsyncLLM, adapter: Adapter) -> Adapter:
+    """Load a LoRA adapter into the engine; return it with its folder.
+
+    What is on a hub is downloaded here first, as the engine would stand still meanwhile. Raises
+    vLLM's reason if it cannot be loaded.
+    """
+    path = await asyncio.to_thread(get_adapter_absolute_path, adapter.path)
+    local = replace(adapter, path=path)
+    await llm.add_lora(lora_request(local))
+    return local
 
 
 def lora_request(adapter: Adapter | None) -> LoRARequest | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.tiny_models import TinyModels
+from tests.e2e.tiny_models import TinyModels, document_lines
 
 pytestmark = pytest.mark.timeout(300)
 SIZE = 64
@@ -53,6 +53,13 @@ def test_a_large_batch(embedding: TinyModels) -> None:
     assert len(texts) == len(vectors)
     (last,) = rows(embedding.ask("embedding", {"texts": texts[-1:]}))
     assert close(last) == vectors[-1]
+
+
+@pytest.mark.parametrize(("name", "line"), document_lines("EMBEDDING"))
+def test_a_line_of_the_document(embedding: TinyModels, name: str, line: str) -> None:
+    """Each is answered with vectors, or what else it asks for."""
+    answer = embedding.run_line(line, "embedding")
+    assert {"vectors", "scores", "text_output"} & answer.keys(), name
 
 
 @pytest.mark.parametrize("how", ["tensor", "parameter"])
@@ -170,3 +177,10 @@ def test_a_cross_encoder_scores_pairs(tiny: TinyModels) -> None:
     for queries in ([query], [query, query]):
         response = tiny.ask("reranker", {"queries": queries, "documents": texts})
         assert [close(tiny.expected["scores"])] == rows(response, "scores", 2)
+
+
+@pytest.mark.parametrize(("name", "line"), document_lines("RERANKER"))
+def test_a_line_of_the_document_for_a_reranker(tiny: TinyModels, name: str, line: str) -> None:
+    """Each is answered with a score for each pair."""
+    tiny.serve("reranker")
+    assert 2 == len(tiny.run_line(line, "reranker")["scores"]), name

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.tiny_models import TinyModels, serve_vision
+from tests.e2e.tiny_models import TinyModels, document_lines, serve_vision
 from tests.e2e.triton_server import sampling
 
 pytestmark = pytest.mark.timeout(300)
@@ -173,3 +173,9 @@ def test_no_adapters_yet(tiny: TinyModels) -> None:
     """LoRA is on, and the list in the model's folder is empty."""
     error = tiny.ask("vision", {"text_input": "x"}, parameters={"lora_name": "loud"}).error
     assert 'lora_name: unknown adapter "loud", there are: none' in error
+
+
+@pytest.mark.parametrize(("name", "line"), document_lines("VISION"))
+def test_a_line_of_the_document(tiny: TinyModels, name: str, line: str) -> None:
+    """Each is answered with a text, be it empty."""
+    assert "text_output" in tiny.run_line(line, "vision")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpcclient
 
-from tests.e2e.tiny_models import TinyModels, deltas, serve_chat
+from tests.e2e.tiny_models import TinyModels, deltas, document_lines, serve_chat
 from tests.e2e.triton_server import Request, sampling, tensor
 
 pytestmark = pytest.mark.timeout(300)
@@ -138,3 +138,9 @@ def test_a_malformed_file_changes_nothing(tiny: TinyModels) -> None:
         assert "the adapters stay as they were" in line
     finally:
         write_adapters(path, listed)
+
+
+@pytest.mark.parametrize(("name", "line"), document_lines("LORA"))
+def test_a_line_of_the_document(tiny: TinyModels, name: str, line: str) -> None:
+    """Each is answered with a text, be it empty."""
+    assert "text_output" in tiny.run_line(line, "chat")
