@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.drop_in import install_backend
+from tests.e2e.tiny_models import TinyModels, make
 from tests.e2e.triton_server import TritonServer, add_model, check_prerequisites, running
 
 
@@ -23,3 +24,13 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     options = (f"--backend-directory={backends}",)
     with running(repository, "shared", "vllm", options=options) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyModels]:
+    """A server without a model, to which the tests add tiny ones."""
+    check_prerequisites()
+    checkpoints = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    make(checkpoints)
+    with running(tmp_path_factory.mktemp("model_repository"), "tiny") as server:
+        yield TinyModels(server, checkpoints)

@@ -67,8 +67,8 @@ def run(triton: TritonServer, line: str) -> list[dict[str, object]]:
 
 
 def test_the_lines_are_found() -> None:
-    """The search, on which these tests rest, sees all three kinds of lines."""
-    assert len(ROWS) == DOCUMENT.count("`curl ")
+    """The search, on which these tests rest, sees all three kinds of lines of this model."""
+    assert len(ROWS) == DOCUMENT.count("`curl $URL/")
     assert len(EXAMPLES) > 50
     assert len(MISTAKES) > 5
     assert {"text_output", "logprobs", "num_cached_tokens"} < set(OUTPUTS)

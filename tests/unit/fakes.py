@@ -281,6 +281,15 @@ class FakeSamplingParams:
 
 
 @dataclass
+class FakePoolingParams:
+    """``PoolingParams``, what clients may send of it, and what not."""
+
+    use_activation: bool | None = None
+    dimensions: int | None = None
+    requires_token_ids: bool = False
+
+
+@dataclass
 class FakeEngineArgs:
     """``AsyncEngineArgs``, a field of each type."""
 
@@ -342,6 +351,8 @@ def fake_vllm_api() -> SimpleNamespace:
         version=lambda: "9.9.9",
         SamplingParams=FakeSamplingParams,
         RequestOutputKind=FakeOutputKind,
+        PoolingParams=FakePoolingParams,
+        pooling_param_types=lambda: typing.get_type_hints(FakePoolingParams),
         sampling_param_types=lambda: typing.get_type_hints(FakeSamplingParams),
         AsyncEngineArgs=FakeEngineArgs,
         EngineArgsParser=FakeEngineArgsParser,

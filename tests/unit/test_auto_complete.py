@@ -11,7 +11,7 @@ from typing import Any
 import triton_vllm
 from triton_vllm.auto_complete import complete_config
 from triton_vllm.decoding import INPUTS
-from triton_vllm.outputs import OUTPUTS, TEXTS
+from triton_vllm.outputs import OUTPUT_TENSORS
 
 PACKAGE = Path(triton_vllm.__file__).parents[1]
 
@@ -47,7 +47,7 @@ def test_an_empty_configuration_is_filled() -> None:
     config = FakeConfig([], [])
     assert config is complete_config(config)
     assert [tensor.name for tensor in INPUTS] == [each["name"] for each in config.inputs]
-    assert len(TEXTS) + len(OUTPUTS) == len(config.outputs)
+    assert len(OUTPUT_TENSORS) == len(config.outputs)
     assert (True, 0) == (config.decoupled, config.max_batch_size)
     expected = {"name": "stream", "data_type": "TYPE_BOOL", "dims": [1], "optional": True}
     assert expected in config.inputs

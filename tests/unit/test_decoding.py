@@ -81,9 +81,14 @@ def test_the_output_is_the_one_asked_for(
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
-        ({}, "text_input: missing; a request has one prompt: text_input, input_ids or PROMPT"),
+        (
+            {},
+            "text_input: missing; a request has one prompt: text_input, input_ids, messages or "
+            "PROMPT",
+        ),
         ({"STREAM": True}, "text_input: missing"),
         ({"text_input": "a", "PROMPT": "b"}, "PROMPT: came beside text_input; a request has one"),
+        ({"texts": ["a"]}, "texts: not for this model; a request has one prompt: text_input"),
         ({"text_input": []}, "text_input: must have one element, has 0"),
         ({"text_input": ["a", "b"]}, "text_input: must have one element, has 2"),
         ({"text_input": "a", "stream": [True, True]}, "stream: must have one element, has 2"),
@@ -105,6 +110,7 @@ def test_the_output_is_the_one_asked_for(
         "nothing",
         "no prompt",
         "two prompts",
+        "for a pooling model",
         "empty tensor",
         "two elements",
         "two booleans",

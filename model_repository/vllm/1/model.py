@@ -15,7 +15,6 @@ import triton_python_backend_utils as pb_utils
 from triton_vllm.auto_complete import complete_config
 from triton_vllm.cancellation import CancellationWatcher
 from triton_vllm.decoding import decode
-from triton_vllm.delta import DeltaReader
 from triton_vllm.engine import Engine
 from triton_vllm.errors import GenerationError, SettingsError, one_line
 from triton_vllm.generation import GenerationRequest
@@ -57,7 +56,7 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 self._engine.check()
-                decoded = decode(request, self._engine.sampling)  # 1. decode
+                decoded = decode(request, self._engine.parser)  # 1. decode
             except Exception as error:
                 explained = self._engine.explain(error, request.request_id() or "request")
                 self._responses.open(sender).fail(explained)
@@ -68,10 +67,9 @@ class TritonPythonModel:
         """Answer one request. Whatever happens, its stream is closed exactly once."""
         try:
             with self._cancellations.watch(stream):
-                prompt = await self._engine.tokenize(request)  # 2. tokenize
-                deltas = DeltaReader(request.num_sequences, detailed=bool(request.outputs))
-                async for output in self._engine.generate(prompt, request):  # 3. generate
-                    delta = deltas.read(output)
+                work = await self._engine.render(request)  # 2. tokenize
+                async for output in work.outputs():  # 3. generate
+                    delta = work.read(output)
                     if delta.is_news:
                         stream.send(delta)  # 4. send; 5. the final delta finishes
                 # Unheard when there was a final delta, as there always should be.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from triton_vllm.decoding import INPUTS
-from triton_vllm.outputs import OUTPUTS, TEXTS
+from triton_vllm.outputs import OUTPUT_TENSORS
 from triton_vllm.tensors import Tensor
 
 
@@ -24,7 +24,7 @@ def complete_config(config: Any) -> Any:
     for tensor in INPUTS:
         if tensor.name not in inputs:
             config.add_input({**_as_config(tensor), "optional": True})
-    for tensor in (*TEXTS, *(output.tensor for output in OUTPUTS)):
+    for tensor in OUTPUT_TENSORS:
         if tensor.name not in outputs:
             config.add_output(_as_config(tensor))
     if "model_transaction_policy" not in declared:
@@ -37,5 +37,5 @@ def _as_config(tensor: Tensor) -> dict[str, Any]:
     return {
         "name": tensor.name,
         "data_type": f"TYPE_{tensor.datatype}",
-        "dims": [tensor.size],
+        "dims": tensor.dims,
     }

@@ -13,16 +13,45 @@ from dataclasses import dataclass
 from typing import Any
 
 from triton_vllm.errors import RequestError
-from triton_vllm.generation import GenerationRequest, Prompt, TextPrompt, TokenPrompt
-from triton_vllm.outputs import LOGPROBS, NO_LOGPROBS, OUTPUTS, Output
+from triton_vllm.generation import GenerationRequest, Prompt, TextPrompt
+from triton_vllm.outputs import (
+    CHAT_OUTPUTS,
+    LOGPROBS,
+    NO_LOGPROBS,
+    OUTPUTS,
+    SCORES,
+    VECTORS,
+    Output,
+)
+from triton_vllm.pooling import PoolingParser
+from triton_vllm.prompts import (
+    CHAT_OPTIONS,
+    MEDIA,
+    embedding_parameters,
+    read_chat,
+    read_embedding_request,
+    read_pairs,
+    read_text,
+    read_texts,
+    read_token_ids,
+    read_tutorial_text,
+)
 from triton_vllm.sampling import SamplingParser, load_json_object
 from triton_vllm.tensors import Inputs, Tensor
 
 EXCLUDE_INPUT = "exclude_input_in_output"
 FLAGS = {output.flag: output for output in OUTPUTS}
+CHAT_FLAGS = {output.flag: output for output in CHAT_OUTPUTS}
 INPUTS = (
     Tensor("text_input", "STRING", 1, "the prompt, UTF-8"),
     Tensor("input_ids", "INT64", -1, "the prompt as token ids, in place of text_input"),
+    Tensor("image", "STRING", -1, "images that text_input speaks of: base64, or URLs"),
+    Tensor("audio", "STRING", -1, "likewise, audio"),
+    Tensor("video", "STRING", -1, "likewise, videos"),
+    Tensor("messages", "STRING", 1, "JSON list of OpenAI's chat messages, in place of text_input"),
+    Tensor("tools", "STRING", 1, "JSON list of OpenAI's tools, for messages"),
+    Tensor("tool_choice", "STRING", 1, '"auto", "none", "required", or JSON naming a function'),
+    Tensor("chat_template_kwargs", "STRING", 1, "JSON object for the model's chat template"),
     Tensor("stream", "BOOL", 1, "true: a response for each piece of new text"),
     Tensor("sampling_parameters", "STRING", 1, "JSON object of vLLM's SamplingParams"),
     Tensor(EXCLUDE_INPUT, "BOOL", 1, "true: the text without the prompt"),
@@ -30,25 +59,24 @@ INPUTS = (
         Tensor(flag, "BOOL", 1, f"true: {o.tensor.name} in each response")
         for flag, o in FLAGS.items()
     ),
+    *(Tensor(flag, "BOOL", 1, f"false: no {o.tensor.name}") for flag, o in CHAT_FLAGS.items()),
+    Tensor("texts", "STRING", -1, "texts for a pooling model, which answers a vector for each"),
+    Tensor("queries", "STRING", -1, "one query, or as many as documents, for a model that scores"),
+    Tensor("documents", "STRING", -1, "what to score the queries against"),
+    Tensor("pooling_parameters", "STRING", 1, "JSON object of vLLM's PoolingParams"),
+    Tensor("embedding_request", "STRING", 1, "JSON, what Triton's OpenAI front end sends"),
     Tensor("PROMPT", "STRING", 1, "text_input of the tutorial's clients"),
     Tensor("STREAM", "BOOL", 1, "stream of the tutorial's clients"),
     Tensor("SAMPLING_PARAMETERS", "STRING", 1, "sampling_parameters of the tutorial's clients"),
 )
 
-# The inputs that hold a prompt, of which a request has one, and how each is read.
-PROMPTS: dict[str, Callable[[Inputs], Prompt]] = {
-    "text_input": lambda inputs: TextPrompt(inputs.string("text_input")),
-    "input_ids": lambda inputs: TokenPrompt(inputs.integers("input_ids")),
-    "PROMPT": lambda inputs: TextPrompt(inputs.string("PROMPT")),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """One set of names: what is called differently in the two, and all inputs of the set."""
+    """One set of names: what is called differently in each, and all inputs of the set."""
 
     stream: str
-    sampling_parameters: str
+    parameters: str
     text_output: str
     inputs: frozenset[str]
 
@@ -59,12 +87,50 @@ TUTORIAL = Names(
     "TEXT",
     frozenset({"PROMPT", "STREAM", "SAMPLING_PARAMETERS"}),
 )
+_COUNTS = frozenset({"return_num_input_tokens", "return_num_output_tokens"})
+POOLING = Names(
+    "stream",
+    "pooling_parameters",
+    "text_output",
+    frozenset({"texts", "queries", "documents", "pooling_parameters", "embedding_request"}),
+)
 BACKEND = Names(
     "stream",
     "sampling_parameters",
     "text_output",
-    frozenset(tensor.name for tensor in INPUTS) - TUTORIAL.inputs,
+    frozenset(tensor.name for tensor in INPUTS) - TUTORIAL.inputs - POOLING.inputs,
 )
+_CHAT = CHAT_OPTIONS | CHAT_FLAGS.keys()
+_PLAIN = BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids", "messages"}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to ask, by the input that holds the prompt: how this is read, and what goes along.
+
+    ``outputs`` are sent without being asked for, unless a flag says no; ``has_text`` tells whether
+    there is a text beside them.
+    """
+
+    read: Callable[[Inputs], Prompt]
+    along: frozenset[str]
+    names: Names = BACKEND
+    outputs: tuple[Output, ...] = ()
+    has_text: bool = True
+
+
+GENERATION_FORMS = {
+    "text_input": Form(read_text, _PLAIN | MEDIA),
+    "input_ids": Form(read_token_ids, _PLAIN),
+    "messages": Form(read_chat, _PLAIN | _CHAT, outputs=CHAT_OUTPUTS),
+    "PROMPT": Form(read_tutorial_text, TUTORIAL.inputs, TUTORIAL),
+}
+_POOLED = _COUNTS | {"pooling_parameters"}
+POOLING_FORMS = {
+    "texts": Form(read_texts, _POOLED, POOLING, (VECTORS,), has_text=False),
+    "queries": Form(read_pairs, _POOLED | {"documents"}, POOLING, (SCORES,), has_text=False),
+    "embedding_request": Form(read_embedding_request, _COUNTS, POOLING),
+}
 
 # Request parameters that speak to Triton and not to the sampler, and headers without a hyphen that
 # --http-header-forward-pattern or --grpc-header-forward-pattern may put among them.
@@ -75,44 +141,55 @@ _NOT_SAMPLING |= {"accept", "origin", "referer", "forwarded", "via", "connection
 _TRACE_HEADERS = ("traceparent", "tracestate")
 
 
-def decode(request: Any, sampling: SamplingParser) -> GenerationRequest:
+def decode(request: Any, parser: SamplingParser | PoolingParser) -> GenerationRequest:
     """Turn a ``pb_utils.InferenceRequest`` into a ``GenerationRequest``.
 
-    Raises RequestError naming the tensor, what came and what is allowed.
+    ``parser`` is that of the model's kind. Raises RequestError naming the tensor, what came and
+    what is allowed.
     """
     inputs = Inputs(request)
-    prompt_name = _prompt_name(inputs)
-    names = TUTORIAL if prompt_name in TUTORIAL.inputs else BACKEND
-    for name in inputs.names() - names.inputs:
-        allowed = ", ".join(sorted(names.inputs))
+    forms = POOLING_FORMS if isinstance(parser, PoolingParser) else GENERATION_FORMS
+    prompt_name = _prompt_name(inputs, forms)
+    form = forms[prompt_name]
+    names = form.names
+    for name in inputs.names() - form.along - {prompt_name}:
+        allowed = ", ".join(sorted(form.along))
         raise RequestError(f"{name}: does not go with {prompt_name}, allowed: {allowed}")
-    prompt = PROMPTS[prompt_name](inputs)
+    prompt = form.read(inputs)
     stream = inputs.boolean(names.stream)
-    where, given = _sampling_parameters(request, inputs, names.sampling_parameters)
-    params, options = sampling.parse(given, stream=stream, where=where)
+    if prompt_name == "embedding_request":
+        where, given = embedding_parameters(inputs)
+    else:
+        where, given = _parameters(request, inputs, names.parameters)
+    params, options = parser.parse(given, stream=stream, where=where)
     return GenerationRequest(
         request_id=f"{request.request_id() or 'request'}-{uuid.uuid4().hex[:8]}",
         prompt=prompt,
         stream=stream,
         sampling_params=params,
         options=options,
-        text_output=_text_output(request, names),
-        outputs=_outputs(inputs, params),
+        text_output=_text_output(request, names) if form.has_text else "",
+        outputs=_outputs(inputs, params, form),
         prefix=_prefix(inputs, prompt, names, stream=stream),
         text_from_start=names is TUTORIAL,
         trace_headers=_trace_headers(request),
     )
 
 
-def _prompt_name(inputs: Inputs) -> str:
+def _prompt_name(inputs: Inputs, forms: Mapping[str, Form]) -> str:
     """Return the one input that holds the prompt."""
-    came = [name for name in PROMPTS if name in inputs]
-    if len(came) == 1:
+    came = [name for name in (*GENERATION_FORMS, *POOLING_FORMS) if name in inputs]
+    if len(came) == 1 and came[0] in forms:
         return came[0]
-    *others, last = PROMPTS
+    first, *others, last = forms
+    if not came:
+        wrong = f"{first}: missing"
+    else:
+        wrong = (
+            f"{came[1]}: came beside {came[0]}" if came[1:] else f"{came[0]}: not for this model"
+        )
     raise RequestError(
-        (f"{came[1]}: came beside {came[0]}" if came else "text_input: missing")
-        + f"; a request has one prompt: {', '.join(others)} or {last}"
+        f"{wrong}; a request has one prompt: {', '.join([first, *others])} or {last}"
     )
 
 
@@ -129,10 +206,11 @@ def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> st
     return text or "" if echo else ""
 
 
-def _outputs(inputs: Inputs, params: Any) -> tuple[Output, ...]:
-    """Return what is asked for beside the text, and have vLLM compute what it needs."""
+def _outputs(inputs: Inputs, params: Any, form: Form) -> tuple[Output, ...]:
+    """Return what is to be sent beside the text, and have vLLM compute what it needs."""
     asked = [output for flag, output in FLAGS.items() if inputs.boolean(flag)]
-    if params.num_logprobs is None:
+    asked += [output for output in form.outputs if inputs.boolean(output.flag, default=True)]
+    if getattr(params, "num_logprobs", None) is None:
         asked = [NO_LOGPROBS if output is LOGPROBS else output for output in asked]
         if inputs.boolean("return_cumulative_logprob"):
             params.logprobs = 0
@@ -149,8 +227,8 @@ def _text_output(request: Any, names: Names) -> str:
     return other if other in asked and names.text_output not in asked else names.text_output
 
 
-def _sampling_parameters(request: Any, inputs: Inputs, where: str) -> tuple[str, dict[str, Any]]:
-    """Return where the sampling parameters stand, and the parameters.
+def _parameters(request: Any, inputs: Inputs, where: str) -> tuple[str, dict[str, Any]]:
+    """Return where the sampling or pooling parameters stand, and the parameters.
 
     They come as the JSON tensor; where it is absent, as the request's own parameters.
     """

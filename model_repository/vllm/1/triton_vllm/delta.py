@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from triton_vllm.errors import GenerationError
 
 # Of one position: token id -> vLLM's ``Logprob``. The first token of a prompt has none.
@@ -17,7 +19,8 @@ class SequenceDetails:
     """What is new in one sequence, beside its text.
 
     ``cumulative_logprob`` is of the whole sequence so far. The reasons come with the end of the
-    sequence, once; ``stop_reason`` is the stop string or token id that ended it.
+    sequence, once; ``stop_reason`` is the stop string or token id that ended it. ``reasoning`` and
+    ``tool_calls``, of OpenAI's form, are a chat's.
     """
 
     token_ids: Sequence[int] = ()
@@ -25,6 +28,8 @@ class SequenceDetails:
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    reasoning: str = ""
+    tool_calls: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def of(cls, completion: Any) -> SequenceDetails:
@@ -45,17 +50,23 @@ class SequenceDetails:
             later.cumulative_logprob,
             self.finish_reason or later.finish_reason,
             self.stop_reason if later.stop_reason is None else later.stop_reason,
+            self.reasoning + later.reasoning,
+            [*self.tool_calls, *later.tool_calls],
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a client may ask for beside the texts. The prompt's log probabilities come once."""
+    """What a client may ask for beside the texts. The prompt's log probabilities come once.
+
+    ``vectors`` are what a pooling model answers, at once: of shape [texts, size], or [pairs].
+    """
 
     sequences: tuple[SequenceDetails, ...]
     num_input_tokens: int
     num_cached_tokens: int = 0
     prompt_logprobs: Sequence[PositionLogprobs] | None = None
+    vectors: NDArray[Any] | None = None
 
     def __add__(self, later: Details) -> Details:
         """Merge with what follows."""

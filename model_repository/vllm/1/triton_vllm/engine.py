@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
 import time
 import traceback
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
+from triton_vllm.adapters import Adapters, NoAdapters
 from triton_vllm.cpus import parse_cpus
 from triton_vllm.engine_args import parse_engine_args
 from triton_vllm.engine_life import EngineLife
@@ -26,11 +28,14 @@ from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.front_end_metrics import LoopLag, server_reports_metrics
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.openai_server import openai_server
+from triton_vllm.pooling import PoolingParser
+from triton_vllm.rendering import Renderers
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.settings import ModelSettings, visible_devices
 from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
 from triton_vllm.streaming import Log
+from triton_vllm.work import Work
 
 if TYPE_CHECKING:
     from triton_vllm import vllm_api
@@ -101,11 +106,9 @@ class Engine:
             raise SettingsError(
                 f'{where}: model "{self._args.model}": {one_line(error)}'
             ) from error
-        self.sampling = SamplingParser(
-            self._vllm.default_sampling_params(self._config),
-            self._settings.serving.default_max_tokens,
-            self._vllm.max_tokens_limit(self._config),
-        )
+        self._chat_args = self._read_chat_args(where)
+        self._adapters = self._read_adapters()
+        self.parser = self._parser()
         since = self._log_phase(f"configuration of {self._args.model} resolved", since)
         self._loop = EventLoopThread("engine")
         self._cleanup.callback(self._loop.stop)
@@ -151,6 +154,27 @@ class Engine:
         args.disable_log_stats = not self.reports_metrics
         return self._vllm.as_front_end(args, self.seat.index, self.seat.count)
 
+    def _read_chat_args(self, where: str) -> argparse.Namespace:
+        from triton_vllm.vllm_chat import parse_chat_args
+
+        return parse_chat_args(self._settings.chat, self._args, where)
+
+    def _read_adapters(self) -> Adapters | NoAdapters:
+        settings = self._settings
+        if not self._args.enable_lora:
+            return NoAdapters()
+        return Adapters.of_model(settings.directory, settings.version, self._log)
+
+    def _parser(self) -> SamplingParser | PoolingParser:
+        """Return the parser of a request's parameters, that of the model's kind."""
+        if self._vllm.is_pooling(self._config):
+            return PoolingParser()
+        return SamplingParser(
+            self._vllm.default_sampling_params(self._config),
+            self._settings.serving.default_max_tokens,
+            self._vllm.max_tokens_limit(self._config),
+        )
+
     async def _begin_life(self) -> None:
         """Start the engine, or join the one that another front end starts; open the HTTP port."""
         async with self._life_changes:
@@ -160,6 +184,8 @@ class Engine:
             self._config = None  # the next life needs one of its own
             await life.begin(self._args, config, self._engine_cpus, self._on_death, died)
             self._life = life
+            self._renderers = Renderers(self._vllm, life.llm, self._adapters)
+            await self._renderers.prepare(self._chat_args)
             await self.openai.serve(life.llm)
         if self.seat.count > 1:
             front_end = f"front end {self.seat.index + 1} of {self.seat.count}"
@@ -249,20 +275,10 @@ class Engine:
         """Start a request's coroutine in the engine's event loop."""
         self._loop.spawn(coroutine)
 
-    async def tokenize(self, request: GenerationRequest) -> Any:
+    async def render(self, request: GenerationRequest) -> Work:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
         self.check()
-        return await self._vllm.tokenize(self._living().llm, request)
-
-    def generate(
-        self, prompt: Any, request: GenerationRequest
-    ) -> AsyncGenerator[vllm_api.RequestOutput, None]:
-        """Add the request to the running batch; yield its outputs until one is ``finished``."""
-        return self._vllm.generate(self._living().llm, prompt, request)
-
-    def _living(self) -> EngineLife:
-        assert self._life is not None, "as __init__ has begun one"
-        return self._life
+        return await self._renderers.render(request)
 
     def explain(self, error: BaseException, request_id: str) -> ServingError:
         """Say to the client what ended its request; to the log, what the operator should know."""

@@ -2,6 +2,7 @@
 
 ServingError
 ├── RequestError       the client sent something wrong          INVALID_ARG
+│   └── AdapterNotFoundError   a LoRA adapter that is not there  NOT_FOUND
 ├── UnavailableError   the engine cannot take or finish it now  UNAVAILABLE
 │   └── EngineDownError    because it died                      UNAVAILABLE
 ├── CancelledError     the client cancelled or went away        CANCELLED
@@ -30,6 +31,12 @@ class RequestError(ServingError):
 
     status = "INVALID_ARG"
     outcome = "client_error"
+
+
+class AdapterNotFoundError(RequestError):
+    """A request names a LoRA adapter that is not there. Says which are."""
+
+    status = "NOT_FOUND"
 
 
 class UnavailableError(ServingError):

@@ -23,7 +23,47 @@ class TokenPrompt:
     token_ids: Sequence[int]
 
 
-Prompt = TextPrompt | TokenPrompt
+@dataclass(frozen=True, slots=True)
+class MediaPrompt(TextPrompt):
+    """A prompt in words about images, audio or video.
+
+    ``media`` holds each kind's items, base64 or URLs, in the order of their places in the text.
+    """
+
+    media: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages that the model's chat template makes a prompt of; all in OpenAI's JSON form.
+
+    ``options`` are ``tools``, ``tool_choice`` and ``chat_template_kwargs``, where they came.
+    """
+
+    messages: Sequence[Any]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts, or their token ids, for a pooling model: each becomes a vector.
+
+    ``as_json``: the answer is JSON in ``text_output``, as Triton's OpenAI front end wants it.
+    """
+
+    inputs: Sequence[str | Sequence[int]]
+    as_json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Texts for a pooling model to score: one query and each document, or pair by pair."""
+
+    queries: Sequence[str]
+    documents: Sequence[str]
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt | Texts | Pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +85,24 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolingOptions(EngineOptions):
+    """What stands among the pooling parameters and is not vLLM's ``PoolingParams``.
+
+    Of a text only ``truncate_prompt_tokens`` count, from its start (None: all; -1: as many as fit).
+    """
+
+    truncate_prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One client's request.
 
-    ``sampling_params`` is vLLM's ``SamplingParams``. ``text_output`` is the output that holds the
-    text, ``outputs`` are the others asked for. ``prefix`` stands before the generated text of a
-    response. ``text_from_start`` is the 2023 tutorial's habit: every response repeats all text so
-    far. ``trace_headers`` are the W3C trace context, under the names of its headers.
+    ``sampling_params`` is vLLM's ``SamplingParams``, or its ``PoolingParams``. ``text_output`` is
+    the output that holds the text, empty for none, ``outputs`` are the others to send. ``prefix``
+    stands before the generated text of a response. ``text_from_start`` is the 2023 tutorial's
+    habit: every response repeats all text so far. ``trace_headers`` are the W3C trace context,
+    under the names of its headers.
     """
 
     request_id: str

@@ -100,6 +100,19 @@ def _output_ids(details: Details) -> NDArray[Any]:
     return np.array(ids, dtype=np.int64)
 
 
+def _reasoning(details: Details) -> NDArray[Any]:
+    return strings(sequence.reasoning for sequence in details.sequences)
+
+
+def _tool_calls(details: Details) -> NDArray[Any]:
+    return strings(json.dumps([*sequence.tool_calls]) for sequence in details.sequences)
+
+
+def _vectors(details: Details) -> NDArray[Any]:
+    assert details.vectors is not None, "as each answer of a pooling model holds them"
+    return details.vectors
+
+
 TEXTS = (
     Tensor("text_output", "STRING", -1, "the text, one element for each sequence"),
     Tensor("TEXT", "STRING", -1, "the prompt and all text so far, for the tutorial's clients"),
@@ -140,4 +153,22 @@ OUTPUTS = (
         Tensor("num_cached_tokens", "UINT32", 1, "the prompt's tokens found in the prefix cache"),
         _num_cached_tokens,
     ),
+)
+# With messages, these come unless their flag is false.
+CHAT_OUTPUTS = (
+    Output(Tensor("reasoning", "STRING", -1, "what the model thought before it spoke"), _reasoning),
+    Output(
+        Tensor("tool_calls", "STRING", -1, "JSON list of OpenAI's tool calls; streamed, of deltas"),
+        _tool_calls,
+    ),
+)
+# A pooling model answers with one of these.
+VECTORS = Output(
+    Tensor("vectors", "FP32", (-1, -1), "a row for each text: its embedding, or its classes"),
+    _vectors,
+)
+SCORES = Output(Tensor("scores", "FP32", -1, "a score for each pair"), _vectors)
+OUTPUT_TENSORS = (
+    *TEXTS,
+    *(output.tensor for output in (*OUTPUTS, *CHAT_OUTPUTS, VECTORS, SCORES)),
 )

@@ -49,6 +49,49 @@ class Field:
         )
 
 
+class Fields:
+    """The parameters that a client may give, by name and type hint, and the check of each."""
+
+    def __init__(self, hints: Mapping[str, Any]) -> None:
+        self._fields = {name: Field.of(hint) for name, hint in hints.items()}
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all of them."""
+        return self._fields.keys()
+
+    def check(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Return the values of ``given``, converted; ``null`` is left out.
+
+        Raises RequestError naming the parameter, what came, and what is allowed.
+        """
+        return {
+            name: self._check(name, value, where)
+            for name, value in given.items()
+            if value is not None or name not in self._fields
+        }
+
+    def _check(self, name: str, value: Any, where: str) -> Any:
+        field = self._fields.get(name)
+        if field is None:
+            raise RequestError(f'{where}: unknown key "{name}"{did_you_mean(name, self._fields)}')
+        where_exactly = f'{where}: "{name}"'
+        if isinstance(value, bool) and not field.takes_booleans:  # to pydantic, true is also 1
+            raise RequestError(f"{where_exactly}: must not be a boolean, got {_shown(value)}")
+        if isinstance(value, dict) and field.keys:
+            value = _known_keys(value, field.keys, where_exactly)
+        try:
+            checked = field.validate(value)
+        except Exception as error:
+            if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+                return self._check(name, load_json(value, where_exactly), where)
+            reason = _reason(error, field)
+            raise RequestError(f"{where_exactly}: {reason}, got {_shown(value)}") from None
+        if isinstance(checked, int) and not -(2**63) <= checked < 2**63:  # as the engine needs it
+            raise RequestError(f"{where_exactly}: must fit into 64 bits, got {_shown(value)}")
+        return checked
+
+
 class SamplingParser:
     """Checks and converts sampling parameters. One for each model; used by any thread."""
 
@@ -73,7 +116,7 @@ class SamplingParser:
             for name, hint in vllm_api.sampling_param_types().items()
             if not name.startswith("_") and name not in _NOT_FOR_CLIENTS
         }
-        self._fields = {name: Field.of(hint) for name, hint in (hints | options).items()}
+        self._fields = Fields(hints | options)
         self._options = options.keys()
         self._class: Any = vllm_api.SamplingParams
         kinds = vllm_api.RequestOutputKind
@@ -86,7 +129,7 @@ class SamplingParser:
     @property
     def names(self) -> Collection[str]:
         """The names of all parameters that a client may send."""
-        return self._fields.keys()
+        return self._fields.names
 
     def parse(
         self, given: Mapping[str, Any], *, stream: bool, where: str
@@ -95,11 +138,7 @@ class SamplingParser:
 
         Raises RequestError naming the parameter, what came, and what is allowed.
         """
-        checked = {
-            name: self._check(name, value, where)
-            for name, value in given.items()
-            if value is not None or name not in self._fields
-        }
+        checked = self._fields.check(given, where)
         options = EngineOptions(
             **{name: checked.pop(name) for name in self._options & checked.keys()}
         )
@@ -116,26 +155,6 @@ class SamplingParser:
             return self._class(**values), options
         except Exception as error:  # vLLM's own checks of ranges and combinations
             raise RequestError(f"{where}: {one_line(error)}") from None
-
-    def _check(self, name: str, value: Any, where: str) -> Any:
-        field = self._fields.get(name)
-        if field is None:
-            raise RequestError(f'{where}: unknown key "{name}"{did_you_mean(name, self._fields)}')
-        where_exactly = f'{where}: "{name}"'
-        if isinstance(value, bool) and not field.takes_booleans:  # to pydantic, true is also 1
-            raise RequestError(f"{where_exactly}: must not be a boolean, got {_shown(value)}")
-        if isinstance(value, dict) and field.keys:
-            value = _known_keys(value, field.keys, where_exactly)
-        try:
-            checked = field.validate(value)
-        except Exception as error:
-            if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-                return self._check(name, load_json(value, where_exactly), where)
-            reason = _reason(error, field)
-            raise RequestError(f"{where_exactly}: {reason}, got {_shown(value)}") from None
-        if isinstance(checked, int) and not -(2**63) <= checked < 2**63:  # as the engine needs it
-            raise RequestError(f"{where_exactly}: must fit into 64 bits, got {_shown(value)}")
-        return checked
 
 
 def _known_keys(value: dict[str, Any], keys: Collection[str], where: str) -> dict[str, Any]:

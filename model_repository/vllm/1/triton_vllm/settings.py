@@ -19,6 +19,18 @@ from triton_vllm.openai_settings import OPENAI_KEY, OpenAISettings
 ENGINE_ARGS_FILE = "vllm_engine_args.json"
 BACKEND_ENGINE_ARGS_FILE = "model.json"
 SERVING_KEY = "serving"
+# Of vLLM's front end, not of its engine: they stand beside the engine arguments, as on the command
+# line of ``vllm serve``. ``reasoning_parser`` is an engine argument by itself.
+CHAT_KEYS = (
+    "chat_template",
+    "chat_template_content_format",
+    "default_chat_template_kwargs",
+    "enable_auto_tool_choice",
+    "exclude_tools_when_tool_choice_none",
+    "tool_call_parser",
+    "tool_parser_plugin",
+    "tool_strict_level",
+)
 METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
 
 
@@ -106,16 +118,17 @@ class ServingSettings:
 class ModelSettings:
     """Everything that ``initialize`` needs to know.
 
-    ``engine_args`` is as written in the file; ``front_ends`` is the sum of the instance groups'
-    counts, that is how many processes share the one engine. ``gpu`` is the one that Triton chose
-    for the model, None where the engine chooses. ``report_metrics`` is false where
-    config.pbtxt has the parameter REPORT_CUSTOM_METRICS, with "false".
+    ``engine_args`` and ``chat`` are as written in the file; ``front_ends`` is the sum of the
+    instance groups' counts, that is how many processes share the one engine. ``gpu`` is the one
+    that Triton chose for the model, None where the engine chooses. ``report_metrics`` is false
+    where config.pbtxt has the parameter REPORT_CUSTOM_METRICS, with "false".
     """
 
     name: str
     version: str
     directory: Path
     engine_args: Mapping[str, Any]
+    chat: Mapping[str, Any] = field(default_factory=dict)
     serving: ServingSettings = field(default_factory=ServingSettings)
     front_ends: int = 1
     gpu: int | None = None
@@ -157,7 +170,8 @@ class ModelSettings:
             name=args["model_name"],
             version=args["model_version"],
             directory=directory,
-            engine_args=engine_args,
+            engine_args={k: v for k, v in engine_args.items() if k not in CHAT_KEYS},
+            chat={k: v for k, v in engine_args.items() if k in CHAT_KEYS},
             serving=serving,
             front_ends=max(1, sum(group.get("count", 1) for group in groups)),
             gpu=_chosen_gpu(groups, where),

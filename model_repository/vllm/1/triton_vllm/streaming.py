@@ -104,7 +104,8 @@ class ResponseStream:
         return sent
 
     def _error(self, error: ServingError) -> Any:
-        code = getattr(self._pb_utils.TritonError, error.status)
+        codes = self._pb_utils.TritonError
+        code = getattr(codes, error.status, codes.INVALID_ARG)  # older ones have fewer
         triton_error = self._pb_utils.TritonError(one_line(error), code)
         return self._pb_utils.InferenceResponse(output_tensors=[], error=triton_error)
 
@@ -117,7 +118,9 @@ class ResponseStream:
         texts = delta.texts
         if request.prefix:
             texts = tuple(request.prefix + text for text in texts)
-        arrays: list[tuple[str, NDArray[Any]]] = [(request.text_output, strings(texts))]
+        arrays: list[tuple[str, NDArray[Any]]] = []
+        if request.text_output:
+            arrays.append((request.text_output, strings(texts)))
         if delta.details:
             arrays += [(o.tensor.name, o.encode(delta.details)) for o in request.outputs]
         return arrays
@@ -128,8 +131,8 @@ class ResponseStream:
 
 
 def _size(arrays: Iterable[tuple[str, NDArray[Any]]]) -> int:
-    """Return about how many bytes the strings among the tensors take."""
-    return sum(len(element) for _, a in arrays if a.dtype == np.object_ for element in a)
+    """Return about how many bytes the tensors take."""
+    return sum(sum(map(len, a)) if a.dtype == np.object_ else a.nbytes for _, a in arrays)
 
 
 class SenderPool:

@@ -14,8 +14,13 @@ class Tensor:
 
     name: str
     datatype: str
-    size: int
+    size: int | tuple[int, int]
     meaning: str
+
+    @property
+    def dims(self) -> list[int]:
+        """The dimensions; -1 is any size."""
+        return [*self.size] if isinstance(self.size, tuple) else [self.size]
 
 
 class Inputs:

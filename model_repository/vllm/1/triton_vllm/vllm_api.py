@@ -7,6 +7,7 @@ comparing version numbers. Importing this file imports vLLM (seconds), so do it 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import inspect
 import typing
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -14,9 +15,11 @@ from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 import vllm
-from vllm import SamplingParams
+from vllm import PoolingParams, SamplingParams
 from vllm import exceptions as vllm_exceptions
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.lora.utils import get_adapter_absolute_path
 from vllm.outputs import RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
@@ -29,6 +32,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
+from triton_vllm.adapters import Adapter
+from triton_vllm.delta import DeltaReader
 from triton_vllm.errors import (
     EngineDownError,
     GenerationError,
@@ -37,10 +42,12 @@ from triton_vllm.errors import (
     UnavailableError,
     one_line,
 )
-from triton_vllm.generation import GenerationRequest, TextPrompt
+from triton_vllm.generation import GenerationRequest, TextPrompt, TokenPrompt
 from triton_vllm.shared_engine import EngineAddresses
+from triton_vllm.work import Work
 
-__all__ = ["AsyncEngineArgs", "AsyncLLM", "RequestOutput", "RequestOutputKind", "SamplingParams"]
+__all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
+__all__ += ["SamplingParams"]
 
 # `max_num_batched_tokens` and friends default by usage context: take the ones of `vllm serve`.
 USAGE_CONTEXT = UsageContext.OPENAI_API_SERVER
@@ -94,6 +101,12 @@ def sampling_param_types() -> dict[str, Any]:
     """Return the type hint of every field of ``SamplingParams``."""
     hints = typing.get_type_hints(SamplingParams, include_extras=True)
     return {name: hints[name] for name in SamplingParams.__struct_fields__}
+
+
+def pooling_param_types() -> dict[str, Any]:
+    """Return the type hint of every field of ``PoolingParams``."""
+    hints = typing.get_type_hints(PoolingParams)
+    return {name: hints[name] for name in PoolingParams.__struct_fields__}
 
 
 def create_config(engine_args: AsyncEngineArgs) -> Any:
@@ -212,8 +225,32 @@ class Metrics:
                 yield family
 
 
-async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> Any:
-    """Turn a prompt into an engine input through vLLM's renderer.
+def is_pooling(config: Any) -> bool:
+    """Return whether the model answers with vectors, and generates no text."""
+    return bool(config.model_config.runner_type == "pooling")
+
+
+async def load_adapter(llm: AsyncLLM, adapter: Adapter) -> Adapter:
+    """Load a LoRA adapter into the engine; return it with its folder.
+
+    What is on a hub is downloaded here first, as the engine would stand still meanwhile. Raises
+    vLLM's reason if it cannot be loaded.
+    """
+    path = await asyncio.to_thread(get_adapter_absolute_path, adapter.path)
+    local = replace(adapter, path=path)
+    await llm.add_lora(lora_request(local))
+    return local
+
+
+def lora_request(adapter: Adapter | None) -> LoRARequest | None:
+    """Return an adapter as vLLM names it in a request."""
+    if adapter is None:
+        return None
+    return LoRARequest(adapter.engine_name, adapter.engine_id, adapter.path)
+
+
+async def render(llm: AsyncLLM, request: GenerationRequest, lora: LoRARequest | None) -> Work:
+    """Turn a prompt of text or token ids into an engine input through vLLM's renderer.
 
     A long prompt is tokenized off the event loop; for a short one the way there and back would
     take longer than the work, and the first token would wait for it.
@@ -227,10 +264,21 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> Any:
         (engine_input,) = llm.renderer.render_cmpl([parsed], params)
     else:
         (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
-    return engine_input
+    return generation(llm, engine_input, request, lora)
+
+
+def generation(
+    llm: AsyncLLM, engine_input: Any, request: GenerationRequest, lora: LoRARequest | None
+) -> Work:
+    """Return the generation of text after a rendered prompt."""
+    return Work(
+        lambda: generate(llm, engine_input, request, request.sampling_params, lora),
+        DeltaReader(request.num_sequences, detailed=bool(request.outputs)).read,
+    )
 
 
 def _as_vllm_prompt(request: GenerationRequest) -> dict[str, Any]:
+    assert isinstance(request.prompt, TextPrompt | TokenPrompt), "as Renderers says"
     prompt: dict[str, Any] = (
         {"prompt": request.prompt.text}
         if isinstance(request.prompt, TextPrompt)
@@ -242,24 +290,38 @@ def _as_vllm_prompt(request: GenerationRequest) -> dict[str, Any]:
 
 
 def generate(
-    llm: AsyncLLM, engine_input: Any, request: GenerationRequest
+    llm: AsyncLLM,
+    engine_input: Any,
+    request: GenerationRequest,
+    params: SamplingParams,
+    lora: LoRARequest | None,
+    **reasoning: Any,
 ) -> AsyncGenerator[RequestOutput, None]:
-    """Add a request to the engine; yield its outputs. Closing the generator aborts it."""
-    traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
-    trace_headers = request.trace_headers if traced else None
+    """Add a request to the engine; yield its outputs. Closing the generator aborts it.
+
+    ``reasoning`` is what the engine should know of a reasoning model's state.
+    """
     if request.options.use_beam_search:
         from triton_vllm.vllm_beam_search import beam_search
 
-        return beam_search(llm, engine_input, request, trace_headers)
+        return beam_search(llm, engine_input, request, lora, trace_headers(llm, request))
     outputs = llm.generate(
         engine_input,
-        request.sampling_params,
+        params,
         request.request_id,
-        trace_headers=trace_headers,
+        lora_request=lora,
+        trace_headers=trace_headers(llm, request),
         priority=request.options.priority,
         data_parallel_rank=request.options.data_parallel_rank,
+        **reasoning,
     )
     return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
+
+
+def trace_headers(llm: AsyncLLM, request: GenerationRequest) -> Mapping[str, str] | None:
+    """Return the request's trace context, if the engine traces."""
+    traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
+    return request.trace_headers if traced else None
 
 
 def explain(error: Exception) -> ServingError:

@@ -27,6 +27,7 @@ def beam_search(
     llm: Any,
     engine_input: Any,
     request: GenerationRequest,
+    lora: Any,
     trace_headers: Mapping[str, str] | None,
 ) -> AsyncGenerator[Any, None]:
     """Yield one output with the ``n`` best sequences, the best first."""
@@ -34,7 +35,7 @@ def beam_search(
     context_left = llm.model_config.max_model_len - len(decoder_prompt["prompt_token_ids"])
     params = beam_search_params(request.sampling_params, request.options, context_left)
     outputs: AsyncGenerator[Any, None] = BeamSearch(llm).beam_search(
-        engine_input, request.request_id, params, trace_headers=trace_headers
+        engine_input, request.request_id, params, lora_request=lora, trace_headers=trace_headers
     )
     return outputs
 

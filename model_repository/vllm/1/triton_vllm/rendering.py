@@ -1,0 +1,67 @@
+"""Each kind of prompt becomes work for the engine: this says which code does it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from triton_vllm.adapters import Adapter, Adapters, LoadedAdapters, NoAdapters
+from triton_vllm.generation import (
+    ChatPrompt,
+    GenerationRequest,
+    MediaPrompt,
+    Pairs,
+    TextPrompt,
+    Texts,
+    TokenPrompt,
+)
+from triton_vllm.work import Work
+
+Render = Callable[[Any, GenerationRequest, Any], Awaitable[Work]]
+
+
+class Renderers:
+    """The renderers of one ``AsyncLLM``. Event loop only."""
+
+    def __init__(self, vllm: Any, llm: Any, adapters: Adapters | NoAdapters) -> None:
+        """``vllm`` is the module ``vllm_api``."""
+        self._vllm = vllm
+        self._llm = llm
+        self._adapters = LoadedAdapters(adapters)
+        self._of: dict[type, Render] = {}
+
+    async def prepare(self, chat_args: argparse.Namespace) -> None:
+        """Choose the renderers of what this model does."""
+        # For any model: it guards what vLLM's own code fetches, too.
+        from triton_vllm import vllm_media
+
+        if self._vllm.is_pooling(self._llm.vllm_config):
+            from triton_vllm.vllm_pooling import PoolingRenderer
+
+            tasks = await self._llm.get_supported_tasks()
+            pooling = PoolingRenderer(self._llm, tasks, chat_args.chat_template)
+            self._of = {Texts: pooling.render_texts, Pairs: pooling.render_pairs}
+        else:
+            from triton_vllm.vllm_chat import ChatRenderer
+
+            chat = ChatRenderer(self._llm, chat_args)
+            self._of = {
+                TextPrompt: self._vllm.render,
+                TokenPrompt: self._vllm.render,
+                MediaPrompt: vllm_media.render,
+                ChatPrompt: chat.render,
+            }
+
+    async def render(self, request: GenerationRequest) -> Work:
+        """Return the request as the engine takes it, its adapter loaded.
+
+        Raises RequestError, or vLLM's own error, for what cannot be served.
+        """
+        adapter = await self._adapters.get(request.options.lora_name, self._load)
+        lora = self._vllm.lora_request(adapter)
+        return await self._of[type(request.prompt)](self._llm, request, lora)
+
+    async def _load(self, adapter: Adapter) -> Adapter:
+        loaded: Adapter = await self._vllm.load_adapter(self._llm, adapter)
+        return loaded

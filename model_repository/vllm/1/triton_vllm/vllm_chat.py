@@ -1,0 +1,265 @@
+"""The file that imports vLLM's chat: its renderer, and its parsers of reasoning and tool calls.
+
+Supported: vLLM 0.26 to 0.32. What has moved between them is looked for in both places.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionNamedToolChoiceParam,
+    ChatCompletionRequest,
+)
+from vllm.parser import ParserManager
+from vllm.reasoning import ReasoningParserManager
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.tool_parsers import ToolParserManager
+
+from triton_vllm import vllm_api
+from triton_vllm.delta import Delta, DeltaReader, SequenceDetails
+from triton_vllm.engine_args import command_line
+from triton_vllm.errors import RequestError, SettingsError, one_line
+from triton_vllm.generation import ChatPrompt, GenerationRequest
+from triton_vllm.work import Work
+
+
+def _first(*modules: str) -> ModuleType:
+    """Import the first of ``modules`` that there is."""
+    for name in modules[:-1]:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+    return importlib.import_module(modules[-1])
+
+
+cli_args = _first("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+chat_utils = _first("vllm.renderers.chat_utils", "vllm.entrypoints.chat_utils")
+protocol = _first(
+    "vllm.entrypoints.generate.base.protocol", "vllm.entrypoints.openai.engine.protocol"
+)
+
+
+def parse_chat_args(given: Mapping[str, Any], engine_args: Any, where: str) -> argparse.Namespace:
+    """Return the options of ``vllm serve``'s front end that concern chat, checked as there.
+
+    ``given`` are those that stand in the file ``where``. Raises SettingsError.
+    """
+    front_end = cli_args.BaseFrontendArgs
+    parser = vllm_api.EngineArgsParser(add_help=False)
+    front_end.add_cli_args(parser)
+    hints = {f.name: f.type for f in dataclasses.fields(front_end)}
+    args: argparse.Namespace = parser.parse_args(command_line(given, hints, parser, where))
+    try:
+        if args.tool_parser_plugin:
+            ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+        if getattr(engine_args, "reasoning_parser_plugin", None):
+            ReasoningParserManager.import_reasoning_parser(engine_args.reasoning_parser_plugin)
+        if args.enable_auto_tool_choice and not args.tool_call_parser:
+            raise TypeError('"enable_auto_tool_choice" needs "tool_call_parser"')
+        ParserManager.get_tool_parser(args.tool_call_parser, args.enable_auto_tool_choice)
+        args.reasoning_parser = engine_args.reasoning_parser
+        ParserManager.get_reasoning_parser(args.reasoning_parser)
+        chat_utils.validate_chat_template(args.chat_template)
+        args.chat_template = chat_utils.load_chat_template(args.chat_template)
+    except Exception as error:  # of vLLM's own checks, whose classes differ
+        raise SettingsError(f"{where}: {one_line(error)}") from error
+    return args
+
+
+class ChatRenderer:
+    """Turns messages into work for one ``AsyncLLM``, and what the model says into its parts."""
+
+    def __init__(self, llm: Any, args: argparse.Namespace) -> None:
+        """``args`` are those of ``parse_chat_args``."""
+        self._llm = llm
+        self._args = args
+        options = {
+            "request_logger": None,
+            "enable_auto_tools": args.enable_auto_tool_choice,
+            "tool_parser": args.tool_call_parser,
+            **vars(args),
+        }
+        takes = inspect.signature(OnlineRenderer).parameters
+        self._online = OnlineRenderer(
+            llm.model_config,
+            llm.renderer,
+            **{name: value for name, value in options.items() if name in takes},
+        )
+
+    async def render(self, llm: Any, request: GenerationRequest, lora: Any) -> Work:
+        """Apply the chat template and tokenize. Raises RequestError for wrong messages or tools."""
+        chat = _checked(request)
+        before = chat.to_sampling_params(1, {})
+        rendered = await self._online.render_chat(chat)
+        if not isinstance(rendered, tuple):
+            raise RequestError(f"messages: {one_line(ValueError(rendered.error.message))}")
+        _, (engine_input,) = rendered
+        # vLLM's parsers may want special tokens kept, or bind the model to a grammar.
+        params = _changed(request.sampling_params, before, chat.to_sampling_params(1, {}))
+        kwargs = self._template_kwargs(chat)
+        parsers = [self._parser(chat, kwargs) for _ in range(request.num_sequences)]
+        reasoning = _reasoning_state(chat, parsers[0], kwargs, engine_input)
+        reader = ChatReader(chat, parsers, stream=request.stream)
+        return Work(
+            lambda: vllm_api.generate(llm, engine_input, request, params, lora, **reasoning),
+            reader.read,
+        )
+
+    def _template_kwargs(self, chat: Any) -> dict[str, Any]:
+        args = self._args
+        params = chat.build_chat_params(args.chat_template, args.chat_template_content_format)
+        kwargs: dict[str, Any] = params.with_defaults(
+            args.default_chat_template_kwargs
+        ).chat_template_kwargs
+        return kwargs
+
+    def _parser(self, chat: Any, template_kwargs: Mapping[str, Any]) -> Any:
+        """Return a parser for one sequence, which keeps its state; None where none is named."""
+        if self._online.parser is None:
+            return None
+        return self._online.parser(
+            self._llm.renderer.tokenizer,
+            chat.tools,
+            chat_template_kwargs=template_kwargs,
+            model_config=self._llm.model_config,
+        )
+
+
+def _checked(request: GenerationRequest) -> Any:
+    """Return vLLM's form of the request. It holds of the sampling what vLLM's parsers look at."""
+    prompt = request.prompt
+    assert isinstance(prompt, ChatPrompt), "as Renderers says"
+    params = request.sampling_params
+    try:
+        return ChatCompletionRequest.model_validate(
+            {
+                "messages": prompt.messages,
+                **prompt.options,
+                "n": params.n,
+                "stream": request.stream,
+                "skip_special_tokens": params.skip_special_tokens,
+                "structured_outputs": params.structured_outputs,
+                "cache_salt": request.options.cache_salt,
+            }
+        )
+    except ValidationError as error:
+        complaint = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in complaint["loc"]) or "messages"
+        raise RequestError(f"{place}: {complaint['msg']}") from None
+
+
+def _changed(params: Any, before: Any, after: Any) -> Any:
+    """Return ``params`` with what differs between ``before`` and ``after``."""
+    changes = {
+        name: getattr(after, name)
+        for name in type(after).__struct_fields__
+        if getattr(after, name) != getattr(before, name)
+    }
+    if changes:
+        params = copy.copy(params)
+        for name, value in changes.items():
+            setattr(params, name, value)
+    return params
+
+
+def _reasoning_state(
+    chat: Any, parser: Any, template_kwargs: Mapping[str, Any], engine_input: Any
+) -> dict[str, Any]:
+    """Return what the engine should know, so that a grammar begins to bind after the reasoning."""
+    if parser is None:
+        return {}
+    prompt = engine_input.get("prompt_token_ids") or []
+    if hasattr(chat, "resolve_reasoning_ended"):  # newer than 0.26
+        ended = chat.resolve_reasoning_ended(parser, prompt)
+    elif getattr(chat, "_grammar_from_tool_parser", False):
+        ended = True
+    else:
+        ended = parser.is_reasoning_end(prompt) if parser.reasoning_parser else None
+    kwargs = {"chat_template_kwargs": template_kwargs} if parser.reasoning_parser else None
+    return {"reasoning_ended": ended, "reasoning_parser_kwargs": kwargs}
+
+
+class ChatReader:
+    """Reads vLLM's outputs of a chat: content, reasoning and tool calls, each for itself.
+
+    What says nothing, as a parser waits for the rest of it, is held back until there is something.
+    """
+
+    def __init__(self, chat: Any, parsers: list[Any], *, stream: bool) -> None:
+        """``parsers`` has one of each sequence's own, or None."""
+        self._chat = chat
+        self._parsers = parsers
+        self._said = self._said_new if stream else self._said_all
+        self._plain = DeltaReader(len(parsers), detailed=True)
+        self._has_called = [False] * len(parsers)
+        self._held: Delta | None = None
+
+    def read(self, output: Any) -> Delta:
+        """Return vLLM's ``RequestOutput`` as a delta."""
+        delta = self._plain.read(output)
+        assert delta.details is not None, "as the reader is a detailed one"
+        texts, sequences = list(delta.texts), list(delta.details.sequences)
+        for completion in output.outputs:
+            i = completion.index
+            if self._parsers[i] is not None:
+                texts[i], sequences[i] = self._parsed(completion, output, sequences[i])
+        details = dataclasses.replace(delta.details, sequences=tuple(sequences))
+        delta = dataclasses.replace(delta, texts=tuple(texts), details=details)
+        if self._held is not None:
+            delta = self._held + delta
+        says = any(delta.texts) or any(s.reasoning or s.tool_calls for s in details.sequences)
+        self._held = None if says or delta.final else delta
+        return delta if self._held is None else Delta(tuple("" for _ in texts), 0)
+
+    def _parsed(
+        self, completion: Any, output: Any, plain: SequenceDetails
+    ) -> tuple[str, SequenceDetails]:
+        """Return a sequence's new content and details."""
+        i = completion.index
+        content, reasoning, calls = self._said(self._parsers[i], completion, output)
+        self._has_called[i] |= bool(calls)
+        reason = plain.finish_reason
+        named = isinstance(self._chat.tool_choice, ChatCompletionNamedToolChoiceParam)
+        if reason == "stop" and self._has_called[i] and not named:
+            reason = "tool_calls"
+        return content, dataclasses.replace(
+            plain, finish_reason=reason, reasoning=reasoning, tool_calls=calls
+        )
+
+    def _said_new(self, parser: Any, completion: Any, output: Any) -> tuple[str, str, list[Any]]:
+        message = parser.parse_delta(
+            delta_text=completion.text,
+            delta_token_ids=list(completion.token_ids),
+            request=self._chat,
+            prompt_token_ids=output.prompt_token_ids,
+            finished=completion.finish_reason is not None,
+        )
+        if message is None:
+            return "", "", []
+        calls = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+        return message.content or "", message.reasoning or "", calls
+
+    def _said_all(self, parser: Any, completion: Any, output: Any) -> tuple[str, str, list[Any]]:
+        if hasattr(parser, "set_prompt_token_ids"):  # newer than 0.26
+            parser.set_prompt_token_ids(output.prompt_token_ids or [])
+        reasoning, content, calls = parser.parse(
+            completion.text,
+            self._chat,
+            enable_auto_tools=type(parser).tool_parser_cls is not None,
+            model_output_token_ids=completion.token_ids,
+        )
+        made = [
+            protocol.ToolCall(id=call.id or chat_utils.make_tool_call_id(), function=call)
+            for call in calls or []
+        ]
+        return content or "", reasoning or "", [call.model_dump() for call in made]

@@ -1,0 +1,53 @@
+"""Pooling parameters, by vLLM's real class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from triton_vllm import vllm_pooling
+from triton_vllm.errors import RequestError
+from triton_vllm.pooling import PoolingParser
+
+
+def parse(given: dict[str, Any]) -> Any:
+    return PoolingParser().parse(given, stream=False, where="pooling_parameters")
+
+
+def test_values_are_converted() -> None:
+    """Strings are read by the field's type, as with sampling parameters."""
+    params, options = parse({"dimensions": "16", "use_activation": "false", "priority": 3})
+    assert (16, False, 3) == (params.dimensions, params.use_activation, options.priority)
+    assert None is options.truncate_prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"dimension": 16}, 'unknown key "dimension", did you mean "dimensions"?'),
+        ({"dimensions": True}, "must not be a boolean"),
+        ({"task": "embed"}, 'unknown key "task"'),
+        ({"use_beam_search": True}, 'unknown key "use_beam_search"'),
+        ({"temperature": 0}, 'unknown key "temperature"'),
+    ],
+    ids=["near miss", "wrong type", "the engine's own", "for generation", "for sampling"],
+)
+def test_wrong_parameters_are_refused(given: dict[str, Any], expected: str) -> None:
+    """The error names the parameter."""
+    with pytest.raises(RequestError) as raised:
+        parse(given)
+    assert expected in str(raised.value)
+
+
+def test_the_scores_are_read() -> None:
+    """The response of vLLM's own scoring endpoint, in its own class."""
+    from vllm.entrypoints.pooling.scoring.protocol import ScoreResponse, ScoreResponseData
+
+    usage = {"prompt_tokens": 7, "total_tokens": 7}
+    data = [ScoreResponseData(index=0, score=0.25), ScoreResponseData(index=1, score=0.5)]
+    delta = vllm_pooling.read_scores(ScoreResponse(model="m", data=data, usage=usage).model_dump())
+    assert delta.final
+    assert delta.details
+    assert delta.details.vectors is not None
+    assert ([0.25, 0.5], 7) == (delta.details.vectors.tolist(), delta.details.num_input_tokens)

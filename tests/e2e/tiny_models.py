@@ -1,0 +1,145 @@
+"""Models of random weights on the real server, made once and loaded one by one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.triton_server import EXECUTION_ENV, ROOT, Response, TritonServer, add_model, ask
+
+MAKE_SECONDS = 240
+SMALL: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "max_num_seqs": 8,
+    "kv_cache_memory_bytes": 33554432,
+}
+
+
+def make(dest: Path) -> None:
+    """Make the checkpoints, with the execution environment's transformers."""
+    made = subprocess.run(
+        [EXECUTION_ENV / "bin/python", ROOT / "tests/e2e/make_tiny_models.py", dest],
+        capture_output=True,
+        text=True,
+        timeout=MAKE_SECONDS,
+        check=False,
+        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+    )
+    assert made.returncode == 0, made.stderr[-4000:]
+
+
+@dataclass
+class TinyModels:
+    """The checkpoints in ``checkpoints``, and a server that serves one of them at a time.
+
+    Each takes two gigabytes of memory, nearly all of it vLLM.
+    """
+
+    server: TritonServer
+    checkpoints: Path
+    _served: str = ""
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        """What transformers makes of some inputs."""
+        values: dict[str, Any] = json.loads((self.checkpoints / "expected.json").read_text())
+        return values
+
+    def folder(self, name: str) -> Path:
+        """Return a model's folder in the server's repository."""
+        return self.server.repository / name
+
+    def serve(self, name: str, files: dict[str, str] | None = None, **engine_args: Any) -> None:
+        """Load the checkpoint ``name``; ``files`` go into the model's folder by relative path."""
+        if name == self._served:
+            return
+        if self._served:
+            self.server.unload(self._served)
+        if self.folder(name).exists():
+            self.server.await_state(name, "UNAVAILABLE", 60)
+        else:
+            args = {**SMALL, "model": str(self.checkpoints / name), **engine_args}
+            model = add_model(self.server.repository, name, engine_args=json.dumps(args))
+            for path, content in (files or {}).items():
+                (model / path).write_text(content)
+        error = self.server.load(name)
+        assert not error, f"{error}\n{self.server.log_tail()}"
+        self._served = name
+
+    def run_line(self, line: str, model: str) -> dict[str, Any]:
+        """Send what a curl line of the document sends, to ``model``; return the answer."""
+        _, url, _, body = shlex.split(line)
+        status, text = self.server.post(
+            f"v2/models/{model}/{url.split('/', 1)[1]}", json.loads(body)
+        )
+        assert status == 200, text
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+    def ask(self, model: str, inputs: dict[str, Any], **how: Any) -> Response:
+        """Send a request that is not streamed; return its one response."""
+        return whole(ask(self.server, inputs, model=model, **how))
+
+
+def document_lines(variable: str) -> list[tuple[str, str]]:
+    """Return the names and curl lines of docs/requests.md for models at $``variable``."""
+    document = (ROOT / "docs/requests.md").read_text(encoding="utf-8")
+    found = re.findall(rf"^\| `(\w+)` \|.*`(curl \${variable}/.*)` \|$", document, re.MULTILINE)
+    assert len(found) == document.count(f"`curl ${variable}/")
+    assert found
+    return found
+
+
+def whole(responses: list[Response]) -> Response:
+    """Return the one response that is not the empty end of a stream."""
+    filled = [response for response in responses if response.outputs or response.error]
+    assert len(filled) == 1, filled
+    return filled[0]
+
+
+def deltas(responses: list[Response], output: str) -> Iterator[str]:
+    """Yield what each response of one sequence holds in ``output``."""
+    for response in responses:
+        assert not response.error, response.error
+        if response.outputs:
+            (element,) = response.outputs[output]
+            yield element
+
+
+def serve_chat(tiny: TinyModels) -> None:
+    """Load the chat model, with LoRA adapters, a reasoning parser and a tool parser."""
+    adapters = {
+        "loud": str(tiny.checkpoints / "adapters/loud"),
+        "quiet": str(tiny.checkpoints / "adapters/quiet"),
+        "broken": str(tiny.checkpoints / "adapters"),
+    }
+    tiny.serve(
+        "chat",
+        {"1/multi_lora.json": json.dumps(adapters)},
+        enable_lora="true",
+        max_loras=2,
+        max_lora_rank=8,
+        reasoning_parser="qwen3",
+        tool_call_parser="hermes",
+        enable_auto_tool_choice=True,
+    )
+
+
+def serve_vision(tiny: TinyModels) -> None:
+    """Load the model that sees, with two hosts listed, and LoRA without an adapter yet."""
+    tiny.serve(
+        "vision",
+        {"multi_lora.json": "{}"},
+        enable_lora=True,
+        max_lora_rank=8,
+        limit_mm_per_prompt={"image": 2},
+        allowed_media_domains=["127.0.0.1", "localhost"],
+    )
