@@ -42,7 +42,8 @@ def sampling() -> SamplingParser:
 
 
 def parse(sampling: SamplingParser, given: dict[str, Any]) -> Any:
-    return sampling.parse(given, stream=True, where="sampling_parameters")
+    params, _ = sampling.parse(given, stream=True, where="sampling_parameters")
+    return params
 
 
 def test_every_field_but_the_engines_own_is_known(sampling: SamplingParser) -> None:
@@ -139,7 +140,8 @@ def test_streams_get_deltas(sampling: SamplingParser, stream: bool) -> None:
     """A stream is asked for as deltas, the rest as one final output."""
     kinds = vllm_api.RequestOutputKind
     expected = kinds.DELTA if stream else kinds.FINAL_ONLY
-    assert expected == sampling.parse({}, stream=stream, where="w").output_kind
+    params, _ = sampling.parse({}, stream=stream, where="w")
+    assert expected == params.output_kind
 
 
 def test_without_max_tokens_the_context_is_filled(sampling: SamplingParser) -> None:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from triton_vllm.generation import GenerationRequest
+from triton_vllm.generation import GenerationRequest, TextPrompt
 
 FINAL = 1
 
@@ -172,18 +172,18 @@ class FakeRequest:
 def _array(value: Any) -> np.ndarray[Any, Any]:
     values = value if isinstance(value, list) else [value]
     encoded = [v.encode() if isinstance(v, str) else v for v in values]
-    is_bool = bool(values) and all(isinstance(v, bool) for v in values)
-    return np.array(encoded, dtype=np.bool_ if is_bool else np.object_)
+    kinds = {type(v) for v in values}
+    dtype: Any = np.bool_ if kinds == {bool} else np.int64 if kinds == {int} else np.object_
+    return np.array(encoded, dtype=dtype)
 
 
 def generation_request(**changes: Any) -> GenerationRequest:
     """Return a plain streamed request, with changes."""
     values: dict[str, Any] = {
         "request_id": "r-1",
-        "prompt": "Once",
+        "prompt": TextPrompt("Once"),
         "stream": True,
         "sampling_params": FakeSamplingParams(),
-        "output_name": "text_output",
     }
     return GenerationRequest(**(values | changes))
 
@@ -215,6 +215,7 @@ class FakeSamplingParams:
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
     max_tokens: int | None = 16
+    logprobs: int | None = None
     logit_bias: dict[int, float] | None = None
     structured_outputs: FakeStructuredOutputs | None = None
     output_kind: FakeOutputKind = FakeOutputKind.CUMULATIVE

@@ -16,7 +16,8 @@ from triton_vllm.sampling import SamplingParser, load_json, load_json_object
 
 
 def parse(sampling: SamplingParser, given: dict[str, Any]) -> Any:
-    return sampling.parse(given, stream=True, where="sampling_parameters")
+    params, _ = sampling.parse(given, stream=True, where="sampling_parameters")
+    return params
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,8 @@ def test_streams_get_deltas(
     sampling: SamplingParser, stream: bool, expected: FakeOutputKind
 ) -> None:
     """A stream is asked for as deltas, the rest as one final output."""
-    assert expected == sampling.parse({}, stream=stream, where="w").output_kind
+    params, _ = sampling.parse({}, stream=stream, where="w")
+    assert expected == params.output_kind
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeLog, FakeSender, Sent, fake_pb_utils, generation_request
+from triton_vllm.delta import Delta, Details, SequenceDetails
 from triton_vllm.errors import GenerationError, RequestError, UnavailableError
-from triton_vllm.generation import Delta
+from triton_vllm.outputs import OUTPUTS
 from triton_vllm.streaming import Message, ResponseStream, SenderPool, merge
 
 
@@ -40,28 +41,28 @@ def deliver(sender: FakeSender, *messages: Message, **request: Any) -> list[Sent
 
 def test_each_delta_is_a_response_and_the_last_is_final() -> None:
     """Deltas go out one by one; only the last carries the FINAL flag."""
-    actual = deliver(FakeSender(), Delta((" a",), (1,)), Delta((" b",), (1,), final=True))
+    actual = deliver(FakeSender(), Delta((" a",), 1), Delta((" b",), 1, final=True))
     assert [Sent((" a",)), Sent((" b",), final=True)] == actual
 
 
 def test_every_sequence_has_its_element() -> None:
     """With n > 1 a response has one element for each sequence."""
     assert [Sent(("a", "", "c"), final=True)] == deliver(
-        FakeSender(), Delta(("a", "", "c"), (1, 0, 1), final=True)
+        FakeSender(), Delta(("a", "", "c"), 2, final=True)
     )
 
 
 def test_an_echoed_prompt_stands_before_each_text() -> None:
     """A whole text is the prompt and what was generated, for each sequence."""
-    whole = Delta((" upon", " more"), (1, 1), final=True)
-    actual = deliver(FakeSender(), whole, stream=False, echo_prompt=True)
+    whole = Delta((" upon", " more"), 2, final=True)
+    actual = deliver(FakeSender(), whole, stream=False, prefix="Once")
     assert [Sent(("Once upon", "Once more"), final=True)] == actual
 
 
 def test_the_tutorials_stream_repeats_all_text() -> None:
     """Under the tutorial's names each response is the prompt and all text so far."""
-    deltas = [Delta((" upon",), (1,)), Delta((" a",), (1,)), Delta((" time",), (1,), final=True)]
-    actual = deliver(FakeSender(), *deltas, text_from_start=True, output_name="TEXT")
+    deltas = [Delta((" upon",), 1), Delta((" a",), 1), Delta((" time",), 1, final=True)]
+    actual = deliver(FakeSender(), *deltas, text_from_start=True, prefix="Once", text_output="TEXT")
     expected = [("Once upon",), ("Once upon a",), ("Once upon a time",)]
     assert expected == [sent.texts for sent in actual]
     assert {"TEXT"} == {sent.output for sent in actual}
@@ -72,37 +73,39 @@ def test_the_tutorials_stream_repeats_all_text() -> None:
 )
 def test_an_error_is_the_final_response(error: Any) -> None:
     """An error closes the stream with its status and one line of text."""
-    actual = deliver(FakeSender(), Delta(("a",), (1,)), error)
+    actual = deliver(FakeSender(), Delta(("a",), 1), error)
     assert [Sent(("a",)), Sent((), True, error.status, "no", "")] == actual
 
 
-@pytest.mark.parametrize("first", [Delta(("a",), (1,), final=True), RequestError("no")], ids=repr)
-@pytest.mark.parametrize("later", [Delta(("b",), (1,), final=True), RequestError("late")], ids=repr)
+@pytest.mark.parametrize("first", [Delta(("a",), 1, final=True), RequestError("no")], ids=repr)
+@pytest.mark.parametrize("later", [Delta(("b",), 1, final=True), RequestError("late")], ids=repr)
 def test_nothing_follows_the_final_response(first: Message, later: Message) -> None:
     """Whatever comes after the stream was closed is not sent."""
     assert 1 == len(deliver(FakeSender(), first, later))
 
 
-def test_token_counts_are_sent_where_they_are_asked_for() -> None:
+def test_what_is_asked_for_is_sent_beside_the_text() -> None:
     """With return_num_output_tokens each response says what its own text stands for."""
-    deltas = [Delta((" a", ""), (1, 0)), Delta((" b", " c"), (1, 2), final=True)]
-    actual = deliver(FakeSender(), *deltas, return_num_output_tokens=True)
+    (counts,) = [output for output in OUTPUTS if output.flag == "return_num_output_tokens"]
+    deltas = [
+        Delta((" a", ""), 1, details=Details((SequenceDetails([7]), SequenceDetails()), 5)),
+        Delta((" b",) * 2, 3, True, Details((SequenceDetails([7]), SequenceDetails([8, 9])), 5)),
+    ]
+    actual = deliver(FakeSender(), *deltas, outputs=(counts,))
     assert [(1, 0), (1, 2)] == [sent.counts for sent in actual]
 
 
 def test_a_large_last_response_sends_its_flag_apart() -> None:
     """A send with FINAL that fails can't be repeated, so what may not fit goes without it."""
     text = "x" * 20_000
-    actual = deliver(FakeSender(), Delta((text,), (1,), final=True))
+    actual = deliver(FakeSender(), Delta((text,), 1, final=True))
     assert [Sent((text,)), Sent((), True, output="")] == actual
 
 
 def test_a_large_echoed_prompt_makes_a_response_large() -> None:
     """What counts is what is sent, and not only the generated text."""
     prompt = "p" * 20_000
-    actual = deliver(
-        FakeSender(), Delta((" a",), (1,), final=True), prompt=prompt, echo_prompt=True
-    )
+    actual = deliver(FakeSender(), Delta((" a",), 1, final=True), prefix=prompt)
     assert [Sent((prompt + " a",)), Sent((), True, output="")] == actual
 
 
@@ -119,7 +122,7 @@ def test_a_closed_stream_does_not_ask_triton() -> None:
     sender.cancelled = True
     stream = stream_of(sender)
     assert stream.is_cancelled()
-    stream.deliver(Delta(("a",), (1,), final=True))
+    stream.deliver(Delta(("a",), 1, final=True))
     assert not stream.is_cancelled()
     assert not sender.asked_too_late
 
@@ -139,8 +142,8 @@ def test_triton_is_never_asked_about_a_closed_request() -> None:
     for thread in threads:
         thread.start()
     for stream in streams:
-        stream.deliver(Delta(("a",), (1,)))
-        stream.deliver(Delta(("b",), (1,), final=True))
+        stream.deliver(Delta(("a",), 1))
+        stream.deliver(Delta(("b",), 1, final=True))
     done.set()
     for thread in threads:
         thread.join()
@@ -153,7 +156,7 @@ def test_a_pool_keeps_each_streams_order(pool: SenderPool) -> None:
     streams = [pool.open(sender, generation_request()) for sender in senders]
     for number in range(20):
         for stream in streams:
-            stream.send(Delta((f"{number} ",), (1,), final=number == 19))
+            stream.send(Delta((f"{number} ",), 1, final=number == 19))
     expected = "".join(f"{number} " for number in range(20))
     pool.stop(timeout=5)
     for sender in senders:
@@ -167,7 +170,7 @@ def test_what_piles_up_is_merged(pool: SenderPool) -> None:
     sender = FakeSender(slow=0.05)
     stream = pool.open(sender, generation_request())
     for number in range(50):
-        stream.send(Delta(("x",), (1,), final=number == 49))
+        stream.send(Delta(("x",), 1, final=number == 49))
     pool.stop(timeout=5)
     assert len(sender.sent) < 10
     assert "x" * 50 == "".join(sent.texts[0] for sent in sender.sent)
@@ -179,7 +182,7 @@ def test_stopping_sends_what_is_queued(log: FakeLog) -> None:
     sender = FakeSender(slow=0.005)
     stream = pool.open(sender, generation_request())
     for number in range(20):
-        stream.send(Delta(("x",), (1,), final=number == 19))
+        stream.send(Delta(("x",), 1, final=number == 19))
     pool.stop(timeout=5)
     assert 20 == len(sender.sent)
 
@@ -188,7 +191,7 @@ def test_stopping_is_bounded(log: FakeLog) -> None:
     """A send that blocks for ever does not hold up the stop."""
     pool = SenderPool(fake_pb_utils, 2, 0, log)
     for _ in range(2):
-        pool.open(FakeSender(slow=3), generation_request()).send(Delta(("x",), (1,), final=True))
+        pool.open(FakeSender(slow=3), generation_request()).send(Delta(("x",), 1, final=True))
     start = time.monotonic()
     pool.stop(timeout=0.2)
     assert time.monotonic() - start < 2
@@ -197,7 +200,7 @@ def test_stopping_is_bounded(log: FakeLog) -> None:
 def test_a_response_that_cannot_be_sent_becomes_an_error(pool: SenderPool, log: FakeLog) -> None:
     """When a response fails on the way, the client gets an error and the log says which."""
     sender = FakeSender([RuntimeError("no shared memory")])
-    pool.open(sender, generation_request()).send(Delta(("a",), (1,)))
+    pool.open(sender, generation_request()).send(Delta(("a",), 1))
     pool.stop(timeout=5)
     line = "response not sent: no shared memory"
     assert [Sent((), True, "INTERNAL", line, "")] == sender.sent
@@ -207,7 +210,7 @@ def test_a_response_that_cannot_be_sent_becomes_an_error(pool: SenderPool, log: 
 def test_a_large_last_response_that_cannot_be_sent_becomes_an_error(pool: SenderPool) -> None:
     """Where shared memory is full, an answer that is sent in one piece still ends in an error."""
     sender = FakeSender([RuntimeError("no shared memory")])
-    pool.open(sender, generation_request()).send(Delta(("x" * 20_000,), (1,), final=True))
+    pool.open(sender, generation_request()).send(Delta(("x" * 20_000,), 1, final=True))
     pool.stop(timeout=5)
     (sent,) = sender.sent
     assert (True, "INTERNAL") == (sent.final, sent.status)
@@ -217,9 +220,9 @@ def test_deltas_that_do_not_merge_do_not_end_the_thread(pool: SenderPool, log: F
     """A mistake of ours in one stream costs neither its text nor the other streams'."""
     sender = FakeSender(slow=0.2)
     stream = pool.open(sender, generation_request())
-    stream.send(Delta(("first",), (1,)))
-    stream.send(Delta(("a",), (1,)))
-    stream.send(Delta(("b", "c"), (1, 1), final=True))
+    stream.send(Delta(("first",), 1))
+    stream.send(Delta(("a",), 1))
+    stream.send(Delta(("b", "c"), 2, final=True))
     pool.stop(timeout=5)
     assert ["first", "a", "b"] == [sent.texts[0] for sent in sender.sent]
     assert sender.closed.is_set()
@@ -228,8 +231,8 @@ def test_deltas_that_do_not_merge_do_not_end_the_thread(pool: SenderPool, log: F
 def test_text_that_is_no_unicode_becomes_an_error(pool: SenderPool) -> None:
     """A text that cannot be encoded fails its own request, with a FINAL flag."""
     sender, other = FakeSender(), FakeSender()
-    pool.open(sender, generation_request()).send(Delta(("\ud800",), (1,), final=True))
-    pool.open(other, generation_request()).send(Delta(("fine",), (1,), final=True))
+    pool.open(sender, generation_request()).send(Delta(("\ud800",), 1, final=True))
+    pool.open(other, generation_request()).send(Delta(("fine",), 1, final=True))
     pool.stop(timeout=5)
     (sent,) = sender.sent
     assert (True, "INTERNAL") == (sent.final, sent.status)
@@ -240,8 +243,8 @@ def test_a_broken_sender_does_not_end_its_thread(log: FakeLog) -> None:
     """When even the error cannot be sent, the thread goes on with the other streams."""
     pool = SenderPool(fake_pb_utils, 1, 0, log)
     broken, good = FakeSender([RuntimeError("gone")] * 2), FakeSender()
-    pool.open(broken, generation_request()).send(Delta(("a",), (1,)))
-    pool.open(good, generation_request()).send(Delta(("b",), (1,), final=True))
+    pool.open(broken, generation_request()).send(Delta(("a",), 1))
+    pool.open(good, generation_request()).send(Delta(("b",), 1, final=True))
     pool.stop(timeout=5)
     assert [] == broken.sent
     assert [Sent(("b",), final=True)] == good.sent
@@ -251,7 +254,7 @@ def test_a_broken_sender_does_not_end_its_thread(log: FakeLog) -> None:
 deltas = st.builds(
     Delta,
     texts=st.tuples(st.text(max_size=3), st.text(max_size=3)),
-    token_counts=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    num_tokens=st.integers(0, 6),
 )
 bounds = st.none() | st.integers(1, 12)
 
@@ -266,7 +269,7 @@ def queued(draw: st.DrawFn) -> list[tuple[int, Message]]:
         message: Message = draw(deltas)
         if at == last[stream] and draw(st.booleans()):
             assert isinstance(message, Delta)
-            final = Delta(message.texts, message.token_counts, final=True)
+            final = Delta(message.texts, message.num_tokens, final=True)
             message = final if draw(st.booleans()) else RequestError("no")
         items.append((stream, message))
     return items
@@ -332,8 +335,8 @@ def test_merging_does_not_reorder_streams_that_need_no_merge() -> None:
     """Messages of different streams stay as they came."""
     a, b = stream_of(FakeSender()), stream_of(FakeSender())
     items: list[tuple[ResponseStream, Message]] = [
-        (a, Delta(("1",), (1,))),
-        (b, Delta(("2",), (1,))),
+        (a, Delta(("1",), 1)),
+        (b, Delta(("2",), 1)),
     ]
     assert items == merge(items, None)
     assert [a, b] == [stream for stream, _ in groupby(s for s, _ in merge(items, None))]

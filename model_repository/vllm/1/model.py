@@ -13,14 +13,15 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from triton_vllm.cancellation import CancellationWatcher
+from triton_vllm.decoding import decode
+from triton_vllm.delta import DeltaReader
 from triton_vllm.engine import Engine
 from triton_vllm.errors import GenerationError, SettingsError, one_line
-from triton_vllm.generation import Delta, GenerationRequest
+from triton_vllm.generation import GenerationRequest
 from triton_vllm.metrics import export_metrics
 from triton_vllm.process import prepare_process
 from triton_vllm.settings import ModelSettings
 from triton_vllm.streaming import ResponseStream, SenderPool
-from triton_vllm.tensors import decode
 
 
 class TritonPythonModel:
@@ -62,9 +63,10 @@ class TritonPythonModel:
         try:
             with self._cancellations.watch(stream):
                 prompt = await self._engine.tokenize(request)  # 2. tokenize
+                deltas = DeltaReader(request.num_sequences, detailed=bool(request.outputs))
                 async for output in self._engine.generate(prompt, request):  # 3. generate
-                    delta = Delta.of(output, request.num_sequences)
-                    if delta.final or any(delta.texts):
+                    delta = deltas.read(output)
+                    if delta.is_news:
                         stream.send(delta)  # 4. send; 5. the final delta finishes
                 # Unheard when there was a final delta, as there always should be.
                 stream.fail(GenerationError("the engine ended without a final output"))

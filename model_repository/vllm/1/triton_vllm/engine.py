@@ -230,19 +230,13 @@ class Engine:
     async def tokenize(self, request: GenerationRequest) -> Any:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
         self.check()
-        return await self._vllm.tokenize(self._living().llm, request.prompt)
+        return await self._vllm.tokenize(self._living().llm, request)
 
     def generate(
         self, prompt: Any, request: GenerationRequest
     ) -> AsyncGenerator[vllm_api.RequestOutput, None]:
         """Add the request to the running batch; yield its outputs until one is ``finished``."""
-        return self._vllm.generate(
-            self._living().llm,
-            prompt,
-            request.sampling_params,
-            request.request_id,
-            request.trace_headers,
-        )
+        return self._vllm.generate(self._living().llm, prompt, request)
 
     def _living(self) -> EngineLife:
         assert self._life is not None, "as __init__ has begun one"

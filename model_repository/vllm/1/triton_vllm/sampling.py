@@ -8,11 +8,13 @@ itself checks ranges.
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from triton_vllm.engine_args import json_types
 from triton_vllm.errors import RequestError, did_you_mean, one_line
+from triton_vllm.generation import EngineOptions
 
 # Fields that are the engine's own business, or ours.
 _NOT_FOR_CLIENTS = {"output_kind", "skip_clone", "output_text_buffer_length", "extra_args"}
@@ -22,7 +24,7 @@ class SamplingParser:
     """Checks and converts sampling parameters. One for each model; used by any thread."""
 
     def __init__(self, defaults: Mapping[str, Any], default_max_tokens: int = 0) -> None:
-        """Prepare validators for each field of ``SamplingParams``.
+        """Prepare validators for each field of ``SamplingParams`` and ``EngineOptions``.
 
         ``defaults`` are the model's own (``generation_config.json``). A request without
         ``max_tokens`` generates ``default_max_tokens`` if the operator has set it, else what the
@@ -38,6 +40,9 @@ class SamplingParser:
             for name, hint in vllm_api.sampling_param_types().items()
             if not name.startswith("_") and name not in _NOT_FOR_CLIENTS
         }
+        options = typing.get_type_hints(EngineOptions)
+        hints |= options
+        self._options = options.keys()
         self._validators: dict[str, Callable[[Any], Any]] = {
             name: TypeAdapter(hint, config=config).validate_python for name, hint in hints.items()
         }
@@ -49,8 +54,10 @@ class SamplingParser:
         if default_max_tokens:
             self._defaults["max_tokens"] = default_max_tokens
 
-    def parse(self, given: Mapping[str, Any], *, stream: bool, where: str) -> Any:
-        """Return ``SamplingParams`` for what a client sent; ``null`` means the default.
+    def parse(
+        self, given: Mapping[str, Any], *, stream: bool, where: str
+    ) -> tuple[Any, EngineOptions]:
+        """Return ``SamplingParams`` and options for what a client sent; ``null`` is the default.
 
         Raises RequestError naming the parameter, what came, and what is allowed.
         """
@@ -59,12 +66,14 @@ class SamplingParser:
             for name, value in given.items()
             if value is not None or name not in self._validators
         }
+        options = {name: checked.pop(name) for name in self._options & checked.keys()}
         try:
-            return self._class(
+            params = self._class(
                 **{**self._defaults, **checked, "output_kind": self._kind_of_stream[stream]}
             )
         except Exception as error:  # vLLM's own checks of ranges and combinations
             raise RequestError(f"{where}: {one_line(error)}") from None
+        return params, EngineOptions(**options)
 
     def _check(self, name: str, value: Any, where: str) -> Any:
         validate = self._validators.get(name)

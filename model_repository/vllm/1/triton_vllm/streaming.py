@@ -16,13 +16,17 @@ from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from triton_vllm.delta import Delta
 from triton_vllm.errors import GenerationError, ServingError, one_line
 from triton_vllm.front_end_metrics import Traffic
-from triton_vllm.generation import Delta, GenerationRequest
-from triton_vllm.tensors import NUM_OUTPUT_TOKENS, count_tensor, string_tensor
+from triton_vllm.generation import GenerationRequest
+from triton_vllm.outputs import strings
 
 Message = Delta | ServingError
-_LARGE = 16_384  # characters
+_LARGE = 16_384  # bytes
 
 
 class Log(Protocol):
@@ -83,11 +87,12 @@ class ResponseStream:
         if isinstance(message, ServingError):
             response = self._error(message)
         else:
-            texts = self._texts(message)
-            response = self._response(texts, message.token_counts)
+            arrays = self._arrays(message)
+            response = self._response(arrays)
             # A send with the FINAL flag that fails, for want of shared memory, can never be
-            # repeated: after a large text the flag travels alone, and a failure is still answered.
-            if not message.final or sum(map(len, texts)) > _LARGE:
+            # repeated: after a large response the flag travels alone, and a failure is still
+            # answered.
+            if not message.final or _size(arrays) > _LARGE:
                 self._sender.send(response, 0)
                 if not message.final:
                     return sent
@@ -103,20 +108,28 @@ class ResponseStream:
         triton_error = self._pb_utils.TritonError(one_line(error), code)
         return self._pb_utils.InferenceResponse(output_tensors=[], error=triton_error)
 
-    def _texts(self, delta: Delta) -> tuple[str, ...]:
-        """Return the texts of a delta's response: with all that stands before them, if wanted."""
-        assert self.request is not None, "only an undecoded request has none, and it only fails"
-        if self.request.text_from_start:
+    def _arrays(self, delta: Delta) -> list[tuple[str, NDArray[Any]]]:
+        """Return the tensors of a delta's response: names and contents."""
+        request = self.request
+        assert request is not None, "only an undecoded request has none, and it only fails"
+        if request.text_from_start:
             self._so_far = delta = delta if self._so_far is None else self._so_far + delta
-        prefix = self.request.prefix
-        return tuple(prefix + text for text in delta.texts) if prefix else delta.texts
+        texts = delta.texts
+        if request.prefix:
+            texts = tuple(request.prefix + text for text in texts)
+        arrays: list[tuple[str, NDArray[Any]]] = [(request.text_output, strings(texts))]
+        if delta.details:
+            arrays += [(o.tensor.name, o.encode(delta.details)) for o in request.outputs]
+        return arrays
 
-    def _response(self, texts: tuple[str, ...], token_counts: tuple[int, ...]) -> Any:
-        assert self.request is not None, "as in _texts"
-        tensors = [string_tensor(self._pb_utils, self.request.output_name, texts)]
-        if self.request.return_num_output_tokens:
-            tensors.append(count_tensor(self._pb_utils, NUM_OUTPUT_TOKENS, token_counts))
+    def _response(self, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
+        tensors = [self._pb_utils.Tensor(name, array) for name, array in arrays]
         return self._pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _size(arrays: Iterable[tuple[str, NDArray[Any]]]) -> int:
+    """Return about how many bytes the strings among the tensors take."""
+    return sum(len(element) for _, a in arrays if a.dtype == np.object_ for element in a)
 
 
 class SenderPool:

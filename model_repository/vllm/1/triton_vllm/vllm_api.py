@@ -37,6 +37,7 @@ from triton_vllm.errors import (
     UnavailableError,
     one_line,
 )
+from triton_vllm.generation import GenerationRequest, TextPrompt
 from triton_vllm.shared_engine import EngineAddresses
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "RequestOutput", "RequestOutputKind", "SamplingParams"]
@@ -200,17 +201,26 @@ class Metrics:
                 yield family
 
 
-async def tokenize(llm: AsyncLLM, prompt: str) -> Any:
-    """Turn a text prompt into an engine input through vLLM's renderer.
+async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> Any:
+    """Turn a prompt into an engine input through vLLM's renderer.
 
     A long prompt is tokenized off the event loop; for a short one the way there and back would
     take longer than the work, and the first token would wait for it.
 
     Raises vLLM's validation error for a prompt that does not fit the model's context.
     """
-    parsed = parse_model_prompt(llm.model_config, prompt)
+    prompt = request.prompt
+    if isinstance(prompt, TextPrompt):
+        given: dict[str, Any] = {"prompt": prompt.text}
+        is_short = len(prompt.text) <= _SHORT_PROMPT
+    else:
+        given = {"prompt_token_ids": prompt.token_ids}
+        is_short = True
+    if request.options.cache_salt:
+        given["cache_salt"] = request.options.cache_salt
+    parsed = parse_model_prompt(llm.model_config, given)
     params = llm.renderer.default_cmpl_tok_params
-    if len(prompt) <= _SHORT_PROMPT:
+    if is_short:
         (engine_input,) = llm.renderer.render_cmpl([parsed], params)
     else:
         (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
@@ -218,16 +228,17 @@ async def tokenize(llm: AsyncLLM, prompt: str) -> Any:
 
 
 def generate(
-    llm: AsyncLLM,
-    engine_input: Any,
-    params: SamplingParams,
-    request_id: str,
-    trace_headers: Mapping[str, str],
+    llm: AsyncLLM, engine_input: Any, request: GenerationRequest
 ) -> AsyncGenerator[RequestOutput, None]:
     """Add a request to the engine; yield its outputs. Closing the generator aborts it."""
-    traced = trace_headers and llm.observability_config.otlp_traces_endpoint
+    traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
     outputs = llm.generate(
-        engine_input, params, request_id, trace_headers=trace_headers if traced else None
+        engine_input,
+        request.sampling_params,
+        request.request_id,
+        trace_headers=request.trace_headers if traced else None,
+        priority=request.options.priority,
+        data_parallel_rank=request.options.data_parallel_rank,
     )
     return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
 

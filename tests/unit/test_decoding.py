@@ -1,4 +1,4 @@
-"""Decoding of both sets of tensor names."""
+"""Decoding of requests, under both sets of tensor names."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fakes import FakeRequest, fake_pb_utils
+from tests.unit.fakes import FakeRequest
+from triton_vllm.decoding import decode
 from triton_vllm.errors import RequestError
+from triton_vllm.generation import EngineOptions, TextPrompt, TokenPrompt
+from triton_vllm.outputs import strings
 from triton_vllm.sampling import SamplingParser
-from triton_vllm.tensors import decode, string_tensor
 
 
 def test_a_plain_request_is_answered_whole_with_its_prompt(sampling: SamplingParser) -> None:
     """text_input alone: not streamed, the prompt before the text, in text_output."""
     request = decode(FakeRequest({"text_input": "Hello"}), sampling)
-    assert ("Hello", False, "text_output") == (request.prompt, request.stream, request.output_name)
-    assert (True, False) == (request.echo_prompt, request.text_from_start)
+    assert (TextPrompt("Hello"), False) == (request.prompt, request.stream)
+    assert ("text_output", ()) == (request.text_output, request.outputs)
+    assert ("Hello", False) == (request.prefix, request.text_from_start)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,7 @@ def test_the_prompt_is_echoed(
 ) -> None:
     """The prompt stands before a whole text unless it is excluded; never in a stream's deltas."""
     request = decode(FakeRequest({"text_input": "p", **inputs}), sampling)
-    assert expected == request.echo_prompt
+    assert ("p" if expected else "") == request.prefix
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -49,8 +52,8 @@ def test_the_tutorials_names(sampling: SamplingParser, stream: bool) -> None:
     """PROMPT, STREAM and SAMPLING_PARAMETERS are answered in TEXT, from the prompt on."""
     inputs = {"PROMPT": "p", "STREAM": stream, "SAMPLING_PARAMETERS": '{"temperature": "0.1"}'}
     request = decode(FakeRequest(inputs), sampling)
-    assert ("p", stream, "TEXT") == (request.prompt, request.stream, request.output_name)
-    assert request.text_from_start
+    assert (TextPrompt("p"), stream) == (request.prompt, request.stream)
+    assert ("TEXT", "p", True) == (request.text_output, request.prefix, request.text_from_start)
     assert 0.1 == request.sampling_params.temperature
 
 
@@ -72,15 +75,15 @@ def test_the_output_is_the_one_asked_for(
 ) -> None:
     """A client gets the output that it names, else the one that belongs to its input."""
     request = decode(FakeRequest({prompt: "p"}, outputs=asked), sampling)
-    assert expected == request.output_name
+    assert expected == request.text_output
 
 
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
-        ({}, "text_input: send either text_input or PROMPT (STRING [1]), neither came"),
-        ({"STREAM": True}, "neither came"),
-        ({"text_input": "a", "PROMPT": "b"}, "both came"),
+        ({}, "text_input: send one of text_input, input_ids and PROMPT, none came"),
+        ({"STREAM": True}, "none came"),
+        ({"text_input": "a", "PROMPT": "b"}, "text_input and PROMPT came"),
         ({"text_input": []}, "text_input: must have one element, has 0"),
         ({"text_input": ["a", "b"]}, "text_input: must have one element, has 2"),
         ({"text_input": "a", "stream": [True, True]}, "stream: must have one element, has 2"),
@@ -189,13 +192,32 @@ def test_request_ids_are_unique_and_hold_the_clients(sampling: SamplingParser) -
     assert "42" == first.rpartition("-")[0] == second.rpartition("-")[0]
 
 
-@given(st.text(st.characters(codec="utf-8")))
-def test_any_text_survives_both_ways(text: str) -> None:
+def test_a_prompt_of_token_ids(sampling: SamplingParser) -> None:
+    """input_ids stand in place of text_input; there is no text to repeat."""
+    request = decode(FakeRequest({"input_ids": [1, 2, 3]}), sampling)
+    assert (TokenPrompt([1, 2, 3]), "") == (request.prompt, request.prefix)
+    with pytest.raises(RequestError, match="must be true, or absent, without text_input"):
+        decode(FakeRequest({"input_ids": [1], "exclude_input_in_output": False}), sampling)
+
+
+@pytest.mark.parametrize("as_tensor", [True, False], ids=["tensor", "parameters"])
+def test_options_of_the_engine_stand_among_the_sampling_parameters(
+    sampling: SamplingParser, as_tensor: bool
+) -> None:
+    """What concerns the engine and not the sampler is taken out, wherever it came."""
+    given = json.dumps({"lora_name": "sql", "cache_salt": "a", "max_tokens": 3})
+    inputs = {"text_input": "a"} | ({"sampling_parameters": given} if as_tensor else {})
+    request = decode(FakeRequest(inputs, parameters="" if as_tensor else given), sampling)
+    assert EngineOptions(lora_name="sql", cache_salt="a") == request.options
+    assert 3 == request.sampling_params.max_tokens
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"))))
+def test_any_text_survives_both_ways(texts: list[str]) -> None:
     """Texts of all alphabets become UTF-8, one element each."""
-    tensor = string_tensor(fake_pb_utils, "text_output", (text, ""))
-    actual = tensor.as_numpy()
+    actual = strings(texts)
     assert np.object_ == actual.dtype
-    assert [text, ""] == [element.decode() for element in actual]
+    assert texts == [element.decode() for element in actual]
 
 
 SPAN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -1,0 +1,137 @@
+"""What is new in a generation: the value that travels from the engine to the client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Of one position: token id -> vLLM's ``Logprob``. The first token of a prompt has none.
+PositionLogprobs = Mapping[int, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceDetails:
+    """What is new in one sequence, beside its text.
+
+    ``cumulative_logprob`` is of the whole sequence so far. The reasons come with the end of the
+    sequence, once; ``stop_reason`` is the stop string or token id that ended it.
+    """
+
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[PositionLogprobs] = ()
+    cumulative_logprob: float = 0.0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @classmethod
+    def of(cls, completion: Any) -> SequenceDetails:
+        """Return the details of vLLM's ``CompletionOutput``."""
+        return cls(
+            completion.token_ids,
+            completion.logprobs or (),
+            completion.cumulative_logprob or 0.0,
+            completion.finish_reason,
+            completion.stop_reason,
+        )
+
+    def __add__(self, later: SequenceDetails) -> SequenceDetails:
+        """Merge with what follows."""
+        return SequenceDetails(
+            [*self.token_ids, *later.token_ids],
+            [*self.logprobs, *later.logprobs],
+            later.cumulative_logprob,
+            self.finish_reason or later.finish_reason,
+            self.stop_reason if later.stop_reason is None else later.stop_reason,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a client may ask for beside the texts. The prompt's log probabilities come once."""
+
+    sequences: tuple[SequenceDetails, ...]
+    num_input_tokens: int
+    num_cached_tokens: int = 0
+    prompt_logprobs: Sequence[PositionLogprobs] | None = None
+
+    def __add__(self, later: Details) -> Details:
+        """Merge with what follows."""
+        return Details(
+            tuple(a + b for a, b in zip(self.sequences, later.sequences, strict=True)),
+            later.num_input_tokens,
+            later.num_cached_tokens,
+            self.prompt_logprobs or later.prompt_logprobs,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text of a generation, one element for each sequence, and the number of its tokens.
+
+    ``details`` are there where the client asked for any of them.
+    """
+
+    texts: tuple[str, ...]
+    num_tokens: int
+    final: bool = False
+    details: Details | None = None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether a client waits for it: not for a delta without text that it would not see."""
+        return self.final or self.details is not None or any(self.texts)
+
+    def __add__(self, later: Delta) -> Delta:
+        """Merge with the delta that follows: nothing is lost, one response is saved."""
+        return Delta(
+            tuple(a + b for a, b in zip(self.texts, later.texts, strict=True)),
+            self.num_tokens + later.num_tokens,
+            self.final or later.final,
+            self.details + later.details if self.details and later.details else None,
+        )
+
+
+class DeltaReader:
+    """Reads vLLM's outputs of one request as deltas, each text at its sequence's index.
+
+    An output of a stream with ``n`` > 1 holds only the sequences that have something new.
+    """
+
+    def __init__(self, num_sequences: int, *, detailed: bool) -> None:
+        """Read ``num_sequences`` texts, and the details if ``detailed``."""
+        self._detailed = detailed
+        self._texts = [""] * num_sequences
+        self._sequences = [SequenceDetails()] * num_sequences
+
+    def read(self, output: Any) -> Delta:
+        """Return vLLM's ``RequestOutput`` as a delta."""
+        completions = output.outputs
+        if len(self._texts) == 1:
+            completion = completions[0]
+            texts: tuple[str, ...] = (completion.text,)
+            num_tokens = len(completion.token_ids)
+        else:
+            placed = self._texts.copy()
+            for completion in completions:
+                placed[completion.index] += completion.text
+            texts = tuple(placed)
+            num_tokens = sum(len(completion.token_ids) for completion in completions)
+        details = self._details(output) if self._detailed else None
+        return Delta(texts, num_tokens, output.finished, details)
+
+    def _details(self, output: Any) -> Details:
+        sequences = self._sequences.copy()
+        for completion in output.outputs:
+            new = SequenceDetails.of(completion)
+            sequences[completion.index] = new
+            # What stands there while another sequence has the news.
+            self._sequences[completion.index] = SequenceDetails(
+                cumulative_logprob=new.cumulative_logprob
+            )
+        return Details(
+            tuple(sequences),
+            len(output.prompt_token_ids or ()),
+            output.num_cached_tokens or 0,
+            output.prompt_logprobs,
+        )
