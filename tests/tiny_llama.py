@@ -47,7 +47,7 @@ def _weights(vocabulary: int) -> dict[str, np.ndarray[Any, Any]]:
     random = np.random.default_rng(seed=7)
 
     def matrix(rows: int, columns: int) -> np.ndarray[Any, Any]:
-        return (random.standard_normal((rows, columns)) / columns**0.5).astype(np.float32)
+        return np.asarray(random.standard_normal((rows, columns)) / columns**0.5, np.float32)
 
     weights = {
         "model.embed_tokens.weight": matrix(vocabulary, _HIDDEN) * 8,

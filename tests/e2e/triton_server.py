@@ -302,7 +302,9 @@ class Request:
         outputs: tuple[str, ...] = (),
         parameters: Mapping[str, Any] | None = None,
         model: str = "vllm",
+        timeout: int | None = None,
     ) -> None:
+        """``timeout`` is Triton's, in microseconds."""
         self._responses: queue.SimpleQueue[Response] = queue.SimpleQueue()
         self._client = grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
         self._client.start_stream(self._receive)
@@ -314,6 +316,7 @@ class Request:
             request_id=uuid.uuid4().hex[:8],
             enable_empty_final_response=True,
             parameters=dict(parameters or {}),
+            timeout=timeout,
         )
 
     def __enter__(self) -> Request:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from triton_vllm.streaming import Log, ResponseStream
 
@@ -17,9 +18,12 @@ from triton_vllm.streaming import Log, ResponseStream
 class CancellationWatcher:
     """Cancels the task of each request whose client is gone."""
 
-    def __init__(self, period: float, log: Log) -> None:
-        """Start to ask every ``period`` seconds."""
+    def __init__(
+        self, period: float, cancel: Callable[[asyncio.Task[Any]], object], log: Log
+    ) -> None:
+        """Start to ask every ``period`` seconds; ``cancel`` is called in the task's event loop."""
         self._log = log
+        self._cancel_task = cancel
         self._period = period
         self._live: dict[ResponseStream, asyncio.Task[None]] = {}
         self._stop = threading.Event()
@@ -52,10 +56,7 @@ class CancellationWatcher:
                     self._log.log_error(f"cancellation: {error}")
 
     def _cancel(self, stream: ResponseStream) -> None:
-        """Cancel the stream's task, if it is still at work. Event loop only.
-
-        Once only: a second cancel would interrupt the engine's abort.
-        """
+        """Cancel the stream's task, if it is still at work. Event loop only."""
         task = self._live.pop(stream, None)
         if task is not None:
-            task.cancel()
+            self._cancel_task(task)

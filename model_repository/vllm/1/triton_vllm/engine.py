@@ -10,7 +10,10 @@ import traceback
 from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from triton_vllm.admission import Admission
 from triton_vllm.cpus import parse_cpus
+from triton_vllm.deadline import Deadline, NoDeadline
+from triton_vllm.drain import Drain, drain_seconds, watch_server
 from triton_vllm.engine_args import parse_engine_args
 from triton_vllm.engine_life import EngineLife
 from triton_vllm.errors import (
@@ -23,13 +26,14 @@ from triton_vllm.errors import (
     one_line,
 )
 from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.front_end_metrics import LoopLag, server_reports_metrics
+from triton_vllm.front_end_metrics import LoopLag
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
+from triton_vllm.server_options import ServerOptions
 from triton_vllm.settings import ModelSettings
 from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
-from triton_vllm.streaming import Log
+from triton_vllm.streaming import Log, ResponseStream
 
 if TYPE_CHECKING:
     from triton_vllm import vllm_api
@@ -41,7 +45,8 @@ class Engine:
     """One vLLM engine, seen from one front end.
 
     Coroutines run in the engine's event loop; the other methods may be called by any thread.
-    ``seat`` is the place among the front ends, ``lag`` the event loop's.
+    ``seat`` is the place among the front ends, ``lag`` the event loop's. A request is inside
+    ``admission`` from its first step to its last.
     """
 
     def __init__(self, settings: ModelSettings, log: Log) -> None:
@@ -54,8 +59,14 @@ class Engine:
         self._down: ServingError | None = None
         self._closing = False
         self._life: EngineLife | None = None
+        self._server = ServerOptions.read()
         self._restarts = Restarts(settings.serving.engine_restarts)
         self._cleanup = contextlib.ExitStack()
+        self.admission = Admission(
+            -(-settings.serving.max_requests // settings.front_ends),
+            settings.serving.max_queued_tokens,
+            lambda: self._vllm.queued_tokens(self._living().llm),
+        )
         self.lag = LoopLag()
         where = str(settings.engine_args_path)
         try:
@@ -105,6 +116,17 @@ class Engine:
             self._loop.spawn_background(self.lag.measure())
         if not self._args.disable_log_stats:
             self._loop.spawn_background(self._log_stats())
+        self._drain = Drain(
+            self.admission,
+            self._loop,
+            drain_seconds(self._settings, self._server),
+            self._settings.name,
+            self._log,
+        )
+        watch = watch_server(
+            self._settings, self._server, lambda: self.is_up, self._on_readiness, self._log
+        )
+        self._cleanup.callback(watch.stop)
         self._log_phase("engine started: weights, compilation, warm-up as vLLM's lines say", since)
         self._log_phase("ready", begin)
 
@@ -125,7 +147,7 @@ class Engine:
         settings = self._settings
         args = parse_engine_args(settings.engine_args, where, self._log.log_warn)
         self.reports_metrics = (
-            settings.report_metrics and not args.disable_log_stats and server_reports_metrics()
+            settings.report_metrics and not args.disable_log_stats and self._server.metrics
         )
         if settings.front_ends == 1:
             return args
@@ -215,9 +237,36 @@ class Engine:
         return self._restarts.done
 
     def check(self) -> None:
-        """Raise what keeps the engine from serving now, if anything."""
+        """Raise what would keep a request that came now from being served, if anything."""
+        self._check_up()
+        self.admission.check()
+
+    def _check_up(self) -> None:
         if self._down is not None:
             raise self._down
+
+    def cancel(self, task: asyncio.Task[Any]) -> bool:
+        """Cancel a request's task, unless somebody else has. Event loop only."""
+        return self._loop.cancel(task)
+
+    def deadline(self, request: GenerationRequest, stream: ResponseStream) -> Deadline | NoDeadline:
+        """Return the context in which the request has as much time as it may take."""
+        options = request.options
+        seconds = options.timeout_seconds or self._settings.serving.default_timeout_seconds
+        if not seconds:
+            return NoDeadline()
+        if options.on_timeout == "error":
+            return Deadline(seconds, self.cancel)
+
+        def finish() -> None:
+            stream.outcome = "deadline"
+            self._loop.spawn_background(self._vllm.abort(self._living().llm, request.request_id))
+
+        return Deadline(seconds, self.cancel, finish)
+
+    def _on_readiness(self, ready: bool) -> None:
+        """Follow what the server says of this model. Any thread."""
+        self._loop.call_soon(self._drain.take_back if ready else self._drain.begin)
 
     def vllm_metrics(self) -> vllm_api.Metrics:
         """Return vLLM's own metrics, of all front ends."""
@@ -229,7 +278,7 @@ class Engine:
 
     async def tokenize(self, request: GenerationRequest) -> Any:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
-        self.check()
+        self._check_up()
         return await self._vllm.tokenize(self._living().llm, request)
 
     def generate(
@@ -245,7 +294,7 @@ class Engine:
     def explain(self, error: BaseException, request_id: str) -> ServingError:
         """Say to the client what ended its request; to the log, what the operator should know."""
         if isinstance(error, asyncio.CancelledError):
-            return self._down or CancelledError("cancelled by the client")
+            return self._down or self._drain.ended or CancelledError("cancelled by the client")
         assert isinstance(error, Exception), "whatever else there is ends the process"
         explained = self._vllm.explain(error)
         if isinstance(explained, GenerationError):

@@ -243,6 +243,17 @@ def generate(
     return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
 
 
+async def abort(llm: AsyncLLM, request_id: str) -> None:
+    """End a request's generation: its outputs end with what it has, ``finish_reason`` abort."""
+    await llm.abort(request_id)
+
+
+def queued_tokens(llm: AsyncLLM) -> int:
+    """Return how many prompt tokens of this front end's requests wait for their prefill."""
+    states = llm.output_processor.request_states.values()
+    return sum(state.prompt_len for state in states if state.is_prefilling)
+
+
 def explain(error: Exception) -> ServingError:
     """Map what vLLM raised for one request to an error of ours."""
     if isinstance(error, ServingError):
