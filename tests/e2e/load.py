@@ -26,7 +26,7 @@ class Refused:
 def request_message(prompt: str, request_id: str, parameters: str, *, stream: bool = False) -> Any:
     """Return a ModelInferRequest for the model `vllm`."""
     message = service_pb2.ModelInferRequest(model_name="vllm", id=request_id)
-    contents = {
+    contents: dict[str, tuple[str, dict[str, Any]]] = {
         "text_input": ("BYTES", {"bytes_contents": [prompt.encode()]}),
         "stream": ("BOOL", {"bool_contents": [stream]}),
         "sampling_parameters": ("BYTES", {"bytes_contents": [parameters.encode()]}),
@@ -100,8 +100,8 @@ def http_stream(server: TritonServer, prompt: str, max_tokens: int) -> socket.so
     body = {"text_input": prompt, "stream": True, "max_tokens": max_tokens}
     content = json.dumps(body | {"temperature": 0, "ignore_eos": True}).encode()
     connection = socket.create_connection(("127.0.0.1", server.http_port), timeout=60)
-    head = f"POST /v2/models/vllm/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}"
-    connection.sendall(f"{head}\r\n\r\n".encode() + content)
+    head = f"POST /v2/models/vllm/generate_stream HTTP/1.1\r\nContent-Length: {len(content)}"
+    connection.sendall(f"{head}\r\nHost: localhost\r\n\r\n".encode() + content)
     return connection
 
 

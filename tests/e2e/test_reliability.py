@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -87,9 +88,7 @@ def await_metric(
         time.sleep(0.02)
 
 
-def endless(
-    prompt: str = "Hello", *, stream: bool = True, **parameters: object
-) -> dict[str, object]:
+def endless(prompt: str = "Hello", *, stream: bool = True, **parameters: Any) -> dict[str, Any]:
     """Return the inputs of a request that does not end in any test's time."""
     return {
         "text_input": prompt,

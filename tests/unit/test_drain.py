@@ -37,8 +37,14 @@ READY, NOT_READY, GONE, UNCLEAR = Answer.READY, Answer.NOT_READY, Answer.GONE, A
 def test_changes_follow_from_answers(answers: list[Answer], expected: list[bool]) -> None:
     """Only a model that was ready can leave; one odd answer says nothing."""
     judge = Judge()
-    heard = [judge.hear(answer) for answer in answers]
+    heard = [judge.hear(answer, in_use=False) for answer in answers]
     assert expected == [change for change in heard if change is not None]
+
+
+def test_a_model_in_use_has_been_ready() -> None:
+    """A server that stops before it was ever asked is noticed all the same."""
+    judge = Judge()
+    assert [None, False] == [judge.hear(GONE, in_use=True) for _ in range(2)]
 
 
 @contextlib.contextmanager
@@ -87,7 +93,7 @@ def test_the_watch_tells_of_changes(log: FakeLog, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("triton_vllm.drain._PERIOD", 0.01)
     answers = iter([READY, GONE, GONE])
     changes: list[bool] = []
-    watch = ServerWatch(lambda: next(answers, GONE), changes.append, log)
+    watch = ServerWatch(lambda: next(answers, GONE), lambda: False, changes.append, log)
     deadline = time.monotonic() + 5
     while not changes and time.monotonic() < deadline:
         time.sleep(0.01)

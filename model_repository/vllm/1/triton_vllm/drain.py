@@ -107,10 +107,15 @@ class ServerWatch:
     """Asks the server twice a second whether this model is ready, in a thread of its own."""
 
     def __init__(
-        self, ask: Callable[[], Answer], changed: Callable[[bool], None], log: Log
+        self,
+        ask: Callable[[], Answer],
+        in_use: Callable[[], bool],
+        changed: Callable[[bool], None],
+        log: Log,
     ) -> None:
         """Call ``changed(False)`` when the model is no longer ready, ``changed(True)`` if again."""
         self._ask = ask
+        self._in_use = in_use
         self._changed = changed
         self._log = log
         self._stop = threading.Event()
@@ -126,7 +131,7 @@ class ServerWatch:
         judge = Judge()
         while not self._stop.wait(_PERIOD):
             try:
-                ready = judge.hear(self._ask())
+                ready = judge.hear(self._ask(), in_use=self._in_use())
                 if ready is not None:
                     self._changed(ready)
             except Exception as error:
@@ -140,8 +145,13 @@ class Judge:
         self._ready: bool | None = None  # None: never seen ready, as while the model loads
         self._doubts = 0
 
-    def hear(self, answer: Answer) -> bool | None:
-        """Return whether the model is ready, where that has changed; else None."""
+    def hear(self, answer: Answer, *, in_use: bool) -> bool | None:
+        """Return whether the model is ready, where that has changed; else None.
+
+        A model that is ``in_use`` has been ready, seen or not.
+        """
+        if self._ready is None and in_use:
+            self._ready = True
         if answer is Answer.READY:
             self._doubts = 0
             came_back = self._ready is False
@@ -160,6 +170,7 @@ def watch_server(
     settings: ModelSettings,
     server: ServerOptions,
     is_up: Callable[[], bool],
+    in_use: Callable[[], bool],
     changed: Callable[[bool], None],
     log: Log,
 ) -> ServerWatch | NoWatch:
@@ -173,7 +184,11 @@ def watch_server(
         log.log_warn(f"{settings.name}: the server has no HTTP to ask: requests are not drained")
         return NoWatch()
     path = f"/v2/models/{quote(settings.name, safe='')}/versions/{settings.version}/ready"
-    return ServerWatch(lambda: ask_server(http, path) if is_up() else Answer.UNCLEAR, changed, log)
+
+    def ask() -> Answer:
+        return ask_server(http, path) if is_up() else Answer.UNCLEAR
+
+    return ServerWatch(ask, in_use, changed, log)
 
 
 def drain_seconds(settings: ModelSettings, server: ServerOptions) -> float:

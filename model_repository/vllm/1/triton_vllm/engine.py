@@ -124,7 +124,12 @@ class Engine:
             self._log,
         )
         watch = watch_server(
-            self._settings, self._server, lambda: self.is_up, self._on_readiness, self._log
+            self._settings,
+            self._server,
+            is_up=lambda: self.is_up,
+            in_use=lambda: self.admission.live > 0,
+            changed=self._on_readiness,
+            log=self._log,
         )
         self._cleanup.callback(watch.stop)
         self._log_phase("engine started: weights, compilation, warm-up as vLLM's lines say", since)
