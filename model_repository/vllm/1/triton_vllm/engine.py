@@ -27,6 +27,7 @@ from triton_vllm.errors import (
 )
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.front_end_metrics import LoopLag
+from triton_vllm.grammar_limit import limit_grammars
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
@@ -116,6 +117,12 @@ class Engine:
             self._loop.spawn_background(self.lag.measure())
         if not self._args.disable_log_stats:
             self._loop.spawn_background(self._log_stats())
+        self._grammars = limit_grammars(
+            self._settings.serving.grammar_timeout_seconds,
+            self._vllm.grammar_tokenizer(self._living().llm),
+            self._log,
+        )
+        self._cleanup.callback(self._grammars.stop)
         self._drain = Drain(
             self.admission,
             self._loop,
@@ -284,6 +291,8 @@ class Engine:
     async def tokenize(self, request: GenerationRequest) -> Any:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
         self._check_up()
+        if request.sampling_params.structured_outputs is not None:
+            await self._grammars.check(request.sampling_params.structured_outputs)
         return await self._vllm.tokenize(self._living().llm, request)
 
     def generate(

@@ -38,6 +38,8 @@ class ServingSettings:
     above them a request is refused (0: no limit). ``default_timeout_seconds`` bounds a request that
     sets no limit of its own, from its arrival to its end (0: no limit). ``drain_seconds`` is how
     long running requests may go on when the model is unloaded or the server stopped.
+    ``grammar_timeout_seconds`` is how long a grammar of structured outputs may take to compile (0:
+    no limit, and no process to try it in).
     """
 
     sender_threads: int = 0
@@ -52,6 +54,7 @@ class ServingSettings:
     max_queued_tokens: int = 0
     default_timeout_seconds: float = 0.0
     drain_seconds: float = 20.0
+    grammar_timeout_seconds: float = 5.0
 
     LIMITS = {  # noqa: RUF012 (a class constant, and not a field: it has no annotation)
         "sender_threads": (0, 64),
@@ -64,6 +67,7 @@ class ServingSettings:
         "max_queued_tokens": (0, 1_000_000_000),
         "default_timeout_seconds": (0, 86_400),
         "drain_seconds": (0, 3600),
+        "grammar_timeout_seconds": (0, 3600),
     }
     LOG_LEVELS = ("", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")  # as above
 

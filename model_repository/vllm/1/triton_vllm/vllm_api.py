@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import typing
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
@@ -246,6 +246,27 @@ def generate(
 async def abort(llm: AsyncLLM, request_id: str) -> None:
     """End a request's generation: its outputs end with what it has, ``finish_reason`` abort."""
     await llm.abort(request_id)
+
+
+def grammar_tokenizer(llm: AsyncLLM) -> Callable[[], str] | None:
+    """Return what makes xgrammar's ``TokenizerInfo`` as JSON; None if xgrammar compiles nothing.
+
+    The other backends compile while they generate, or have limits of their own.
+    """
+    if llm.vllm_config.structured_outputs_config.backend not in ("auto", "xgrammar"):
+        return None
+    if llm.model_config.skip_tokenizer_init:
+        return None
+
+    def make() -> str:
+        import xgrammar
+
+        made = xgrammar.TokenizerInfo.from_huggingface(
+            llm.get_tokenizer(), vocab_size=llm.model_config.get_vocab_size()
+        )
+        return str(made.serialize_json())
+
+    return make
 
 
 def queued_tokens(llm: AsyncLLM) -> int:

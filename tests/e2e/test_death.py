@@ -1,0 +1,165 @@
+"""Sudden deaths, of a worker, an engine out of tries, and a front end, as a probe sees them.
+
+One server with a tiny model on two workers. The tests run in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.triton_server import (
+    CHECKPOINT,
+    ENGINE_ARGS,
+    ROOT,
+    TritonServer,
+    add_model,
+    ask,
+    await_restart,
+    check_prerequisites,
+    generate,
+    start_requests,
+)
+from tests.tiny_llama import make_tiny_llama
+
+pytestmark = pytest.mark.timeout(300)
+
+CONTEXT = 8192
+MAX_AGE = 4  # seconds, of the heartbeat
+VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository for these tests alone."""
+    check_prerequisites()
+    directory = tmp_path_factory.mktemp("death")
+    model = make_tiny_llama(directory / "tiny", CHECKPOINT, CONTEXT)
+    engine_args = ENGINE_ARGS | {
+        "model": str(model),
+        "dtype": "float32",
+        "max_model_len": CONTEXT,
+        "tensor_parallel_size": 2,
+        "serving": {"engine_restarts": 1, "metrics_period_seconds": 0.5},
+    }
+    add_model(directory / "repository", engine_args=json.dumps(engine_args))
+    return directory / "repository"
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[TritonServer]:
+    """A server that does not survive these tests whole."""
+    server = TritonServer(repository, "death", "vllm", variables=VARIABLES)
+    yield server
+    server.kill()
+
+
+def probe(server: TritonServer, what: str, *options: str) -> tuple[int, str]:
+    """Run the probe; return its exit code and its line."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/probe.py",
+            what,
+            f"--http=127.0.0.1:{server.http_port}",
+            f"--metrics=127.0.0.1:{server.metrics_port}",
+            f"--max-age={MAX_AGE}",
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.strip()
+
+
+def await_probe(server: TritonServer, what: str, expected: str, seconds: float = 20) -> None:
+    """Wait until the probe says what is expected."""
+    deadline = time.monotonic() + seconds
+    while expected not in (said := probe(server, what)[1]):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
+
+
+def shared_memory(server: TritonServer) -> set[str]:
+    """Return the files in /dev/shm that the engine's processes use."""
+    lines = [
+        line
+        for process in server.processes("VLLM::")
+        for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    ]
+    paths = {line.partition("/dev/shm/")[2] for line in lines}
+    return {path for path in paths if path and "(deleted)" not in path}
+
+
+def test_the_probes_are_green(server: TritonServer) -> None:
+    """A model that serves is live and ready, by metrics and by a request."""
+    await_probe(server, "live", "live: yes")
+    await_probe(server, "ready", "ready: yes")
+    assert (0, "ready: yes") == probe(server, "ready", "--request")
+    code, line = probe(server, "ready", "--model=nosuch")
+    assert (1, True) == (code, "no heartbeat of nosuch" in line)
+
+
+def test_a_dead_worker_is_replaced(server: TritonServer) -> None:
+    """Kill -9 of one of two workers: requests fail at once, the engine starts anew in place."""
+    truth = generate(server, "Hello")
+    assert 2 == len(server.processes("VLLM::Worker"))
+    with ExitStack() as stack:
+        (request,) = start_requests(server, stack, CONTEXT - 10)
+        server.processes("VLLM::Worker")[0].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        last = request.all(seconds=20)[-1]
+        assert "the engine died" in last.error
+        assert request.sent + last.seconds - killed < 10
+    await_probe(server, "ready", "ready: no: the engine is down")
+    assert (0, "live: yes") == probe(server, "live")
+    await_restart(server, 1)
+    await_probe(server, "ready", "ready: yes")
+    assert truth == generate(server, "Hello")
+
+
+def test_an_engine_out_of_tries_stays_down(server: TritonServer) -> None:
+    """After the last try requests are refused, with the reason, and the probe says not ready."""
+    (engine,) = server.processes("VLLM::EngineCore")
+    engine.send_signal(signal.SIGKILL)
+    server.await_log("the engine died", since=server.log_size() - 5000)
+    deadline = time.monotonic() + 10
+    while not (error := ask(server, {"text_input": "x"}, seconds=10)[-1].error):
+        assert time.monotonic() < deadline
+    assert "the engine died" in error
+    assert "restarted" not in error
+    await_probe(server, "ready", "ready: no: the engine is down")
+    assert (0, "live: yes") == probe(server, "live")
+
+
+def test_a_killed_front_end_turns_the_liveness_probe_red(server: TritonServer) -> None:
+    """Triton goes on calling the model READY; the probe does not."""
+    (stub,) = server.processes("triton_python_backend_stub")
+    stub.send_signal(signal.SIGKILL)
+    await_probe(server, "live", "live: no: the last heartbeat is", seconds=MAX_AGE + 10)
+    assert "READY" == server.state_of("vllm")
+
+
+def test_a_restart_brings_it_back(server: TritonServer, repository: Path) -> None:
+    """The container's restart serves again."""
+    server.kill()
+    with ExitStack() as stack:
+        again = TritonServer(repository, "death_again", "vllm", variables=VARIABLES)
+        stack.callback(again.kill)
+        await_probe(again, "ready", "ready: yes")
+        assert generate(again, "Hello")
+        used = shared_memory(again)
+        assert used
+        (stub,) = again.processes("triton_python_backend_stub")
+        stub.send_signal(signal.SIGKILL)
+        assert [] == again.await_no_processes(5, "VLLM::")
+        assert set() == {name for name in used if Path("/dev/shm", name).exists()}
