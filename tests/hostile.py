@@ -82,8 +82,10 @@ PROMPTS: st.SearchStrategy[bytes] = st.one_of(
 def tensors() -> st.SearchStrategy[dict[str, Any]]:
     """Return inputs: a prompt most of the time, and whatever else."""
     strings = {"sampling_parameters": JSONS, "SAMPLING_PARAMETERS": JSONS, "PROMPT": PROMPTS}
-    flags = ("stream", "exclude_input_in_output", "STREAM", "return_finish_reason")
-    flags += ("return_logprobs", "return_output_ids", "return_num_cached_tokens")
+    flags = [
+        *("stream", "exclude_input_in_output", "STREAM", "return_finish_reason"),
+        *("return_logprobs", "return_output_ids", "return_num_cached_tokens"),
+    ]
     tokens = {"input_ids": st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5)}
     others = {**strings, **dict.fromkeys(flags, st.booleans()), **tokens}
     return st.one_of(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +51,7 @@ def parse(sampling: SamplingParser, given: dict[str, Any]) -> Any:
 def test_every_field_but_the_engines_own_is_known(sampling: SamplingParser) -> None:
     """A client may set each public field of SamplingParams, in every supported version."""
     own = {"output_kind", "skip_clone", "output_text_buffer_length"}
+    own |= {"prompt_logprob_token_ids", "prompt_logprob_start"}
     public = {name for name in vllm_api.SamplingParams.__struct_fields__ if name[0] != "_"}
     for name in sorted(public - own):
         with pytest.raises(RequestError) as raised:
@@ -148,3 +151,13 @@ def test_without_max_tokens_the_context_is_filled(sampling: SamplingParser) -> N
     """A request without max_tokens leaves it open, where vLLM's own default is 16."""
     assert 16 == vllm_api.SamplingParams().max_tokens
     assert parse(sampling, {}).max_tokens is None
+
+
+def test_each_parameter_has_a_row_in_the_document(sampling: SamplingParser) -> None:
+    """docs/requests.md tells of each parameter that this vLLM has; of more only as newer ones."""
+    document = (Path(__file__).parents[2] / "docs/requests.md").read_text(encoding="utf-8")
+    text = document.partition("\n## Parameters")[2]
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|", text, re.MULTILINE))
+    known = set(sampling.names)
+    assert set() == known - rows.keys()
+    assert set() == {name for name in rows.keys() - known if "newer vLLM" not in rows[name]}

@@ -6,14 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e.drop_in import install_backend
 from tests.e2e.triton_server import TritonServer, add_model, check_prerequisites, running
 
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server that has loaded the model `vllm`; ended, with nothing left, after the tests."""
+    """A server that has loaded the model `vllm`; ended, with nothing left, after the tests.
+
+    It can load folders made for Triton's own vLLM backend, too.
+    """
     check_prerequisites()
     repository = tmp_path_factory.mktemp("model_repository")
     add_model(repository)
-    with running(repository, "shared", "vllm") as server:
+    backends = install_backend(tmp_path_factory.mktemp("triton"))
+    options = (f"--backend-directory={backends}",)
+    with running(repository, "shared", "vllm", options=options) as server:
         yield server

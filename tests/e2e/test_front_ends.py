@@ -28,14 +28,18 @@ FRONT_ENDS = 2
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server for these tests alone: the last one breaks it."""
+    """A server for these tests alone: the last one breaks it.
+
+    It completes no configuration, so that config.pbtxt has to be complete by itself.
+    """
     check_prerequisites()
     repository = tmp_path_factory.mktemp("model_repository")
     config = add_model(repository) / "config.pbtxt"
     text = config.read_text()
     assert "count: 1" in text
     config.write_text(text.replace("count: 1", f"count: {FRONT_ENDS}"))
-    server = TritonServer(repository, "front_ends", "vllm")
+    options = ("--disable-auto-complete-config",)
+    server = TritonServer(repository, "front_ends", "vllm", options=options)
     yield server
     server.kill()
 

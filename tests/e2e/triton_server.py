@@ -366,13 +366,16 @@ class Request:
 
 
 def tensor(name: str, value: Any) -> Any:
-    """Return a BOOL or BYTES input of shape [1], or of a list's length."""
+    """Return a BOOL, INT64 or BYTES input of shape [1], or of a list's length."""
     values = value if isinstance(value, list) else [value]
-    is_bool = isinstance(values[0], bool)
+    datatype, dtype = _DATATYPES.get(type(values[0]), ("BYTES", np.object_))
     encoded = [v.encode() if isinstance(v, str) else v for v in values]
-    made = grpcclient.InferInput(name, [len(values)], "BOOL" if is_bool else "BYTES")
-    made.set_data_from_numpy(np.array(encoded, dtype=bool if is_bool else np.object_))
+    made = grpcclient.InferInput(name, [len(values)], datatype)
+    made.set_data_from_numpy(np.array(encoded, dtype=dtype))
     return made
+
+
+_DATATYPES: dict[type, tuple[str, type]] = {bool: ("BOOL", np.bool_), int: ("INT64", np.int64)}
 
 
 def ask(

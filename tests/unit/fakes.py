@@ -227,6 +227,10 @@ class FakeSamplingParams:
     skip_clone: bool = False
     output_text_buffer_length: int = 0
 
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
     def __post_init__(self) -> None:
         if self.temperature < 0.0:
             raise ValueError(f"temperature must be non-negative, got {self.temperature}.")

@@ -15,7 +15,7 @@ from tests.unit.fakes import FakeRequest
 from triton_vllm.decoding import decode
 from triton_vllm.errors import RequestError
 from triton_vllm.generation import EngineOptions, TextPrompt, TokenPrompt
-from triton_vllm.outputs import strings
+from triton_vllm.outputs import LOGPROBS, NO_LOGPROBS, OUTPUTS, strings
 from triton_vllm.sampling import SamplingParser
 
 
@@ -81,9 +81,9 @@ def test_the_output_is_the_one_asked_for(
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
-        ({}, "text_input: send one of text_input, input_ids and PROMPT, none came"),
-        ({"STREAM": True}, "none came"),
-        ({"text_input": "a", "PROMPT": "b"}, "text_input and PROMPT came"),
+        ({}, "text_input: missing; a request has one prompt: text_input, input_ids or PROMPT"),
+        ({"STREAM": True}, "text_input: missing"),
+        ({"text_input": "a", "PROMPT": "b"}, "PROMPT: came beside text_input; a request has one"),
         ({"text_input": []}, "text_input: must have one element, has 0"),
         ({"text_input": ["a", "b"]}, "text_input: must have one element, has 2"),
         ({"text_input": "a", "stream": [True, True]}, "stream: must have one element, has 2"),
@@ -198,6 +198,46 @@ def test_a_prompt_of_token_ids(sampling: SamplingParser) -> None:
     assert (TokenPrompt([1, 2, 3]), "") == (request.prompt, request.prefix)
     with pytest.raises(RequestError, match="must be true, or absent, without text_input"):
         decode(FakeRequest({"input_ids": [1], "exclude_input_in_output": False}), sampling)
+
+
+@pytest.mark.parametrize("flag", [output.flag for output in OUTPUTS])
+@pytest.mark.parametrize("value", [True, False, None], ids=["true", "false", "absent"])
+def test_an_output_is_sent_if_its_flag_is_true(
+    sampling: SamplingParser, flag: str, value: bool | None
+) -> None:
+    """False is the same as absent, whatever else is asked for."""
+    inputs = {"text_input": "a"} | ({} if value is None else {flag: value})
+    request = decode(FakeRequest(inputs), sampling)
+    assert ([flag] if value else []) == [output.flag for output in request.outputs]
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "expected"), [(None, 0), (0, 0), (2, 2)], ids=["absent", "0", "2"]
+)
+def test_a_cumulative_logprob_is_computed_where_it_is_asked_for(
+    sampling: SamplingParser, logprobs: int | None, expected: int
+) -> None:
+    """It needs log probabilities; they themselves are sent where the parameter asks for them."""
+    flags = {"return_cumulative_logprob": True, "return_logprobs": True}
+    parameters = json.dumps({"logprobs": logprobs})
+    inputs = {"text_input": "a", "sampling_parameters": parameters, **flags}
+    request = decode(FakeRequest(inputs), sampling)
+    assert expected == request.sampling_params.logprobs
+    assert (LOGPROBS in request.outputs) == (logprobs is not None)
+    assert (NO_LOGPROBS in request.outputs) == (logprobs is None)
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [(".", "."), ('["a", "b"]', ["a", "b"]), ("[", "["), ("[x]", "[x]"), ("[" * 9999, "[" * 9999)],
+    ids=["text", "list", "bracket", "brackets", "many brackets"],
+)
+def test_a_list_among_request_parameters_is_json(
+    sampling: SamplingParser, stop: str, expected: object
+) -> None:
+    """Triton carries no lists there; a text that is no JSON list stays a text."""
+    request = FakeRequest({"text_input": "a"}, parameters=json.dumps({"stop": stop}))
+    assert expected == decode(request, sampling).sampling_params.stop
 
 
 @pytest.mark.parametrize("as_tensor", [True, False], ids=["tensor", "parameters"])

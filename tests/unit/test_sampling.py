@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeOutputKind, FakeStructuredOutputs
 from triton_vllm.errors import RequestError
+from triton_vllm.generation import EngineOptions
 from triton_vllm.sampling import SamplingParser, load_json, load_json_object
 
 
@@ -155,6 +156,68 @@ def test_defaults(
     """The request wins over the operator, the operator over the model's generation_config.json."""
     params = parse(SamplingParser(defaults, default_max_tokens), given)
     assert expected == (params.temperature, params.max_tokens)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, 5), ({"max_tokens": 3}, 3), ({"max_tokens": 50}, 5), ({"max_tokens": None}, 5)],
+    ids=["absent", "below", "above", "null"],
+)
+def test_the_operators_limit_holds(vllm_api: None, given: dict[str, Any], expected: int) -> None:
+    """No request generates more than the operator's max_new_tokens."""
+    assert expected == parse(SamplingParser({}, 0, 5), given).max_tokens
+
+
+def test_options_come_apart_from_the_sampling_parameters(sampling: SamplingParser) -> None:
+    """What vLLM takes beside its SamplingParams is checked by type and named like the rest."""
+    given = {"lora_name": "sql", "priority": "3", "data_parallel_rank": 1, "n": 2}
+    params, options = sampling.parse(given, stream=False, where="w")
+    assert EngineOptions(lora_name="sql", priority=3, data_parallel_rank=1) == options
+    assert 2 == params.n
+    with pytest.raises(RequestError, match='unknown key "lora_nam", did you mean'):
+        parse(sampling, {"lora_nam": "sql"})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"regexp": "a"}, 'unknown key "regexp", did you mean "regex"?'),
+        ({"zzz": "a"}, 'unknown key "zzz", allowed: json, regex'),
+        ('{"regexp": "a"}', 'unknown key "regexp"'),
+        ({"regex": 1}, '"regex": Input should be a valid string'),
+    ],
+    ids=["near", "far", "in a string", "type"],
+)
+def test_a_mistake_within_an_object_is_said(
+    sampling: SamplingParser, given: Any, expected: str
+) -> None:
+    """Unknown keys, which pydantic would ignore, and wrong types are named with their place."""
+    with pytest.raises(RequestError) as raised:
+        parse(sampling, {"structured_outputs": given})
+    assert str(raised.value).startswith('sampling_parameters: "structured_outputs": ' + expected)
+
+
+def test_private_keys_of_a_whole_dataclass_are_dropped(sampling: SamplingParser) -> None:
+    """Triton's OpenAI front end sends vLLM's object with all that is in it."""
+    given = json.dumps({"json": "{}", "regex": None, "_backend": None, "_backend_was_auto": False})
+    params = parse(sampling, {"structured_outputs": given})
+    assert FakeStructuredOutputs(json="{}") == params.structured_outputs
+
+
+def test_greedy_beams_are_allowed(sampling: SamplingParser) -> None:
+    """Temperature 0 with several sequences is wrong for sampling, and nothing to beam search."""
+    given = {"use_beam_search": True, "temperature": 0, "n": 2}
+    params, options = sampling.parse(given, stream=False, where="w")
+    assert (1.0, 2, True) == (params.temperature, params.n, options.use_beam_search)
+    with pytest.raises(RequestError, match='w: "use_beam_search": cannot be streamed'):
+        sampling.parse(given, stream=True, where="w")
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, str(2**70)], ids=["above", "below", "text"])
+def test_numbers_fit_into_64_bits(sampling: SamplingParser, value: Any) -> None:
+    """The engine cannot be told of larger ones."""
+    with pytest.raises(RequestError, match='"seed": must fit into 64 bits'):
+        parse(sampling, {"seed": value})
 
 
 def test_requests_do_not_share_defaults(sampling: SamplingParser) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from triton_vllm.auto_complete import complete_config
 from triton_vllm.cancellation import CancellationWatcher
 from triton_vllm.decoding import decode
 from triton_vllm.delta import DeltaReader
@@ -26,6 +27,11 @@ from triton_vllm.streaming import ResponseStream, SenderPool
 
 class TritonPythonModel:
     """One front end of a vLLM engine."""
+
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        """Declare the tensors that config.pbtxt does not."""
+        return complete_config(config)
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model. Fails the load with one line that says what to mend."""

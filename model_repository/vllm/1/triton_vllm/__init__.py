@@ -2,14 +2,15 @@
 
 The life of a request, and the module that holds each step:
 
-1. decode    ``tensors``       Triton's tensors become one typed ``GenerationRequest``
+1. decode    ``decoding``      Triton's tensors become one typed ``GenerationRequest``
 2. tokenize  ``engine``        vLLM's renderer turns the prompt into token ids
 3. generate  ``engine``        the request joins the engine's batch; deltas come back
-4. send      ``streaming``     sender threads turn deltas into Triton responses
+4. send      ``streaming``     sender threads turn deltas (``delta``) into responses (``outputs``)
 5. finish    ``streaming``     the last response carries the FINAL flag, exactly once
 
-Imports go one way: ``errors``, ``generation`` → ``settings``, ``engine_args``, ``shared_engine`` →
-``sampling`` → ``tensors`` → ``streaming`` → ``cancellation``, ``event_loop`` → ``engine``.
+Imports go one way: ``errors`` → ``tensors``, ``delta`` → ``outputs`` → ``generation`` →
+``settings``, ``engine_args``, ``shared_engine`` → ``sampling`` → ``decoding`` → ``streaming`` →
+``cancellation``, ``event_loop`` → ``engine``.
 ``vllm_api`` is the one file that imports vLLM; ``engine_args``, ``sampling`` and ``engine`` import
 it inside functions, so that nothing here imports vLLM when it is itself imported.
 """

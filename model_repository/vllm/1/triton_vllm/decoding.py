@@ -5,6 +5,7 @@ Two sets of names are understood, that of Triton's own vLLM backend and that of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
@@ -103,13 +104,13 @@ def decode(request: Any, sampling: SamplingParser) -> GenerationRequest:
 def _prompt_name(inputs: Inputs) -> str:
     """Return the one input that holds the prompt."""
     came = [name for name in PROMPTS if name in inputs]
-    if len(came) != 1:
-        *others, last = PROMPTS
-        raise RequestError(
-            f"text_input: send one of {', '.join(others)} and {last}, "
-            + (f"{' and '.join(came)} came" if came else "none came")
-        )
-    return came[0]
+    if len(came) == 1:
+        return came[0]
+    *others, last = PROMPTS
+    raise RequestError(
+        (f"{came[1]}: came beside {came[0]}" if came else "text_input: missing")
+        + f"; a request has one prompt: {', '.join(others)} or {last}"
+    )
 
 
 def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> str:
@@ -128,7 +129,7 @@ def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> st
 def _outputs(inputs: Inputs, params: Any) -> tuple[Output, ...]:
     """Return what is asked for beside the text, and have vLLM compute what it needs."""
     asked = [output for output in OUTPUTS if inputs.boolean(output.flag)]
-    if params.logprobs is None:
+    if params.num_logprobs is None:
         asked = [NO_LOGPROBS if output is LOGPROBS else output for output in asked]
         if inputs.boolean("return_cumulative_logprob"):
             params.logprobs = 0
@@ -155,7 +156,7 @@ def _sampling_parameters(request: Any, inputs: Inputs, where: str) -> tuple[str,
         return where, load_json_object(text, where) if text.strip() else {}
     parameters = json.loads(request.parameters() or "{}")
     return "parameters", {
-        key: value
+        key: _unpacked(value)
         for key, value in parameters.items()
         if key.lower() not in _NOT_SAMPLING and not key.startswith("triton_") and "-" not in key
     }
@@ -179,6 +180,14 @@ def _with_time_limit(request: Any, options: EngineOptions, where: str) -> Engine
         raise RequestError(f'{where}: "timeout_seconds": must be more than 0, got {asked}')
     limit = shorter(asked, _triton_timeout(request))
     return options if limit == asked else replace(options, timeout_seconds=limit)
+
+
+def _unpacked(parameter: Any) -> Any:
+    """Return a request parameter's value; a list comes as JSON, as Triton carries none."""
+    if isinstance(parameter, str) and parameter.startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(parameter)
+    return parameter
 
 
 def _trace_headers(request: Any) -> Mapping[str, str]:

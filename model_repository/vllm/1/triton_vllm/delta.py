@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from triton_vllm.errors import GenerationError
+
 # Of one position: token id -> vLLM's ``Logprob``. The first token of a prompt has none.
 PositionLogprobs = Mapping[int, Any] | None
 
@@ -102,11 +104,13 @@ class DeltaReader:
         """Read ``num_sequences`` texts, and the details if ``detailed``."""
         self._detailed = detailed
         self._texts = [""] * num_sequences
-        self._sequences = [SequenceDetails()] * num_sequences
+        self._sequences = [SequenceDetails()] * num_sequences  # as they stand without news
 
     def read(self, output: Any) -> Delta:
-        """Return vLLM's ``RequestOutput`` as a delta."""
+        """Return vLLM's ``RequestOutput`` as a delta. Raises GenerationError if it tells of one."""
         completions = output.outputs
+        if output.finished and any(c.finish_reason == "error" for c in completions):
+            raise GenerationError("the engine failed on this request; it may be sent again")
         if len(self._texts) == 1:
             completion = completions[0]
             texts: tuple[str, ...] = (completion.text,)
@@ -121,17 +125,22 @@ class DeltaReader:
         return Delta(texts, num_tokens, output.finished, details)
 
     def _details(self, output: Any) -> Details:
-        sequences = self._sequences.copy()
-        for completion in output.outputs:
-            new = SequenceDetails.of(completion)
-            sequences[completion.index] = new
-            # What stands there while another sequence has the news.
-            self._sequences[completion.index] = SequenceDetails(
-                cumulative_logprob=new.cumulative_logprob
-            )
         return Details(
-            tuple(sequences),
+            self._place(output.outputs),
             len(output.prompt_token_ids or ()),
             output.num_cached_tokens or 0,
             output.prompt_logprobs,
         )
+
+    def _place(self, completions: Sequence[Any]) -> tuple[SequenceDetails, ...]:
+        """Return each sequence's details; one without news keeps its cumulative logprob."""
+        if len(self._sequences) == 1:
+            return (SequenceDetails.of(completions[0]),)
+        placed = self._sequences.copy()
+        for completion in completions:
+            new = SequenceDetails.of(completion)
+            placed[completion.index] = new
+            self._sequences[completion.index] = SequenceDetails(
+                cumulative_logprob=new.cumulative_logprob
+            )
+        return tuple(placed)

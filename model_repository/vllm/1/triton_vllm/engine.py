@@ -27,12 +27,12 @@ from triton_vllm.errors import (
 )
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.front_end_metrics import LoopLag
-from triton_vllm.grammar_limit import limit_grammars
 from triton_vllm.generation import GenerationRequest
+from triton_vllm.grammar_limit import limit_grammars
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.server_options import ServerOptions
-from triton_vllm.settings import ModelSettings
+from triton_vllm.settings import ModelSettings, visible_devices
 from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
 from triton_vllm.streaming import Log, ResponseStream
 
@@ -85,6 +85,10 @@ class Engine:
         begin = since = time.monotonic()
         if self._settings.serving.vllm_log_level:
             os.environ["VLLM_LOGGING_LEVEL"] = self._settings.serving.vllm_log_level
+        if self._settings.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(
+                self._settings.gpu, os.environ.get("CUDA_VISIBLE_DEVICES")
+            )
         self._engine_cpus = parse_cpus(
             self._settings.serving.engine_cpus, f'{where}: "serving.engine_cpus"'
         )
@@ -105,6 +109,7 @@ class Engine:
         self.sampling = SamplingParser(
             self._vllm.default_sampling_params(self._config),
             self._settings.serving.default_max_tokens,
+            self._vllm.max_tokens_limit(self._config),
         )
         since = self._log_phase(f"configuration of {self._args.model} resolved", since)
         self._loop = EventLoopThread("engine")

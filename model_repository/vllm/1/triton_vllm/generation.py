@@ -28,12 +28,14 @@ Prompt = TextPrompt | TokenPrompt
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What stands among the sampling parameters and concerns the engine; vLLM's names but one.
+    """What stands among the sampling parameters and is not vLLM's ``SamplingParams``.
 
     ``lora_name`` is the adapter's, empty for none. Of ``priority`` the lower goes first, where the
     engine schedules by it. ``cache_salt`` keeps prefix caches of different salts apart.
     ``timeout_seconds`` bounds the request from its arrival to its end; ``on_timeout`` says whether
     it then fails or finishes with the text so far.
+    ``use_beam_search`` with ``n`` beams, compared by log probability over length to the power of
+    ``length_penalty``.
     """
 
     lora_name: str = ""
@@ -42,6 +44,8 @@ class EngineOptions:
     data_parallel_rank: int | None = None
     timeout_seconds: float | None = None
     on_timeout: Literal["error", "finish"] = "error"
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

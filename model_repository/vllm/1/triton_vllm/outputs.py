@@ -78,8 +78,8 @@ def _no_logprobs(details: Details) -> NDArray[Any]:
 
 
 def _prompt_logprobs(details: Details) -> NDArray[Any]:
-    positions = details.prompt_logprobs
-    return strings(["null" if positions is None else _logprobs_json(positions)])
+    positions = details.prompt_logprobs  # vLLM's later outputs have an empty list
+    return strings([_logprobs_json(positions) if positions else "null"])
 
 
 def _num_input_tokens(details: Details) -> NDArray[Any]:

@@ -7,52 +7,86 @@ itself checks ranges.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from triton_vllm.engine_args import json_types
 from triton_vllm.errors import RequestError, did_you_mean, one_line
 from triton_vllm.generation import EngineOptions
 
-# Fields that are the engine's own business, or ours.
+# Fields that are the engine's own business, or ours, or whose result has no output here.
 _NOT_FOR_CLIENTS = {"output_kind", "skip_clone", "output_text_buffer_length", "extra_args"}
+_NOT_FOR_CLIENTS |= {"prompt_logprob_token_ids", "prompt_logprob_start"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Field:
+    """How a client's value for one parameter is checked.
+
+    ``keys`` are those of an object with fixed keys, such as ``structured_outputs``; empty for
+    other parameters.
+    """
+
+    validate: Callable[[Any], Any]
+    takes_booleans: bool
+    keys: frozenset[str]
+
+    @classmethod
+    def of(cls, hint: Any) -> Field:
+        """Return the check for a value of this type."""
+        from pydantic import ConfigDict, TypeAdapter
+
+        config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        classes = [c for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)]
+        keys = {f.name for c in classes for f in dataclasses.fields(c) if f.name[0] != "_"}
+        return cls(
+            TypeAdapter(hint, config=config).validate_python,
+            bool in json_types(hint),
+            frozenset(keys),
+        )
 
 
 class SamplingParser:
     """Checks and converts sampling parameters. One for each model; used by any thread."""
 
-    def __init__(self, defaults: Mapping[str, Any], default_max_tokens: int = 0) -> None:
-        """Prepare validators for each field of ``SamplingParams`` and ``EngineOptions``.
+    def __init__(
+        self,
+        defaults: Mapping[str, Any],
+        default_max_tokens: int = 0,
+        max_tokens_limit: int | None = None,
+    ) -> None:
+        """Prepare a check for each field of ``SamplingParams`` and ``EngineOptions``.
 
         ``defaults`` are the model's own (``generation_config.json``). A request without
         ``max_tokens`` generates ``default_max_tokens`` if the operator has set it, else what the
-        model's own defaults say, else up to the context.
+        model's own defaults say, else up to the context; no request more than
+        ``max_tokens_limit``.
         """
-        from pydantic import ConfigDict, TypeAdapter
-
         from triton_vllm import vllm_api
 
-        config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        options = typing.get_type_hints(EngineOptions)
         hints = {
             name: hint
             for name, hint in vllm_api.sampling_param_types().items()
             if not name.startswith("_") and name not in _NOT_FOR_CLIENTS
         }
-        options = typing.get_type_hints(EngineOptions)
-        hints |= options
+        self._fields = {name: Field.of(hint) for name, hint in (hints | options).items()}
         self._options = options.keys()
-        self._validators: dict[str, Callable[[Any], Any]] = {
-            name: TypeAdapter(hint, config=config).validate_python for name, hint in hints.items()
-        }
-        self._booleans = {name for name, hint in hints.items() if bool in json_types(hint)}
         self._class: Any = vllm_api.SamplingParams
         kinds = vllm_api.RequestOutputKind
         self._kind_of_stream = {True: kinds.DELTA, False: kinds.FINAL_ONLY}
         self._defaults = {"max_tokens": None, **defaults, "skip_clone": True}
         if default_max_tokens:
             self._defaults["max_tokens"] = default_max_tokens
+        self._max_tokens_limit = max_tokens_limit
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all parameters that a client may send."""
+        return self._fields.keys()
 
     def parse(
         self, given: Mapping[str, Any], *, stream: bool, where: str
@@ -64,33 +98,56 @@ class SamplingParser:
         checked = {
             name: self._check(name, value, where)
             for name, value in given.items()
-            if value is not None or name not in self._validators
+            if value is not None or name not in self._fields
         }
-        options = {name: checked.pop(name) for name in self._options & checked.keys()}
+        options = EngineOptions(
+            **{name: checked.pop(name) for name in self._options & checked.keys()}
+        )
+        values = {**self._defaults, **checked, "output_kind": self._kind_of_stream[stream]}
+        wanted, limit = values["max_tokens"], self._max_tokens_limit
+        if limit is not None:
+            values["max_tokens"] = limit if wanted is None else min(wanted, limit)
+        if options.use_beam_search:
+            if stream:
+                raise RequestError(f'{where}: "use_beam_search": cannot be streamed')
+            # Greedy, several sequences would be refused; to beam search, 0 and 1 are the same.
+            values["temperature"] = values.get("temperature") or 1.0
         try:
-            params = self._class(
-                **{**self._defaults, **checked, "output_kind": self._kind_of_stream[stream]}
-            )
+            return self._class(**values), options
         except Exception as error:  # vLLM's own checks of ranges and combinations
             raise RequestError(f"{where}: {one_line(error)}") from None
-        return params, EngineOptions(**options)
 
     def _check(self, name: str, value: Any, where: str) -> Any:
-        validate = self._validators.get(name)
-        if validate is None:
-            raise RequestError(
-                f'{where}: unknown key "{name}"{did_you_mean(name, self._validators)}'
-            )
-        if isinstance(value, bool) and name not in self._booleans:  # to pydantic, true is also 1
-            raise RequestError(f'{where}: "{name}": must not be a boolean, got {_shown(value)}')
+        field = self._fields.get(name)
+        if field is None:
+            raise RequestError(f'{where}: unknown key "{name}"{did_you_mean(name, self._fields)}')
+        where_exactly = f'{where}: "{name}"'
+        if isinstance(value, bool) and not field.takes_booleans:  # to pydantic, true is also 1
+            raise RequestError(f"{where_exactly}: must not be a boolean, got {_shown(value)}")
+        if isinstance(value, dict) and field.keys:
+            value = _known_keys(value, field.keys, where_exactly)
         try:
-            return validate(value)
+            checked = field.validate(value)
         except Exception as error:
             if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-                return self._check(name, load_json(value, f'{where}: "{name}"'), where)
-            raise RequestError(
-                f'{where}: "{name}": {_reason(error)}, got {_shown(value)}'
-            ) from None
+                return self._check(name, load_json(value, where_exactly), where)
+            reason = _reason(error, field)
+            raise RequestError(f"{where_exactly}: {reason}, got {_shown(value)}") from None
+        if isinstance(checked, int) and not -(2**63) <= checked < 2**63:  # as the engine needs it
+            raise RequestError(f"{where_exactly}: must fit into 64 bits, got {_shown(value)}")
+        return checked
+
+
+def _known_keys(value: dict[str, Any], keys: Collection[str], where: str) -> dict[str, Any]:
+    """Return an object without vLLM's private keys, which come along with a whole dataclass.
+
+    pydantic would ignore an unknown key, and the constraint with it.
+    """
+    for key in value:
+        if key not in keys and not key.startswith("_"):
+            nearest = did_you_mean(key, keys) or f", allowed: {', '.join(sorted(keys))}"
+            raise RequestError(f'{where}: unknown key "{key}"{nearest}')
+    return {key: each for key, each in value.items() if key in keys}
 
 
 def load_json_object(text: str, where: str) -> dict[str, Any]:
@@ -117,13 +174,15 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, field: Field) -> str:
     """Return pydantic's first complaint in its own words, or the error's text."""
     from pydantic import ValidationError
 
-    if isinstance(error, ValidationError):
-        return str(error.errors(include_url=False)[0]["msg"])
-    return one_line(error)
+    if not isinstance(error, ValidationError):
+        return one_line(error)
+    complaint = error.errors(include_url=False)[0]
+    within = f'"{complaint["loc"][0]}": ' if field.keys and complaint["loc"] else ""
+    return f"{within}{complaint['msg']}"
 
 
 def _shown(value: Any) -> str:

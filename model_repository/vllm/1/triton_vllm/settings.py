@@ -1,13 +1,14 @@
 """What the operator wrote: ``vllm_engine_args.json`` and Triton's arguments to the model.
 
 The file holds vLLM's engine arguments under vLLM's own names, and one object of ours,
-``"serving"``, for what lies between vLLM and Triton.
+``"serving"``, for what lies between vLLM and Triton. Triton's own vLLM backend calls it
+``model.json`` and has it in the version's folder; there it is found too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from triton_vllm.errors import SettingsError, did_you_mean
 
 ENGINE_ARGS_FILE = "vllm_engine_args.json"
+BACKEND_ENGINE_ARGS_FILE = "model.json"
 SERVING_KEY = "serving"
 METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
 
@@ -113,7 +115,8 @@ class ModelSettings:
     """Everything that ``initialize`` needs to know.
 
     ``engine_args`` is as written in the file; ``front_ends`` is the sum of the instance groups'
-    counts, that is how many processes share the one engine. ``report_metrics`` is false where
+    counts, that is how many processes share the one engine. ``gpu`` is the one that Triton chose
+    for the model, None where the engine chooses. ``report_metrics`` is false where
     config.pbtxt has the parameter REPORT_CUSTOM_METRICS, with "false".
     """
 
@@ -123,6 +126,7 @@ class ModelSettings:
     engine_args: Mapping[str, Any]
     serving: ServingSettings = field(default_factory=ServingSettings)
     front_ends: int = 1
+    gpu: int | None = None
     report_metrics: bool = True
 
     @property
@@ -137,7 +141,7 @@ class ModelSettings:
     @property
     def engine_args_path(self) -> Path:
         """The file that the engine arguments came from."""
-        return self.directory / ENGINE_ARGS_FILE
+        return _engine_args_path(self.directory, self.version)
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> ModelSettings:
@@ -146,22 +150,17 @@ class ModelSettings:
         Raises SettingsError with one line that names the file, the key and what is allowed.
         """
         directory = Path(args["model_repository"])
+        where = directory / "config.pbtxt"
         config = json.loads(args["model_config"])
         groups = config.get("instance_group", [])
-        if any(group.get("kind") == "KIND_GPU" for group in groups):
-            raise SettingsError(
-                f"{directory / 'config.pbtxt'}: instance_group has kind: KIND_GPU, allowed: "
-                "KIND_MODEL: the engine places the model, by tensor_parallel_size and its like"
-            )
         if not config.get("model_transaction_policy", {}).get("decoupled"):
             raise SettingsError(
-                f"{directory / 'config.pbtxt'}: model_transaction_policy {{ decoupled: true }} is "
-                "missing: a stream has many responses to one request"
+                f"{where}: model_transaction_policy {{ decoupled: true }} is missing: a stream has "
+                "many responses to one request"
             )
-        engine_args = read_json_object(directory / ENGINE_ARGS_FILE)
-        serving = ServingSettings.from_json(
-            engine_args.pop(SERVING_KEY, {}), str(directory / ENGINE_ARGS_FILE)
-        )
+        path = _engine_args_path(directory, args["model_version"])
+        engine_args = read_json_object(path)
+        serving = ServingSettings.from_json(engine_args.pop(SERVING_KEY, {}), str(path))
         return cls(
             name=args["model_name"],
             version=args["model_version"],
@@ -169,8 +168,40 @@ class ModelSettings:
             engine_args=engine_args,
             serving=serving,
             front_ends=max(1, sum(group.get("count", 1) for group in groups)),
-            report_metrics=_report_metrics(config, directory / "config.pbtxt"),
+            gpu=_chosen_gpu(groups, where),
+            report_metrics=_report_metrics(config, where),
         )
+
+
+def _engine_args_path(directory: Path, version: str) -> Path:
+    """Return the file with the engine arguments: by our name, or by that of Triton's backend."""
+    ours, backends = directory / ENGINE_ARGS_FILE, directory / version / BACKEND_ENGINE_ARGS_FILE
+    if ours.exists() and backends.exists():
+        raise SettingsError(f"{backends}: {ours} is there, too: keep one of the two")
+    return backends if backends.exists() else ours
+
+
+def _chosen_gpu(groups: Sequence[Mapping[str, Any]], where: Path) -> int | None:
+    """Return the GPU of a model that Triton placed on one, as it does where nothing is said.
+
+    Raises SettingsError for several: they would be as many engines, or as many front ends of one.
+    """
+    placed = [group for group in groups if group.get("kind") == "KIND_GPU"]
+    gpus = [gpu for group in placed for gpu in group.get("gpus", []) * group.get("count", 1)]
+    if placed and (len(gpus) != 1 or len(groups) != 1):
+        raise SettingsError(
+            f"{where}: instance_group has kind: KIND_GPU for {len(gpus)} instances, allowed: one, "
+            "or KIND_MODEL: then the engine places the model, by tensor_parallel_size and its like"
+        )
+    return int(gpus[0]) if gpus else None
+
+
+def visible_devices(gpu: int, visible: str | None) -> str:
+    """Return CUDA_VISIBLE_DEVICES for a process of ours that is to see one GPU only.
+
+    Triton counts GPUs as it sees them, that is within its own CUDA_VISIBLE_DEVICES, ``visible``.
+    """
+    return visible.split(",")[gpu].strip() if visible else str(gpu)
 
 
 def _report_metrics(config: Mapping[str, Any], where: Path) -> bool:

@@ -59,6 +59,10 @@ _CLIENT_ERRORS = _known_exceptions(
 _TRY_LATER_ERRORS = _known_exceptions(
     "QueueOverflowError", "MaxQueuedTokensError", "RetryableRequestError"
 )
+_LIMITS = {
+    "QueueOverflowError": "(max_num_queued_reqs)",
+    "MaxQueuedTokensError": "(max_num_queued_tokens)",
+}
 _LAUNCH_TAKES_COUNT = (
     "num_api_servers" in inspect.signature(engine_utils.launch_core_engines).parameters
 )
@@ -191,6 +195,17 @@ def default_sampling_params(config: Any) -> Mapping[str, Any]:
     return typing.cast(Mapping[str, Any], config.model_config.get_diff_sampling_param())
 
 
+def max_tokens_limit(config: Any) -> int | None:
+    """Return what no request may exceed: the operator's ``max_new_tokens``, as in ``vllm serve``.
+
+    It stands in ``override_generation_config``, or in a file that ``generation_config`` names.
+    """
+    model = config.model_config
+    if model.generation_config in ("auto", "vllm"):
+        return typing.cast("int | None", model.override_generation_config.get("max_new_tokens"))
+    return typing.cast("int | None", model.get_diff_sampling_param().get("max_tokens"))
+
+
 class Metrics:
     """vLLM's own metrics, of all front ends where there are several."""
 
@@ -209,22 +224,25 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> Any:
 
     Raises vLLM's validation error for a prompt that does not fit the model's context.
     """
-    prompt = request.prompt
-    if isinstance(prompt, TextPrompt):
-        given: dict[str, Any] = {"prompt": prompt.text}
-        is_short = len(prompt.text) <= _SHORT_PROMPT
-    else:
-        given = {"prompt_token_ids": prompt.token_ids}
-        is_short = True
-    if request.options.cache_salt:
-        given["cache_salt"] = request.options.cache_salt
-    parsed = parse_model_prompt(llm.model_config, given)
+    prompt = _as_vllm_prompt(request)
+    parsed = parse_model_prompt(llm.model_config, prompt)
     params = llm.renderer.default_cmpl_tok_params
-    if is_short:
+    if len(prompt.get("prompt", "")) <= _SHORT_PROMPT:
         (engine_input,) = llm.renderer.render_cmpl([parsed], params)
     else:
         (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
     return engine_input
+
+
+def _as_vllm_prompt(request: GenerationRequest) -> dict[str, Any]:
+    prompt: dict[str, Any] = (
+        {"prompt": request.prompt.text}
+        if isinstance(request.prompt, TextPrompt)
+        else {"prompt_token_ids": request.prompt.token_ids}
+    )
+    if request.options.cache_salt:
+        prompt["cache_salt"] = request.options.cache_salt
+    return prompt
 
 
 def generate(
@@ -232,11 +250,16 @@ def generate(
 ) -> AsyncGenerator[RequestOutput, None]:
     """Add a request to the engine; yield its outputs. Closing the generator aborts it."""
     traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
+    trace_headers = request.trace_headers if traced else None
+    if request.options.use_beam_search:
+        from triton_vllm.vllm_beam_search import beam_search
+
+        return beam_search(llm, engine_input, request, trace_headers)
     outputs = llm.generate(
         engine_input,
         request.sampling_params,
         request.request_id,
-        trace_headers=request.trace_headers if traced else None,
+        trace_headers=trace_headers,
         priority=request.options.priority,
         data_parallel_rank=request.options.data_parallel_rank,
     )
@@ -282,7 +305,8 @@ def explain(error: Exception) -> ServingError:
     if isinstance(error, EngineDeadError):
         return EngineDownError(f"the engine died: {one_line(error)}")
     if isinstance(error, _TRY_LATER_ERRORS):
-        return UnavailableError(one_line(error))
+        limit = _LIMITS.get(type(error).__name__, "")
+        return UnavailableError(f"{one_line(error)} {limit}".strip())
     if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
         return explain(error.__cause__)
     if isinstance(error, (*_CLIENT_ERRORS, ValueError, TypeError)):
