@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,28 +24,73 @@ class Refused:
     error: str
 
 
-def request_message(prompt: str, request_id: str, parameters: str, *, stream: bool = False) -> Any:
-    """Return a ModelInferRequest for the model `vllm`."""
+def infer_request(inputs: Mapping[str, Any], request_id: str = "", timeout: int = 0) -> Any:
+    """Return a ModelInferRequest for the model `vllm`, with whatever stands in ``inputs``.
+
+    bytes become BYTES [1], a bool BOOL [1], a list of integers INT64 [its length]. ``timeout`` is
+    Triton's, in microseconds.
+    """
     message = service_pb2.ModelInferRequest(model_name="vllm", id=request_id)
-    contents: dict[str, tuple[str, dict[str, Any]]] = {
-        "text_input": ("BYTES", {"bytes_contents": [prompt.encode()]}),
-        "stream": ("BOOL", {"bool_contents": [stream]}),
-        "sampling_parameters": ("BYTES", {"bytes_contents": [parameters.encode()]}),
-        "exclude_input_in_output": ("BOOL", {"bool_contents": [True]}),
-    }
-    for name, (datatype, content) in contents.items():
-        tensor = message.inputs.add(name=name, datatype=datatype, shape=[1])
-        for field, values in content.items():
-            getattr(tensor.contents, field).extend(values)
+    for name, value in inputs.items():
+        if isinstance(value, bool):
+            tensor = message.inputs.add(name=name, datatype="BOOL", shape=[1])
+            tensor.contents.bool_contents.append(value)
+        elif isinstance(value, bytes):
+            tensor = message.inputs.add(name=name, datatype="BYTES", shape=[1])
+            tensor.contents.bytes_contents.append(value)
+        else:
+            tensor = message.inputs.add(name=name, datatype="INT64", shape=[len(value)])
+            tensor.contents.int64_contents.extend(value)
     message.parameters["triton_enable_empty_final_response"].bool_param = True
+    if timeout:
+        message.parameters["timeout"].int64_param = timeout
     return message
+
+
+def prompt_request(prompt: str, request_id: str, parameters: str) -> Any:
+    """Return a request for a text without its prompt, not streamed."""
+    inputs = {"text_input": prompt.encode(), "sampling_parameters": parameters.encode()}
+    return infer_request(inputs | {"exclude_input_in_output": True}, request_id)
+
+
+class OneByOne:
+    """A stream on which one request is sent after the other."""
+
+    def __init__(self, server: TritonServer) -> None:
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        limit = 64 << 20
+        self._channel = grpc.insecure_channel(
+            f"127.0.0.1:{server.grpc_port}",
+            options=[("grpc.max_send_message_length", limit)],
+        )
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._responses = stub.ModelStreamInfer(iter(self._requests.get, None), timeout=600)
+
+    def __enter__(self) -> OneByOne:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._requests.put(None)
+        self._channel.close()
+
+    def ask(self, message: Any) -> str | Refused:
+        """Return the text, or the error."""
+        self._requests.put(message)
+        text = ""
+        for answer in self._responses:
+            if answer.error_message:
+                return Refused(answer.error_message)
+            text += text_of(answer.infer_response)
+            if answer.infer_response.parameters["triton_final_response"].bool_param:
+                return text
+        raise AssertionError("the stream ended without an answer")
 
 
 def text_of(response: Any) -> str:
     """Return the first text of a response; empty when it has none."""
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         if output.name == "text_output":
-            return bytes(raw[4:]).decode()
+            return bytes(raw[4:]).decode(errors="replace")
     return ""
 
 
@@ -76,7 +122,7 @@ def _flood_one(
     def send() -> Iterator[Any]:
         for number in range(requests):
             free.acquire()
-            yield request_message(prompt, f"r{number}", parameters)
+            yield prompt_request(prompt, f"r{number}", parameters)
 
     texts: dict[str, str] = {}
     ends: list[str | Refused] = []

@@ -5,7 +5,6 @@ One server with a tiny model on two workers. The tests run in the order in which
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -16,23 +15,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
-    CHECKPOINT,
-    ENGINE_ARGS,
     ROOT,
     TritonServer,
-    add_model,
     ask,
     await_restart,
-    check_prerequisites,
     generate,
     start_requests,
 )
-from tests.tiny_llama import make_tiny_llama
 
 pytestmark = pytest.mark.timeout(300)
 
-CONTEXT = 8192
 MAX_AGE = 4  # seconds, of the heartbeat
 VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
 
@@ -40,18 +34,8 @@ VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository for these tests alone."""
-    check_prerequisites()
-    directory = tmp_path_factory.mktemp("death")
-    model = make_tiny_llama(directory / "tiny", CHECKPOINT, CONTEXT)
-    engine_args = ENGINE_ARGS | {
-        "model": str(model),
-        "dtype": "float32",
-        "max_model_len": CONTEXT,
-        "tensor_parallel_size": 2,
-        "serving": {"engine_restarts": 1, "metrics_period_seconds": 0.5},
-    }
-    add_model(directory / "repository", engine_args=json.dumps(engine_args))
-    return directory / "repository"
+    serving = {"engine_restarts": 1, "metrics_period_seconds": 0.5}
+    return add_tiny_model(tmp_path_factory.mktemp("death"), serving, tensor_parallel_size=2)
 
 
 @pytest.fixture(scope="module")

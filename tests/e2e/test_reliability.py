@@ -7,36 +7,42 @@ ones unload the model and stop the server.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
-from tests.e2e.load import Refused, flood, http_stream, read_http_stream
+from tests.e2e.load import (
+    OneByOne,
+    Refused,
+    flood,
+    http_stream,
+    infer_request,
+    read_http_stream,
+)
+from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
-    CHECKPOINT,
-    ENGINE_ARGS,
     EXIT_TIMEOUT_SECONDS,
     STOP_SECONDS,
     Request,
     TritonServer,
-    add_model,
     ask,
-    check_prerequisites,
     generate,
     sampling,
     start_requests,
 )
-from tests.tiny_llama import make_tiny_llama
+from tests.hostile import tensors
 
 pytestmark = pytest.mark.timeout(300)
 
-CONTEXT = 16384
 BATCH = 4
 MAX_REQUESTS = 24
 DRAIN_SECONDS = 3
@@ -46,26 +52,22 @@ SERVING = {
     "metrics_period_seconds": 0.1,
     "max_requests": MAX_REQUESTS,
     "drain_seconds": DRAIN_SECONDS,
+    "default_max_tokens": 16,
+    "grammar_timeout_seconds": 2,
 }
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server for these tests alone."""
-    check_prerequisites()
-    directory = tmp_path_factory.mktemp("reliability")
-    model = make_tiny_llama(directory / "tiny", CHECKPOINT, CONTEXT)
-    engine_args = ENGINE_ARGS | {
-        "model": str(model),
-        "dtype": "float32",
-        "max_model_len": CONTEXT,
-        "max_num_seqs": BATCH,
-        "max_num_batched_tokens": 256,
-        "enable_prefix_caching": False,
-        "serving": SERVING,
-    }
-    add_model(directory / "repository", engine_args=json.dumps(engine_args))
-    server = TritonServer(directory / "repository", "reliability", "vllm")
+    repository = add_tiny_model(
+        tmp_path_factory.mktemp("reliability"),
+        SERVING,
+        max_num_seqs=BATCH,
+        max_num_batched_tokens=256,
+        enable_prefix_caching=False,
+    )
+    server = TritonServer(repository, "reliability", "vllm")
     yield server
     server.kill()
 
@@ -236,6 +238,74 @@ def test_above_the_limit_requests_are_refused_at_once(server: TritonServer) -> N
     limit = f"the limit of this front end is {MAX_REQUESTS} (max_requests)"
     assert [] == [r.error for r in refusals if limit not in r.error]
     assert truth == generate(server, "Hello", max_tokens=30)
+
+
+HOSTILE_CASES = int(os.environ.get("HOSTILE_SERVER_CASES", "500"))
+
+
+def test_hostile_requests(server: TritonServer) -> None:
+    """Each gets an answer or an error that says why; the server lives, and serves the next one."""
+    truth = generate(server, "Hello")
+    (stub,) = server.processes("triton_python_backend_stub")
+    ends: Counter[type] = Counter()
+    with OneByOne(server) as stream:
+
+        @settings(
+            max_examples=HOSTILE_CASES,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(inputs=tensors())
+        def check(inputs: dict[str, Any]) -> None:
+            end = stream.ask(infer_request(inputs, timeout=5_000_000))
+            assert not isinstance(end, Refused) or end.error
+            ends[type(end)] += 1
+            if sum(ends.values()) % 50 == 0:
+                assert truth == generate(server, "Hello")
+
+        check()
+    assert sum(ends.values()) >= HOSTILE_CASES
+    assert min(ends[str], ends[Refused]) > HOSTILE_CASES // 20
+    assert truth == generate(server, "Hello")
+    assert [stub] == server.processes("triton_python_backend_stub")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({"text_input": b"x " * 5_000_000}, "maximum context length"),
+        ({"text_input": b"a\xff"}, "text_input: not UTF-8: byte 0xff at offset 1"),
+        ({"text_input": b"a", "sampling_parameters": b'{"n": 1e9}'}, '"n"'),
+        ({"text_input": b"a", "sampling_parameters": b'{"logprobs": 100000}'}, "logprobs"),
+        ({"text_input": b"a", "sampling_parameters": b'{"max_tokens": 99999999}'}, "max_tokens"),
+        ({"text_input": b"a", "sampling_parameters": b"[" * 100_000}, "sampling_parameters: not"),
+        ({"text_input": b"a", "sampling_parameters": b'{"top_p": NaN}'}, "NaN is not allowed"),
+    ],
+    ids=["10 MB", "not UTF-8", "n", "logprobs", "max_tokens", "deep", "NaN"],
+)
+def test_too_much_of_something(
+    server: TritonServer, inputs: dict[str, bytes], expected: str
+) -> None:
+    """The error names what is too much."""
+    with OneByOne(server) as stream:
+        end = stream.ask(infer_request(inputs))
+    assert isinstance(end, Refused), end
+    assert expected in end.error
+
+
+def test_a_grammar_that_takes_too_long_is_stopped(server: TritonServer) -> None:
+    """The request is refused after the limit, others go on, and so do good grammars."""
+    outputs = {"regex": ".*a.{300}b.{0,300}"}
+    inputs = {"text_input": "a", "sampling_parameters": sampling(structured_outputs=outputs)}
+    with Request(server, inputs) as request:
+        truth = generate(server, "Hello")
+        last = request.all(seconds=120)[-1]
+    assert "takes longer than 2 s to compile" in last.error
+    choice = generate(server, "Yes or no?", structured_outputs={"choice": ["yes", "no"]})
+    assert choice in ("yes", "no")
+    assert truth == generate(server, "Hello")
 
 
 def test_an_unload_ends_what_does_not_finish(server: TritonServer) -> None:
