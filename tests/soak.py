@@ -45,8 +45,10 @@ SERVING = {
     "grammar_timeout_seconds": 2,
 }
 # What a client may hear while an engine or the model is away.
-AWAY = ("the engine died", "unloaded or the server stopped", "not ready", "not found")
-AWAY += ("unknown model", "is stopping", "no available versions", "unavailable")
+AWAY = [
+    *("the engine died", "unloaded or the server stopped", "not ready", "not found"),
+    *("unknown model", "is stopping", "no available versions", "unavailable"),
+]
 
 
 class Soak:

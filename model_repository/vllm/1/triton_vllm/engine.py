@@ -29,6 +29,7 @@ from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.front_end_metrics import LoopLag
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.grammar_limit import limit_grammars
+from triton_vllm.process import FirstError
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.server_options import ServerOptions
@@ -70,16 +71,19 @@ class Engine:
         )
         self.lag = LoopLag()
         where = str(settings.engine_args_path)
-        try:
-            self._set_up(where)
-        except Exception as error:
-            self._cleanup.close()
-            if isinstance(error, SettingsError):
-                raise
-            log.log_error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
-            raise SettingsError(
-                f"{where}: the engine did not start: {type(error).__name__}: {one_line(error)}"
-            ) from error
+        with FirstError() as first_error:
+            try:
+                self._set_up(where)
+            except Exception as error:
+                self._cleanup.close()
+                if isinstance(error, SettingsError):
+                    raise
+                log.log_error(
+                    f"{settings.name}: the engine did not start\n{traceback.format_exc()}"
+                )
+                raise SettingsError(
+                    f"{where}: the engine did not start: {first_error.instead_of(error)}"
+                ) from error
 
     def _set_up(self, where: str) -> None:
         begin = since = time.monotonic()
