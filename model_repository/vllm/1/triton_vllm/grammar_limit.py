@@ -48,6 +48,7 @@ class GrammarLimit:
         self._tokenizer = tokenizer
         self._log = log
         self._turn = asyncio.Lock()
+        self._trials: set[asyncio.Task[None]] = set()
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # of a grammar: what is wrong
         self._process: Any = None
         self._connection: Any = None
@@ -56,18 +57,24 @@ class GrammarLimit:
         """Raise RequestError for a grammar that is too long or takes too long to compile."""
         kind, text = grammar_of(structured_outputs)
         key = hashlib.sha256(f"{kind} {text}".encode(errors="surrogatepass")).digest()
-        async with self._turn:
-            if key not in self._verdicts:
-                # Not to be given up when the client leaves: the process would answer the next one.
-                trial = asyncio.get_running_loop().run_in_executor(None, self._try, kind, text)
-                await asyncio.shield(trial)
-                self._verdicts[key] = trial.result()
-                if len(self._verdicts) > _REMEMBERED:
-                    self._verdicts.popitem(last=False)
-            self._verdicts.move_to_end(key)
-            wrong = self._verdicts[key]
+        if key not in self._verdicts:
+            # A trial is not given up when its client leaves: the next one would get its answer.
+            trial = asyncio.create_task(self._judge(key, kind, text))
+            self._trials.add(trial)
+            trial.add_done_callback(self._trials.discard)
+            await asyncio.shield(trial)
+        self._verdicts.move_to_end(key)
+        wrong = self._verdicts[key]
         if wrong:
             raise RequestError(f'structured_outputs: "{kind}": {wrong}')
+
+    async def _judge(self, key: bytes, kind: str, text: str) -> None:
+        async with self._turn:
+            if key not in self._verdicts:
+                loop = asyncio.get_running_loop()
+                self._verdicts[key] = await loop.run_in_executor(None, self._try, kind, text)
+            if len(self._verdicts) > _REMEMBERED:
+                self._verdicts.popitem(last=False)
 
     def stop(self) -> None:
         """End the process."""
