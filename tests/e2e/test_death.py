@@ -35,7 +35,9 @@ VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository for these tests alone."""
     serving = {"engine_restarts": 1, "metrics_period_seconds": 0.5}
-    return add_tiny_model(tmp_path_factory.mktemp("death"), serving, tensor_parallel_size=2)
+    return add_tiny_model(
+        tmp_path_factory.mktemp("death"), serving, tensor_parallel_size=2, trust_remote_code=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,11 @@ def test_the_probes_are_green(server: TritonServer) -> None:
     assert (0, "ready: yes") == probe(server, "ready", "--request")
     code, line = probe(server, "ready", "--model=nosuch")
     assert (1, True) == (code, "no heartbeat of nosuch" in line)
+
+
+def test_code_that_comes_with_the_model_is_warned_of(server: TritonServer) -> None:
+    """The operator who lets it run reads so in the log."""
+    server.await_log('"trust_remote_code" runs code that comes with the model', seconds=1)
 
 
 def test_a_dead_worker_is_replaced(server: TritonServer) -> None:

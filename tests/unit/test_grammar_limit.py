@@ -38,9 +38,9 @@ def compile_as_told(connection: Connection, tokenizer: str) -> None:
 
 @pytest.fixture
 def limit(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A limit of half a second."""
+    """A limit of two seconds."""
     monkeypatch.setattr(grammar_compiler, "run", compile_as_told)
-    limit = GrammarLimit(0.5, lambda: "{}", log)
+    limit = GrammarLimit(2.0, lambda: "{}", log)
     yield limit
     limit.stop()
 
@@ -58,12 +58,12 @@ def test_what_compiles_in_time_passes(limit: GrammarLimit) -> None:
         await limit.check(regex("0.2"))
         return time.monotonic() - since
 
-    assert asyncio.run(main()) < 0.1
+    assert asyncio.run(main()) < 0.2
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("60", 'structured_outputs: "regex": takes longer than 0.5 s'), ("memory", "too much memory")],
+    [("60", 'structured_outputs: "regex": takes longer than 2 s'), ("memory", "too much memory")],
 )
 def test_what_does_not_is_refused(limit: GrammarLimit, text: str, expected: str) -> None:
     """Each time, without another trial; the next grammar is tried in a new process."""
@@ -82,11 +82,11 @@ def test_a_client_that_leaves_does_not_mix_up_the_answers(limit: GrammarLimit) -
 
     async def main() -> None:
         await limit.check(regex("0.01"))
-        leaving = asyncio.create_task(limit.check(regex("0.3")))
+        leaving = asyncio.create_task(limit.check(regex("1")))
         await asyncio.sleep(0.1)
         leaving.cancel()
         with pytest.raises(RequestError, match="takes longer"):
-            await limit.check(regex("0.9"))
+            await limit.check(regex("60"))
 
     asyncio.run(main())
 

@@ -170,6 +170,11 @@ class Engine:
         self.reports_metrics = (
             settings.report_metrics and not args.disable_log_stats and self._server.metrics
         )
+        if args.trust_remote_code:
+            self._log.log_warn(
+                f'{where}: "trust_remote_code" runs code that comes with the model, with all rights '
+                "of the server"
+            )
         if settings.front_ends == 1:
             return args
         if getattr(args, "mm_tensor_ipc", None) == "torch_shm":
