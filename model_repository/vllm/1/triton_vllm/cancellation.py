@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from triton_vllm.streaming import Log, ResponseStream
@@ -47,6 +48,10 @@ class CancellationWatcher:
         self._thread.join()
 
     def _run(self) -> None:
+        # So that top -H shows what the asking costs.
+        comm = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
+        with contextlib.suppress(OSError):
+            comm.write_text("cancellation")
         while not self._stop.wait(self._period):
             for stream, task in list(self._live.items()):
                 try:

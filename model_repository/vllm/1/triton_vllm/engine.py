@@ -172,8 +172,8 @@ class Engine:
         )
         if args.trust_remote_code:
             self._log.log_warn(
-                f'{where}: "trust_remote_code" runs code that comes with the model, with all rights '
-                "of the server"
+                f'{where}: "trust_remote_code" runs code that comes with the model, with all '
+                "rights of the server"
             )
         if settings.front_ends == 1:
             return args
