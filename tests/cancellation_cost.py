@@ -1,4 +1,4 @@
-"""What it costs to notice clients that leave, with 256 live requests, and how soon they are noticed.
+"""What it costs to notice that clients leave, with 256 live requests, and how soon it is noticed.
 
 python -m tests.cancellation_cost, with the environment that scripts/soak.sh sets.
 """
