@@ -22,12 +22,26 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def die_with_stub() -> None:
-    """Set this process's parent-death signal to SIGKILL if the stub is its parent."""
+    """Set the parent-death signal to SIGKILL, if the parent is the stub or a child of the stub.
+
+    A worker is a child of the engine core. It would notice a dead parent by itself, and take
+    seconds to leave.
+    """
     stub = int(os.environ.get(STUB_PID, "0"))
-    if stub and os.getppid() == stub:
+    parent = os.getppid()
+    if stub and stub in (parent, _parent_of(parent)):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != stub:  # it died meanwhile
+        if os.getppid() != parent:  # it died meanwhile
             os._exit(1)
+
+
+def _parent_of(pid: int) -> int | None:
+    """Return a process's parent (proc(5), field 4)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123
+            return int(stat.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def write_down_first_error() -> None:
