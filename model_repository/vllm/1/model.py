@@ -71,7 +71,7 @@ class TritonPythonModel:
         """Answer one request. Whatever happens, its stream is closed exactly once."""
         try:
             with (
-                self._engine.admission.admit(),
+                self._engine.admit(),
                 self._cancellations.watch(stream),
                 self._engine.deadline(request, stream),
             ):

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from triton_vllm.admission import Admission
@@ -126,6 +126,12 @@ class Engine:
             self._loop.spawn_background(self.lag.measure())
         if not self._args.disable_log_stats:
             self._loop.spawn_background(self._log_stats())
+        self._guard()
+        self._log_phase("engine started: weights, compilation, warm-up as vLLM's lines say", since)
+        self._log_phase("ready", begin)
+
+    def _guard(self) -> None:
+        """Put in place what keeps requests from doing harm, and from being lost at the end."""
         self._grammars = limit_grammars(
             self._settings.serving.grammar_timeout_seconds,
             self._vllm.grammar_tokenizer(self._living().llm),
@@ -148,8 +154,6 @@ class Engine:
             log=self._log,
         )
         self._cleanup.callback(watch.stop)
-        self._log_phase("engine started: weights, compilation, warm-up as vLLM's lines say", since)
-        self._log_phase("ready", begin)
 
     def _take_seat(self) -> Seat | NoSeat:
         """Take a seat where several front ends share the engine."""
@@ -270,6 +274,13 @@ class Engine:
     def _check_up(self) -> None:
         if self._down is not None:
             raise self._down
+
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold the place of one request to its end; raise what keeps it out. Event loop only."""
+        self._check_up()
+        with self.admission.admit():
+            yield
 
     def cancel(self, task: asyncio.Task[Any]) -> bool:
         """Cancel a request's task, unless somebody else has. Event loop only."""
