@@ -72,6 +72,10 @@ MISTAKES = {
         (FILE, "the engine did not start: ValueError: ", "KV cache"),
     ),
     "corrupt_weights": Mistake(corrupt_weights, (FILE, "the engine did not start: ", "tensor")),
+    "two_files": Mistake(
+        lambda model: (model / "1/model.json").write_text("{}"),
+        ("1/model.json: ", "vllm_engine_args.json is there, too"),
+    ),
     "no_such_model": Mistake(changed(model="/no/such/model"), (FILE, 'model "/no/such/model": ')),
 }
 

@@ -19,13 +19,15 @@ PACKAGE = Path(triton_vllm.__file__).parents[1]
 class FakeConfig:
     """``pb_utils.ModelConfig``."""
 
-    def __init__(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        self.inputs, self.outputs = inputs, outputs
+    def __init__(
+        self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]], **declared: Any
+    ) -> None:
+        self.inputs, self.outputs, self.declared = inputs, outputs, declared
         self.decoupled = False
         self.max_batch_size = -1
 
     def as_dict(self) -> dict[str, Any]:
-        return {"input": list(self.inputs), "output": list(self.outputs)}
+        return {"input": list(self.inputs), "output": list(self.outputs), **self.declared}
 
     def add_input(self, tensor: dict[str, Any]) -> None:
         self.inputs.append(tensor)
@@ -58,6 +60,13 @@ def test_what_is_declared_is_kept() -> None:
     config = FakeConfig([declared.copy()], [])
     complete_config(config)
     assert [declared] == [each for each in config.inputs if each["name"] == "text_input"]
+
+
+def test_a_declared_policy_is_left_to_the_model() -> None:
+    """Triton would refuse to change it, in words that name no file; the model names it."""
+    config = FakeConfig([], [], model_transaction_policy={"decoupled": False})
+    complete_config(config)
+    assert not config.decoupled
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from triton_vllm.tensors import Tensor
 
 
 def complete_config(config: Any) -> Any:
-    """Add the tensors that ``config``, a ``pb_utils.ModelConfig``, does not declare; return it.
+    """Add what ``config``, a ``pb_utils.ModelConfig``, does not declare; return it.
 
-    A tensor that it declares stays as it is. Raises ValueError for a ``max_batch_size`` above 0
-    and for ``decoupled: false``, which the model cannot serve.
+    What it declares stays as it is; whether that will do is said when the model is initialized.
+    Raises ValueError for a ``max_batch_size`` above 0, for it is the engine that batches.
     """
     declared = config.as_dict()
     inputs = {tensor["name"] for tensor in declared["input"]}
@@ -27,7 +27,8 @@ def complete_config(config: Any) -> Any:
     for tensor in (*TEXTS, *(output.tensor for output in OUTPUTS)):
         if tensor.name not in outputs:
             config.add_output(_as_config(tensor))
-    config.set_model_transaction_policy({"decoupled": True})
+    if "model_transaction_policy" not in declared:
+        config.set_model_transaction_policy({"decoupled": True})
     config.set_max_batch_size(0)
     return config
 

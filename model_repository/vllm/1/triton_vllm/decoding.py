@@ -20,13 +20,17 @@ from triton_vllm.sampling import SamplingParser, load_json_object
 from triton_vllm.tensors import Inputs, Tensor
 
 EXCLUDE_INPUT = "exclude_input_in_output"
+FLAGS = {output.flag: output for output in OUTPUTS}
 INPUTS = (
     Tensor("text_input", "STRING", 1, "the prompt, UTF-8"),
     Tensor("input_ids", "INT64", -1, "the prompt as token ids, in place of text_input"),
     Tensor("stream", "BOOL", 1, "true: a response for each piece of new text"),
     Tensor("sampling_parameters", "STRING", 1, "JSON object of vLLM's SamplingParams"),
     Tensor(EXCLUDE_INPUT, "BOOL", 1, "true: the text without the prompt"),
-    *(Tensor(o.flag, "BOOL", 1, f"true: {o.tensor.name} in each response") for o in OUTPUTS),
+    *(
+        Tensor(flag, "BOOL", 1, f"true: {o.tensor.name} in each response")
+        for flag, o in FLAGS.items()
+    ),
     Tensor("PROMPT", "STRING", 1, "text_input of the tutorial's clients"),
     Tensor("STREAM", "BOOL", 1, "stream of the tutorial's clients"),
     Tensor("SAMPLING_PARAMETERS", "STRING", 1, "sampling_parameters of the tutorial's clients"),
@@ -128,7 +132,7 @@ def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> st
 
 def _outputs(inputs: Inputs, params: Any) -> tuple[Output, ...]:
     """Return what is asked for beside the text, and have vLLM compute what it needs."""
-    asked = [output for output in OUTPUTS if inputs.boolean(output.flag)]
+    asked = [output for flag, output in FLAGS.items() if inputs.boolean(flag)]
     if params.num_logprobs is None:
         asked = [NO_LOGPROBS if output is LOGPROBS else output for output in asked]
         if inputs.boolean("return_cumulative_logprob"):

@@ -45,7 +45,7 @@ def _logprobs_json(positions: Sequence[PositionLogprobs]) -> str:
             position
             and {
                 token_id: {
-                    "logprob": max(entry.logprob, _LOWEST),
+                    "logprob": max(_LOWEST, entry.logprob),  # so also for NaN
                     "rank": entry.rank,
                     "decoded_token": entry.decoded_token,
                 }
