@@ -45,12 +45,14 @@ pytestmark = pytest.mark.timeout(300)
 
 BATCH = 4
 MAX_REQUESTS = 24
+MAX_QUEUED_TOKENS = 10_000
 DRAIN_SECONDS = 3
 SLACK = 2.0  # seconds that a loaded machine may add to what takes a tenth of one
 
 SERVING = {
     "metrics_period_seconds": 0.1,
     "max_requests": MAX_REQUESTS,
+    "max_queued_tokens": MAX_QUEUED_TOKENS,
     "drain_seconds": DRAIN_SECONDS,
     "default_max_tokens": 16,
     "grammar_timeout_seconds": 2,
@@ -238,6 +240,18 @@ def test_above_the_limit_requests_are_refused_at_once(server: TritonServer) -> N
     limit = f"the limit of this front end is {MAX_REQUESTS} (max_requests)"
     assert [] == [r.error for r in refusals if limit not in r.error]
     assert truth == generate(server, "Hello", max_tokens=30)
+
+
+def test_while_prompts_wait_requests_are_refused(server: TritonServer) -> None:
+    """With more prompt tokens than the limit in the queue, the answer is the limit, at once."""
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(Request(server, endless(LONG_PROMPT))) for _ in range(2)]
+        await_metric(server, "vllm:num_requests_running", lambda n: n > 0)
+        (refused,) = ask(server, {"text_input": "Hello", "stream": True})
+        assert f"the limit is {MAX_QUEUED_TOKENS} (max_queued_tokens)" in refused.error
+        for request in waiting:
+            assert not request.next().error
+    await_metric(server, "vllm:num_requests_running", lambda n: n == 0)
 
 
 HOSTILE_CASES = int(os.environ.get("HOSTILE_SERVER_CASES", "500"))
