@@ -245,12 +245,12 @@ def test_above_the_limit_requests_are_refused_at_once(server: TritonServer) -> N
 def test_while_prompts_wait_requests_are_refused(server: TritonServer) -> None:
     """With more prompt tokens than the limit in the queue, the answer is the limit, at once."""
     with ExitStack() as stack:
-        waiting = [stack.enter_context(Request(server, endless(LONG_PROMPT))) for _ in range(2)]
-        await_metric(server, "vllm:num_requests_running", lambda n: n > 0)
+        start_requests(server, stack, *[CONTEXT - 10] * BATCH)
+        for _ in range(2):
+            stack.enter_context(Request(server, endless(LONG_PROMPT)))
+        await_metric(server, "vllm:num_requests_waiting", lambda n: n == 2)
         (refused,) = ask(server, {"text_input": "Hello", "stream": True})
         assert f"the limit is {MAX_QUEUED_TOKENS} (max_queued_tokens)" in refused.error
-        for request in waiting:
-            assert not request.next().error
     await_metric(server, "vllm:num_requests_running", lambda n: n == 0)
 
 
