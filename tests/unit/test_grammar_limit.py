@@ -36,6 +36,10 @@ def compile_as_told(connection: Connection, tokenizer: str) -> None:
         connection.send(None)
 
 
+def die_at_once(connection: Connection, tokenizer: str) -> None:
+    """A compiler that does not start."""
+
+
 @pytest.fixture
 def limit(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A limit of two seconds."""
@@ -89,6 +93,17 @@ def test_a_client_that_leaves_does_not_mix_up_the_answers(limit: GrammarLimit) -
             await limit.check(regex("60"))
 
     asyncio.run(main())
+
+
+def test_without_a_compiler_grammars_pass_untried(
+    log: FakeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a tokenizer that xgrammar does not know: the log says so, the engine decides."""
+    monkeypatch.setattr(grammar_compiler, "run", die_at_once)
+    limit = GrammarLimit(2.0, lambda: "{}", log)
+    asyncio.run(limit.check(regex("a+")))
+    limit.stop()
+    assert [("warn", True)] == [(level, "untried" in line) for level, line in log.lines]
 
 
 def test_the_grammar_is_read() -> None:

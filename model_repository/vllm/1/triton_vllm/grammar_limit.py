@@ -8,7 +8,6 @@ killed when it takes too long; what has passed is remembered.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from triton_vllm import grammar_compiler
-from triton_vllm.errors import RequestError
+from triton_vllm.errors import RequestError, one_line
 from triton_vllm.streaming import Log
 
 MAX_CHARACTERS = 65_536
@@ -89,6 +88,11 @@ class GrammarLimit:
         try:
             if self._process is None:
                 self._start()
+        except Exception as error:
+            self.stop()
+            self._log.log_warn(f"a grammar goes to the engine untried: {one_line(error)}")
+            return ""
+        try:
             self._connection.send((kind, text))
             if self._connection.poll(self._seconds):
                 self._connection.recv()
@@ -111,9 +115,9 @@ class GrammarLimit:
         )
         self._process.start()
         theirs.close()
-        with contextlib.suppress(EOFError):
-            if self._connection.poll(_START_SECONDS):
-                self._connection.recv()
+        if not self._connection.poll(_START_SECONDS):
+            raise TimeoutError(f"no grammar compiler within {_START_SECONDS:g} s")
+        self._connection.recv()
 
 
 def grammar_of(structured_outputs: Any) -> tuple[str, str]:
