@@ -47,7 +47,7 @@ BATCH = 4
 MAX_REQUESTS = 24
 MAX_QUEUED_TOKENS = 10_000
 DRAIN_SECONDS = 3
-SLACK = 2.0  # seconds that a loaded machine may add to what takes a tenth of one
+SLACK = 5.0  # seconds that a loaded machine may add to what takes a tenth of one
 
 SERVING = {
     "metrics_period_seconds": 0.1,
@@ -218,7 +218,7 @@ def test_a_time_limit_counts_the_time_in_the_queue(server: TritonServer) -> None
 def test_a_time_limit_may_keep_the_text_so_far(server: TritonServer, stream: bool) -> None:
     """With on_timeout "finish" the answer ends as a good one, with what there is."""
     truth = generate(server, "Hello", max_tokens=20)
-    inputs = endless(stream=stream, timeout_seconds=1.0, on_timeout="finish")
+    inputs = endless(stream=stream, timeout_seconds=3.0, on_timeout="finish")
     inputs |= {"exclude_input_in_output": True, "return_finish_reason": True}
     responses = ask(server, inputs)
     assert ("", True) == (responses[-1].error, responses[-1].final)
@@ -311,7 +311,7 @@ def test_too_much_of_something(
 
 def test_a_grammar_that_takes_too_long_is_stopped(server: TritonServer) -> None:
     """The request is refused after the limit, others go on, and so do good grammars."""
-    outputs = {"regex": ".*a.{300}b.{0,300}"}
+    outputs = {"regex": ".*a.{2000}b.{0,2000}"}
     inputs = {"text_input": "a", "sampling_parameters": sampling(structured_outputs=outputs)}
     with Request(server, inputs) as request:
         truth = generate(server, "Hello")

@@ -37,6 +37,36 @@ def test_call_raises_the_original_exception() -> None:
     loop.stop()
 
 
+def test_what_blocks_runs_beside_the_loop() -> None:
+    """Always in one thread, which lives on; the loop answers meanwhile, and errors come through."""
+    asked, answered = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def block() -> None:
+        threads.append(threading.current_thread())
+        asked.set()
+        assert answered.wait(30)
+
+    async def answer() -> None:
+        answered.set()
+
+    def fail() -> None:
+        raise ValueError("no engine")
+
+    loop = EventLoopThread("engine")
+    for _ in range(2):
+        loop.spawn(loop.in_thread(block))
+        assert asked.wait(30)
+        loop.call(answer())
+        asked.clear()
+    with pytest.raises(ValueError, match="no engine"):
+        loop.call(loop.in_thread(fail))
+    assert threads[0] is threads[1]
+    assert threads[0].is_alive()
+    loop.stop()
+    assert not threads[0].is_alive()
+
+
 def test_a_loop_that_cannot_start_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     """What keeps the loop from starting is raised to the one who wanted it, and nobody hangs."""
 

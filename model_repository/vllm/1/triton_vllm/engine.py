@@ -61,6 +61,7 @@ class Engine:
         self._down: ServingError | None = None
         self._closing = False
         self._life: EngineLife | None = None
+        self._life_changes = asyncio.Lock()
         self._server = ServerOptions.read()
         self._restarts = Restarts(settings.serving.engine_restarts)
         self._cleanup = contextlib.ExitStack()
@@ -192,20 +193,22 @@ class Engine:
         return self._vllm.as_front_end(args, self.seat.index, self.seat.count)
 
     async def _begin_life(self) -> None:
-        """Start the engine, or join the one that another front end starts. Blocks the loop."""
-        died = self._life.addresses if self._life else None
-        life = EngineLife(self._vllm, self._loop, self.seat)
-        config = self._config or self._vllm.create_config(self._args)
-        self._config = None  # the next life needs one of its own
-        await life.begin(self._args, config, self._engine_cpus, self._on_death, died)
-        self._life = life
+        """Start the engine, or join the one that another front end starts."""
+        async with self._life_changes:
+            died = self._life.addresses if self._life else None
+            life = EngineLife(self._vllm, self._loop, self.seat)
+            config = self._config or self._vllm.create_config(self._args)
+            self._config = None  # the next life needs one of its own
+            await life.begin(self._args, config, self._engine_cpus, self._on_death, died)
+            self._life = life
         if self.seat.count > 1:
             front_end = f"front end {self.seat.index + 1} of {self.seat.count}"
             self._log.log_info(f"{self._settings.name}: {front_end} joins the engine")
 
     async def _end_life(self) -> None:
-        if self._life is not None:
-            self._life.end()
+        async with self._life_changes:
+            if self._life is not None:
+                self._life.end()
 
     def _on_death(self, life: EngineLife, pid: int) -> None:
         """End all requests, and restart: a process of the engine has exited. Event loop only."""

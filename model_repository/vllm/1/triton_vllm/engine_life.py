@@ -42,19 +42,20 @@ class EngineLife:
         on_death: Callable[[EngineLife, int], None],
         died: EngineAddresses | None,
     ) -> None:
-        """Start the engine, or join the one that the leader starts. Blocks the loop meanwhile.
+        """Start the engine, or join the one that the leader starts.
 
         ``on_death`` is called once for each process of the engine that exits. ``died`` is where the
         engine was that is to be replaced. What goes wrong is raised, and leaves nothing behind.
         """
         try:
-            with engine_on(engine_cpus):
-                front_end: dict[str, Any] = {}
-                processes: set[int] = set()
-                if isinstance(self._seat, Seat):
-                    front_end, processes = await self._join(self._seat, args, died)
-                self.llm = self._vllm.create_engine(args, config, **front_end)
-                self._cleanup.callback(self._stop_front_end)
+            front_end: dict[str, Any] = {}
+            processes: set[int] = set()
+            if isinstance(self._seat, Seat):
+                front_end, processes = await self._join(self._seat, args, engine_cpus, died)
+            self.llm = await self._start(
+                engine_cpus, lambda: self._vllm.create_engine(args, config, **front_end)
+            )
+            self._cleanup.callback(self._stop_front_end)
             for pid in processes or self._vllm.engine_processes(self.llm):
                 self._loop.on_exit(pid, lambda pid: on_death(self, pid))
         except BaseException:
@@ -64,15 +65,28 @@ class EngineLife:
         gc.collect()
         gc.freeze()
 
+    async def _start(self, engine_cpus: frozenset[int], start: Callable[[], Any]) -> Any:
+        """Start what blocks for as long as a model loads; the event loop goes on answering."""
+
+        def on_its_cpus() -> Any:
+            with engine_on(engine_cpus):
+                return start()
+
+        return await self._loop.in_thread(on_its_cpus)
+
     async def _join(
-        self, seat: Seat, args: vllm_api.AsyncEngineArgs, died: EngineAddresses | None
+        self,
+        seat: Seat,
+        args: vllm_api.AsyncEngineArgs,
+        engine_cpus: frozenset[int],
+        died: EngineAddresses | None,
     ) -> tuple[dict[str, Any], set[int]]:
         """Launch the shared engine if this front end leads; return where it is, and its processes.
 
         The leader is one of them: it takes the engine along when it dies.
         """
         if seat.is_leader:
-            cores = self._vllm.EngineCores(args, seat.count)
+            cores = await self._start(engine_cpus, lambda: self._vllm.EngineCores(args, seat.count))
             self._cleanup.callback(cores.shutdown, timeout=_SHUTDOWN_SECONDS)
             self._cleanup.callback(seat.withdraw)
             seat.publish(cores.addresses)

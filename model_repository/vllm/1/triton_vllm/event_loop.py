@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -21,6 +21,8 @@ class EventLoopThread:
         self._requests: set[asyncio.Task[None]] = set()
         self._cancelled: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[None]] = set()
+        # For as long as the loop lives: Linux ends a thread's children with it (child_process.py).
+        self._blocking = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-blocking")
         self._thread = threading.Thread(target=self._run, args=(started,), name=name, daemon=True)
         self._thread.start()
         self._loop = started.result()
@@ -30,6 +32,13 @@ class EventLoopThread:
         return asyncio.run_coroutine_threadsafe(_without_exit(coroutine), self._loop).result(
             timeout
         )
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Call what blocks in a thread beside the loop, always the same; return its result.
+
+        Raises what it raises. The loop goes on meanwhile. Event loop only.
+        """
+        return await self._loop.run_in_executor(self._blocking, function)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start a request's coroutine in the loop and return at once."""
@@ -90,6 +99,7 @@ class EventLoopThread:
         """End the loop and its thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._blocking.shutdown()
 
     def _start(self, coroutine: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
         task = self._loop.create_task(coroutine)
