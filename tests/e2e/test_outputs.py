@@ -144,7 +144,9 @@ def check_num_cached_tokens(values: list[str], _: int | None) -> None:
 
 
 CHECKS = {
-    name.removeprefix("check_"): check for name, check in globals().items() if "check_" in name[:6]
+    name.removeprefix("check_"): check
+    for name, check in list(globals().items())
+    if name.startswith("check_")
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.triton_server import Response, TritonServer, ask, generate, sampling
+from tests.e2e.triton_server import TritonServer, ask, generate, sampling
 
 FRANCE = "The capital of France is"
 SENTIMENT = "Classify the sentence: Harry Potter is great. Answer:"
@@ -18,26 +18,6 @@ CAR = {
     "required": ["seats"],
     "additionalProperties": False,
 }
-
-
-def answer(triton: TritonServer, prompt: str, *, seconds: float = 100, **parameters: Any) -> str:
-    """Return the text that follows the prompt. Raises on an error."""
-    return text_of(ask(triton, asked(prompt, **parameters), seconds))
-
-
-def asked(prompt: str, **parameters: Any) -> dict[str, Any]:
-    return {
-        "text_input": prompt,
-        "exclude_input_in_output": True,
-        "sampling_parameters": sampling(**parameters),
-    }
-
-
-def text_of(responses: list[Response]) -> str:
-    (response,) = responses
-    assert not response.error, response.error
-    (text,) = response.outputs["text_output"]
-    return text
 
 
 @pytest.mark.parametrize("as_string", [False, True], ids=["object", "JSON in a string"])
@@ -58,13 +38,13 @@ def test_structured_outputs(
 ) -> None:
     """Each kind of constraint is kept, written as an object or as JSON in a string."""
     given = json.dumps(constraint) if as_string else constraint
-    text = answer(triton, SENTIMENT, structured_outputs=given, max_tokens=24)
+    text = generate(triton, SENTIMENT, structured_outputs=given, max_tokens=24)
     assert re.fullmatch(expected, text.strip())
 
 
 def test_a_json_object(triton: TritonServer) -> None:
     """With json_object the text begins as an object, whatever the model would say."""
-    text = answer(triton, SENTIMENT, structured_outputs={"json_object": "true"}, max_tokens=8)
+    text = generate(triton, SENTIMENT, structured_outputs={"json_object": "true"}, max_tokens=8)
     assert text.lstrip().startswith("{")
 
 
@@ -86,7 +66,7 @@ def test_values_mean_what_they_say(
     triton: TritonServer, parameters: dict[str, Any], expected: str
 ) -> None:
     """Lists, booleans and their strings, numbers in strings, and null arrive as meant."""
-    assert expected == answer(triton, FRANCE, **parameters)
+    assert expected == generate(triton, FRANCE, **parameters)
 
 
 @pytest.mark.parametrize("stop", [".", '[".", "!"]'], ids=["one", "a list"])
@@ -94,14 +74,21 @@ def test_stop_among_the_requests_own_parameters(triton: TritonServer, stop: str)
     """Where Triton carries no lists, a list comes as JSON in a string."""
     inputs = {"text_input": FRANCE, "exclude_input_in_output": True}
     parameters = {"stop": stop, "temperature": 0, "max_tokens": 8}
-    assert " Paris" == text_of(ask(triton, inputs, parameters=parameters))
+    (response,) = ask(triton, inputs, parameters=parameters)
+    assert {"text_output": (" Paris",)} == response.outputs
 
 
 def test_beam_search(triton: TritonServer) -> None:
     """The n best sequences come, the best first, each with its log probability."""
-    inputs = asked(FRANCE, use_beam_search=True, n=2, max_tokens=3, ignore_eos=True)
-    flags = ("return_cumulative_logprob", "return_num_output_tokens", "return_finish_reason")
-    (response,) = ask(triton, {**inputs, **dict.fromkeys(flags, True)}, 100)
+    inputs = {
+        "text_input": FRANCE,
+        "exclude_input_in_output": True,
+        "sampling_parameters": sampling(use_beam_search=True, n=2, max_tokens=3, ignore_eos=True),
+        "return_cumulative_logprob": True,
+        "return_num_output_tokens": True,
+        "return_finish_reason": True,
+    }
+    (response,) = ask(triton, inputs, seconds=100)
     assert not response.error
     first, second = response.outputs["text_output"]
     assert first != second
