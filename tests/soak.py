@@ -76,6 +76,7 @@ class Soak:
         with self._lock:
             self.counts["WRONG"] += 1
             self.wrong.append(f"{time.strftime('%H:%M:%S')} {what[:300]}")
+            print(self.wrong[-1], flush=True)
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -249,7 +250,6 @@ def main() -> int:
             server.stop()
         finally:
             server.kill()
-    print("", *soak.wrong[:50], sep="\n")
     print(f"{minutes:g} minutes: {'WRONG' if soak.wrong else 'as it should be'}")
     return 1 if soak.wrong else 0
 
