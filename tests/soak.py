@@ -66,7 +66,7 @@ class Soak:
 
     @property
     def goes_on(self) -> bool:
-        return time.monotonic() < self.end
+        return time.monotonic() < self.end and self.server.process.poll() is None
 
     def count(self, what: str) -> None:
         with self._lock:
@@ -275,6 +275,9 @@ def run(soak: Soak) -> None:
             f"{now.shared_memory_files:9}  {total:8}  {len(soak.wrong):5}",
             flush=True,
         )
+    if soak.server.process.poll() is not None:
+        soak.complain(f"tritonserver ended with {soak.server.process.poll()}")
+        return
     for thread in threads:
         thread.join(90)
         if thread.is_alive():

@@ -307,8 +307,8 @@ class Request:
         """``timeout`` is Triton's, in microseconds."""
         self._responses: queue.SimpleQueue[Response] = queue.SimpleQueue()
         self._client = grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
+        self.sent = time.monotonic()  # before anything can come, be it an error
         self._client.start_stream(self._receive)
-        self.sent = time.monotonic()
         self._client.async_stream_infer(
             model,
             [tensor(name, value) for name, value in inputs.items()],
