@@ -133,12 +133,12 @@ EOP
 # contract_tests [FOLDER]: with the execution environment's Python, which gets pytest from a folder
 # beside it, and vLLM from FOLDER.
 contract_tests() {
-    local python="$MODEL/vllm_env/bin/python" wanted
-    wanted="$("$python" --version)"
+    local python="$MODEL/vllm_env/bin/python" packages=(pytest pytest-timeout hypothesis) wanted
+    wanted="$("$python" --version) ${packages[*]}"
     if [ "$(cat "$CONTRACT_DEPS/stamp" 2>/dev/null)" != "$wanted" ]; then
         rm -rf "$CONTRACT_DEPS"
         "$VENV/bin/python" -m pip --python "$python" install --quiet --target "$CONTRACT_DEPS" \
-            pytest pytest-timeout
+            "${packages[@]}"
         printf '%s\n' "$wanted" >"$CONTRACT_DEPS/stamp"
     fi
     HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 PYTHONPATH="${1:+$1:}$CONTRACT_DEPS" \

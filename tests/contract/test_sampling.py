@@ -161,3 +161,10 @@ def test_each_parameter_has_a_row_in_the_document(sampling: SamplingParser) -> N
     known = set(sampling.names)
     assert set() == known - rows.keys()
     assert set() == {name for name in rows.keys() - known if "newer vLLM" not in rows[name]}
+
+
+@pytest.mark.parametrize("name", ["trust_remote_code", "model", "tokenizer", "enable_lora"])
+def test_no_engine_argument_comes_from_a_client(sampling: SamplingParser, name: str) -> None:
+    """A request cannot say what the operator's file says."""
+    with pytest.raises(RequestError, match=f'unknown key "{name}"'):
+        sampling.parse({name: "x"}, stream=False, where="parameters")

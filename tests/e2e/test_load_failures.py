@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.triton_server import ENGINE_ARGS, TritonServer, add_model, generate
+from tests.e2e.triton_server import CHECKPOINT, ENGINE_ARGS, TritonServer, add_model, generate
+from tests.tiny_llama import make_tiny_llama
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -35,6 +36,14 @@ def not_decoupled(model: Path) -> None:
     config.write_text(config.read_text().replace("decoupled: true", "decoupled: false"))
 
 
+def corrupt_weights(model: Path) -> None:
+    """A checkpoint whose file of weights ends in the middle, as after a copy that was cut off."""
+    checkpoint = make_tiny_llama(model / "tiny", CHECKPOINT)
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    changed(model=str(checkpoint))(model)
+
+
 FILE = "vllm_engine_args.json: "
 MISTAKES = {
     "no_file": Mistake(
@@ -55,6 +64,14 @@ MISTAKES = {
     "wrong_type": Mistake(
         changed(max_num_seqs="many"), (FILE, '"max_num_seqs": invalid int value', 'got "many"')
     ),
+    "wrong_dtype": Mistake(
+        changed(dtype="float12"), (FILE, '"dtype": invalid choice', 'got "float12"')
+    ),
+    "too_little_memory": Mistake(
+        changed(kv_cache_memory_bytes=4096),
+        (FILE, "the engine did not start: ValueError: ", "KV cache"),
+    ),
+    "corrupt_weights": Mistake(corrupt_weights, (FILE, "the engine did not start: ", "tensor")),
     "two_files": Mistake(
         lambda model: (model / "1/model.json").write_text("{}"),
         ("1/model.json: ", "vllm_engine_args.json is there, too"),

@@ -309,11 +309,13 @@ class Request:
         outputs: tuple[str, ...] = (),
         parameters: Mapping[str, Any] | None = None,
         model: str = "vllm",
+        timeout: int | None = None,
     ) -> None:
+        """``timeout`` is Triton's, in microseconds."""
         self._responses: queue.SimpleQueue[Response] = queue.SimpleQueue()
         self._client = grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
+        self.sent = time.monotonic()  # before anything can come, be it an error
         self._client.start_stream(self._receive)
-        self.sent = time.monotonic()
         self._client.async_stream_infer(
             model,
             [tensor(name, value) for name, value in inputs.items()],
@@ -321,6 +323,7 @@ class Request:
             request_id=uuid.uuid4().hex[:8],
             enable_empty_final_response=True,
             parameters=dict(parameters or {}),
+            timeout=timeout,
         )
 
     def __enter__(self) -> Request:

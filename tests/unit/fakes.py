@@ -195,7 +195,9 @@ class FakeRequest:
         outputs: Sequence[str] = ("text_output", "TEXT"),
         parameters: str = "",
         trace_context: str | None = None,
+        timeout: int = 0,
     ) -> None:
+        self._timeout = timeout
         self._trace_context = trace_context
         self._inputs = [FakeTensor(name, _array(value)) for name, value in inputs.items()]
         self._request_id = request_id
@@ -213,6 +215,9 @@ class FakeRequest:
 
     def parameters(self) -> str:
         return self._parameters
+
+    def timeout(self) -> int:
+        return self._timeout
 
     def trace(self) -> Any:
         return SimpleNamespace(get_context=lambda: self._trace_context)

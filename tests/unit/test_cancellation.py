@@ -19,7 +19,7 @@ PERIOD = 0.01
 @pytest.fixture
 def watcher(log: FakeLog) -> Iterator[CancellationWatcher]:
     """A watcher that asks a hundred times a second."""
-    watcher = CancellationWatcher(PERIOD, log)
+    watcher = CancellationWatcher(PERIOD, asyncio.Task.cancel, log)
     yield watcher
     watcher.stop()
 

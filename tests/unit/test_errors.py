@@ -6,6 +6,7 @@ import pytest
 
 from triton_vllm.errors import (
     CancelledError,
+    DeadlineError,
     GenerationError,
     RequestError,
     ServingError,
@@ -21,6 +22,7 @@ from triton_vllm.errors import (
         (RequestError, "INVALID_ARG"),
         (UnavailableError, "UNAVAILABLE"),
         (CancelledError, "CANCELLED"),
+        (DeadlineError, "UNAVAILABLE"),
         (GenerationError, "INTERNAL"),
     ],
     ids=lambda value: getattr(value, "__name__", value),

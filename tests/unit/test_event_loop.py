@@ -185,3 +185,26 @@ def test_a_failing_request_does_not_end_the_loop() -> None:
     loop.spawn(fail())
     assert 42 == loop.call(answer())
     loop.stop()
+
+
+def test_a_request_is_cancelled_once() -> None:
+    """Whoever comes second is told so, and the clean-up after the first is not interrupted."""
+    loop = EventLoopThread("engine")
+    cancels: list[bool] = []
+    cleaned_up = threading.Event()
+
+    async def request() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        cancels.extend([loop.cancel(task), loop.cancel(task)])
+        try:
+            await asyncio.sleep(60)
+        finally:
+            loop.cancel_requests()
+            await asyncio.sleep(0.05)
+            cleaned_up.set()
+
+    loop.spawn(request())
+    assert cleaned_up.wait(5)
+    loop.stop()
+    assert [True, False] == cancels

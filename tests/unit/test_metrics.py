@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tests.unit.fakes import FakeFamilies, FakeLog
-from triton_vllm import front_end_metrics
 from triton_vllm.front_end_metrics import (
     OUTCOMES,
     FrontEndMetrics,
     LoopLag,
     Traffic,
-    server_reports_metrics,
 )
 from triton_vllm.metrics import MetricsExport
 
@@ -184,27 +181,6 @@ def test_the_lag_is_the_worst_since_it_was_last_taken() -> None:
     asyncio.run(block())
     assert 0.15 < lag.take_worst() < 1
     assert 0 == lag.take_worst()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ([], True),
-        (["--allow-metrics=true"], True),
-        (["--allow-metrics=false", "--model-store=/m"], False),
-        (["--allow-metrics", "false"], False),
-        (["--allow-metrics=0"], False),
-        (["--allow-gpu-metrics=false"], True),
-    ],
-)
-def test_the_servers_command_line_tells_whether_it_reports(
-    arguments: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Triton itself does not say that it was started without metrics."""
-    command = tmp_path / "cmdline"
-    command.write_text("\0".join(["tritonserver", *arguments, ""]))
-    monkeypatch.setattr(front_end_metrics, "_parent_command", lambda: command)
-    assert expected == server_reports_metrics()
 
 
 def wait_for(condition: Any, seconds: float = 5) -> None:

@@ -24,6 +24,28 @@ time.sleep(60)
 """
 
 
+CORE = """
+import multiprocessing, time
+
+def core(workers):
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    worker.start()
+    workers.send(worker.pid)
+    time.sleep(60)
+"""
+
+STUB = """
+import multiprocessing, time
+from engine_core import core
+from triton_vllm.process import prepare_process
+prepare_process()
+workers, theirs = multiprocessing.Pipe()
+multiprocessing.get_context("spawn").Process(target=core, args=(theirs,)).start()
+print(workers.recv(), flush=True)
+time.sleep(60)
+"""
+
+
 def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
     command = [sys.executable, "-c", code, *arguments]
@@ -53,6 +75,20 @@ def test_an_engine_dies_with_the_stub(method: str) -> None:
         assert not ends_within(child, 1)
         parent.send_signal(signal.SIGKILL)
         assert ends_within(child, 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_a_worker_dies_with_the_engine_core(tmp_path: Path) -> None:
+    """It is not the stub's child, and dies as soon, all the same."""
+    (tmp_path / "engine_core.py").write_text(CORE)
+    environment = os.environ | {"PYTHONPATH": f"{PACKAGE}:{tmp_path}"}
+    command = [sys.executable, "-c", STUB]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as stub:
+        assert stub.stdout is not None
+        worker = int(stub.stdout.readline())
+        assert not ends_within(worker, 1)
+        stub.send_signal(signal.SIGKILL)
+        assert ends_within(worker, 5)
 
 
 def test_the_locale_is_utf_8() -> None:

@@ -45,9 +45,8 @@ class TritonPythonModel:
             pb_utils, settings.sender_threads, serving.max_tokens_per_response, pb_utils.Logger
         )
         self._cancellations = CancellationWatcher(
-            serving.cancellation_check_seconds, pb_utils.Logger
+            serving.cancellation_check_seconds, self._engine.cancel, pb_utils.Logger
         )
-
         self._metrics = export_metrics(pb_utils, settings, self._engine, self._responses.traffic)
 
     def execute(self, requests: list[Any]) -> None:
@@ -63,10 +62,18 @@ class TritonPythonModel:
             else:
                 self._engine.spawn(self._serve(decoded, self._responses.open(sender, decoded)))
 
+    def is_ready(self) -> bool:
+        """Tell Triton, where it asks (26.03), whether the engine serves."""
+        return self._engine.is_up
+
     async def _serve(self, request: GenerationRequest, stream: ResponseStream) -> None:
         """Answer one request. Whatever happens, its stream is closed exactly once."""
         try:
-            with self._cancellations.watch(stream):
+            with (
+                self._engine.admit(),
+                self._cancellations.watch(stream),
+                self._engine.deadline(request, stream),
+            ):
                 work = await self._engine.render(request)  # 2. tokenize
                 async for output in work.outputs():  # 3. generate
                     delta = work.read(output)

@@ -10,7 +10,9 @@ The life of a request, and the module that holds each step:
 
 Imports go one way: ``errors`` → ``tensors``, ``delta`` → ``outputs`` → ``generation`` →
 ``settings``, ``engine_args``, ``shared_engine`` → ``sampling`` → ``decoding`` → ``streaming`` →
-``cancellation``, ``event_loop`` → ``engine``.
+``cancellation``, ``event_loop`` → ``drain`` → ``engine``.
+What guards a request stands beside them and imports little: ``admission`` (who may enter),
+``deadline`` (for how long), ``grammar_limit`` (with what), ``drain`` (until when).
 ``vllm_api`` is the one file that imports vLLM; ``engine_args``, ``sampling`` and ``engine`` import
 it inside functions, so that nothing here imports vLLM when it is itself imported.
 """

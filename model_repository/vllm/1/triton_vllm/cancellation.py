@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from triton_vllm.streaming import Log, ResponseStream
 
@@ -17,9 +19,12 @@ from triton_vllm.streaming import Log, ResponseStream
 class CancellationWatcher:
     """Cancels the task of each request whose client is gone."""
 
-    def __init__(self, period: float, log: Log) -> None:
-        """Start to ask every ``period`` seconds."""
+    def __init__(
+        self, period: float, cancel: Callable[[asyncio.Task[Any]], object], log: Log
+    ) -> None:
+        """Start to ask every ``period`` seconds; ``cancel`` is called in the task's event loop."""
         self._log = log
+        self._cancel_task = cancel
         self._period = period
         self._live: dict[ResponseStream, asyncio.Task[None]] = {}
         self._stop = threading.Event()
@@ -43,6 +48,10 @@ class CancellationWatcher:
         self._thread.join()
 
     def _run(self) -> None:
+        # So that top -H shows what the asking costs.
+        comm = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
+        with contextlib.suppress(OSError):
+            comm.write_text("cancellation")
         while not self._stop.wait(self._period):
             for stream, task in list(self._live.items()):
                 try:
@@ -52,10 +61,7 @@ class CancellationWatcher:
                     self._log.log_error(f"cancellation: {error}")
 
     def _cancel(self, stream: ResponseStream) -> None:
-        """Cancel the stream's task, if it is still at work. Event loop only.
-
-        Once only: a second cancel would interrupt the engine's abort.
-        """
+        """Cancel the stream's task, if it is still at work. Event loop only."""
         task = self._live.pop(stream, None)
         if task is not None:
-            task.cancel()
+            self._cancel_task(task)

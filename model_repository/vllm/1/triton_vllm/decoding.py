@@ -9,11 +9,12 @@ import contextlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from triton_vllm.deadline import shorter
 from triton_vllm.errors import RequestError
-from triton_vllm.generation import GenerationRequest, Prompt, TextPrompt
+from triton_vllm.generation import EngineOptions, GenerationRequest, Prompt, TextPrompt
 from triton_vllm.outputs import (
     CHAT_OUTPUTS,
     LOGPROBS,
@@ -167,7 +168,7 @@ def decode(request: Any, parser: SamplingParser | PoolingParser) -> GenerationRe
         prompt=prompt,
         stream=stream,
         sampling_params=params,
-        options=options,
+        options=_with_time_limit(request, options, where),
         text_output=_text_output(request, names) if form.has_text else "",
         outputs=_outputs(inputs, params, form),
         prefix=_prefix(inputs, prompt, names, stream=stream),
@@ -241,6 +242,26 @@ def _parameters(request: Any, inputs: Inputs, where: str) -> tuple[str, dict[str
         for key, value in parameters.items()
         if key.lower() not in _NOT_SAMPLING and not key.startswith("triton_") and "-" not in key
     }
+
+
+def _triton_timeout(request: Any) -> int:
+    """Return Triton's request timeout in microseconds, 0 for none.
+
+    gRPC has a place for it; the generate endpoint of HTTP passes it on as any other parameter.
+    """
+    given = request.timeout() or json.loads(request.parameters() or "{}").get("timeout", 0)
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise RequestError(f"timeout: must be microseconds, an integer from 0, got {given!r}")
+    return given
+
+
+def _with_time_limit(request: Any, options: EngineOptions, where: str) -> EngineOptions:
+    """Return the options with the shorter of the client's time limit and Triton's for it."""
+    asked = options.timeout_seconds
+    if asked is not None and asked <= 0:
+        raise RequestError(f'{where}: "timeout_seconds": must be more than 0, got {asked}')
+    limit = shorter(asked, _triton_timeout(request))
+    return options if limit == asked else replace(options, timeout_seconds=limit)
 
 
 def _unpacked(parameter: Any) -> Any:

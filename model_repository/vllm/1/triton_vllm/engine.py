@@ -12,7 +12,10 @@ from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from triton_vllm.adapters import Adapters, NoAdapters
+from triton_vllm.admission import Admission
 from triton_vllm.cpus import parse_cpus
+from triton_vllm.deadline import Deadline, NoDeadline
+from triton_vllm.drain import Drain, drain_seconds, watch_server
 from triton_vllm.engine_args import parse_engine_args
 from triton_vllm.engine_life import EngineLife
 from triton_vllm.errors import (
@@ -25,16 +28,19 @@ from triton_vllm.errors import (
     one_line,
 )
 from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.front_end_metrics import LoopLag, server_reports_metrics
+from triton_vllm.front_end_metrics import LoopLag
 from triton_vllm.generation import GenerationRequest
+from triton_vllm.grammar_limit import limit_grammars
 from triton_vllm.openai_server import openai_server
 from triton_vllm.pooling import PoolingParser
+from triton_vllm.process import FirstError
 from triton_vllm.rendering import Renderers
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
+from triton_vllm.server_options import ServerOptions
 from triton_vllm.settings import ModelSettings, visible_devices
 from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
-from triton_vllm.streaming import Log
+from triton_vllm.streaming import Log, ResponseStream
 from triton_vllm.work import Work
 
 if TYPE_CHECKING:
@@ -47,8 +53,8 @@ class Engine:
     """One vLLM engine, seen from one front end.
 
     Coroutines run in the engine's event loop; the other methods may be called by any thread.
-    ``seat`` is the place among the front ends, ``lag`` the event loop's,
-    ``openai`` the HTTP server.
+    ``seat`` is the place among the front ends, ``lag`` the event loop's, ``openai`` the HTTP
+    server. A request is inside ``admission`` from its first step to its last.
     """
 
     def __init__(self, settings: ModelSettings, log: Log) -> None:
@@ -62,20 +68,29 @@ class Engine:
         self._closing = False
         self._life: EngineLife | None = None
         self._life_changes = asyncio.Lock()
+        self._server = ServerOptions.read()
         self._restarts = Restarts(settings.serving.engine_restarts)
         self._cleanup = contextlib.ExitStack()
+        self.admission = Admission(
+            -(-settings.serving.max_requests // settings.front_ends),
+            settings.serving.max_queued_tokens,
+            lambda: self._vllm.queued_tokens(self._living().llm),
+        )
         self.lag = LoopLag()
         where = str(settings.engine_args_path)
-        try:
-            self._set_up(where)
-        except Exception as error:
-            self._cleanup.close()
-            if isinstance(error, SettingsError):
-                raise
-            log.log_error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
-            raise SettingsError(
-                f"{where}: the engine did not start: {type(error).__name__}: {one_line(error)}"
-            ) from error
+        with FirstError() as first_error:
+            try:
+                self._set_up(where)
+            except Exception as error:
+                self._cleanup.close()
+                if isinstance(error, SettingsError):
+                    raise
+                log.log_error(
+                    f"{settings.name}: the engine did not start\n{traceback.format_exc()}"
+                )
+                raise SettingsError(
+                    f"{where}: the engine did not start: {first_error.instead_of(error)}"
+                ) from error
 
     def _set_up(self, where: str) -> None:
         begin = since = time.monotonic()
@@ -120,8 +135,34 @@ class Engine:
             self._loop.spawn_background(self.lag.measure())
         if not self._args.disable_log_stats:
             self._loop.spawn_background(self._log_stats())
+        self._guard()
         self._log_phase("engine started: weights, compilation, warm-up as vLLM's lines say", since)
         self._log_phase("ready", begin)
+
+    def _guard(self) -> None:
+        """Put in place what keeps requests from doing harm, and from being lost at the end."""
+        self._grammars = limit_grammars(
+            self._settings.serving.grammar_timeout_seconds,
+            self._vllm.grammar_tokenizer(self._living().llm),
+            self._log,
+        )
+        self._cleanup.callback(self._grammars.stop)
+        self._drain = Drain(
+            self.admission,
+            self._loop,
+            drain_seconds(self._settings, self._server),
+            self._settings.name,
+            self._log,
+        )
+        watch = watch_server(
+            self._settings,
+            self._server,
+            is_up=lambda: self.is_up,
+            in_use=lambda: self.admission.live > 0,
+            changed=self._on_readiness,
+            log=self._log,
+        )
+        self._cleanup.callback(watch.stop)
 
     def _take_seat(self) -> Seat | NoSeat:
         """Take a seat where several front ends share the engine."""
@@ -140,8 +181,13 @@ class Engine:
         settings = self._settings
         args = parse_engine_args(settings.engine_args, where, self._log.log_warn)
         self.reports_metrics = (
-            settings.report_metrics and not args.disable_log_stats and server_reports_metrics()
+            settings.report_metrics and not args.disable_log_stats and self._server.metrics
         )
+        if args.trust_remote_code:
+            self._log.log_warn(
+                f'{where}: "trust_remote_code" runs code that comes with the model, with all '
+                "rights of the server"
+            )
         if settings.front_ends == 1:
             return args
         if getattr(args, "mm_tensor_ipc", None) == "torch_shm":
@@ -257,15 +303,43 @@ class Engine:
         return self._restarts.done
 
     def check(self) -> None:
-        """Raise what keeps the engine from serving now, if anything."""
+        """Raise what would keep a request that came now from being served, if anything."""
+        self._check_up()
+        self.admission.check()
+
+    def _check_up(self) -> None:
         if self._down is not None:
             raise self._down
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
-        """Hold the place of one HTTP request that generates; raise what keeps it out."""
-        self.check()
-        yield
+        """Hold the place of one request to its end; raise what keeps it out. Event loop only."""
+        self._check_up()
+        with self.admission.admit():
+            yield
+
+    def cancel(self, task: asyncio.Task[Any]) -> bool:
+        """Cancel a request's task, unless somebody else has. Event loop only."""
+        return self._loop.cancel(task)
+
+    def deadline(self, request: GenerationRequest, stream: ResponseStream) -> Deadline | NoDeadline:
+        """Return the context in which the request has as much time as it may take."""
+        options = request.options
+        seconds = options.timeout_seconds or self._settings.serving.default_timeout_seconds
+        if not seconds:
+            return NoDeadline()
+        if options.on_timeout == "error":
+            return Deadline(seconds, self.cancel)
+
+        def finish() -> None:
+            stream.outcome = "deadline"
+            self._loop.spawn_background(self._vllm.abort(self._living().llm, request.request_id))
+
+        return Deadline(seconds, self.cancel, finish)
+
+    def _on_readiness(self, ready: bool) -> None:
+        """Follow what the server says of this model. Any thread."""
+        self._loop.call_soon(self._drain.take_back if ready else self._drain.begin)
 
     def vllm_metrics(self) -> vllm_api.Metrics:
         """Return vLLM's own metrics, of all front ends."""
@@ -277,13 +351,20 @@ class Engine:
 
     async def render(self, request: GenerationRequest) -> Work:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
-        self.check()
-        return await self._renderers.render(request)
+        self._check_up()
+        work = await self._renderers.render(request)
+        if work.structured_outputs is not None:
+            await self._grammars.check(work.structured_outputs)
+        return work
+
+    def _living(self) -> EngineLife:
+        assert self._life is not None, "as __init__ has begun one"
+        return self._life
 
     def explain(self, error: BaseException, request_id: str) -> ServingError:
         """Say to the client what ended its request; to the log, what the operator should know."""
         if isinstance(error, asyncio.CancelledError):
-            return self._down or CancelledError("cancelled by the client")
+            return self._down or self._drain.ended or CancelledError("cancelled by the client")
         assert isinstance(error, Exception), "whatever else there is ends the process"
         explained = self._vllm.explain(error)
         if isinstance(explained, GenerationError):

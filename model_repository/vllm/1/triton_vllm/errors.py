@@ -6,6 +6,7 @@ ServingError
 ├── UnavailableError   the engine cannot take or finish it now  UNAVAILABLE
 │   └── EngineDownError    because it died                      UNAVAILABLE
 ├── CancelledError     the client cancelled or went away        CANCELLED
+├── DeadlineError      its time limit has passed                UNAVAILABLE
 ├── GenerationError    the engine failed on this request        INTERNAL
 └── SettingsError      the operator's files are wrong           (the load fails)
 """
@@ -57,6 +58,16 @@ class CancelledError(ServingError):
 
     status = "CANCELLED"
     outcome = "cancelled"
+
+
+class DeadlineError(ServingError):
+    """The request was not done within its time limit.
+
+    Triton has no status for it; its own scheduler says UNAVAILABLE when a request's timeout passes.
+    """
+
+    status = "UNAVAILABLE"
+    outcome = "deadline"
 
 
 class GenerationError(ServingError):

@@ -19,6 +19,7 @@ class EventLoopThread:
         """Start the loop. Raises what kept it from starting."""
         started: Future[asyncio.AbstractEventLoop] = Future()
         self._requests: set[asyncio.Task[None]] = set()
+        self._cancelled: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[None]] = set()
         # For as long as the loop lives: Linux ends a thread's children with it (child_process.py).
         self._blocking = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-blocking")
@@ -47,12 +48,27 @@ class EventLoopThread:
         """Start a coroutine that runs until ``stop``."""
         self._loop.call_soon_threadsafe(self._start, coroutine, self._background)
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in the loop, soon."""
+        self._loop.call_soon_threadsafe(callback)
+
+    def cancel(self, task: asyncio.Task[Any]) -> bool:
+        """Cancel a request's coroutine, unless it was cancelled before. Event loop only.
+
+        Once only: a second cancel would interrupt the engine's abort. Returns whether it did.
+        """
+        if task not in self._requests or task in self._cancelled:
+            return False
+        self._cancelled.add(task)
+        # Not now: a coroutine that is cancelled before its first step never runs at all, and its
+        # request would stay unanswered. Its first step was scheduled before this.
+        self._loop.call_soon(task.cancel)
+        return True
+
     def cancel_requests(self) -> None:
         """Cancel every request's coroutine. Event loop only."""
-        for task in self._requests:
-            # Not now: a coroutine that is cancelled before its first step never runs at all, and
-            # its request would stay unanswered. Its first step was scheduled before this.
-            self._loop.call_soon(task.cancel)
+        for task in list(self._requests):
+            self.cancel(task)
 
     async def end_requests(self, timeout: float) -> int:
         """Cancel every request's coroutine; wait ``timeout`` seconds at most for their ends.
@@ -89,6 +105,7 @@ class EventLoopThread:
         task = self._loop.create_task(coroutine)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(self._cancelled.discard)
 
     def _run(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         try:

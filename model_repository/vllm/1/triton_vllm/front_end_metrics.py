@@ -6,14 +6,11 @@ Nobody shares a counter: each sender thread adds to a ``Traffic`` of its own, th
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 OUTCOMES = ("ok", "client_error", "refused", "cancelled", "deadline", "engine_error")
@@ -32,26 +29,6 @@ class Traffic:
     merged_deltas: int = 0
     seconds: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
-
-
-def _parent_command() -> Path:
-    return Path(f"/proc/{os.getppid()}/cmdline")
-
-
-def server_reports_metrics() -> bool:
-    """Return whether the server, this process's parent, has a /metrics.
-
-    Triton takes custom metrics, and keeps them to itself, when it was started with
-    ``--allow-metrics=false``. It does not tell; its command line does.
-    """
-    try:
-        command = _parent_command().read_text(errors="replace").split("\0")
-    except OSError:
-        return True
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--allow-metrics", nargs="?", default="true")
-    given, _ = parser.parse_known_args(command)
-    return str(given.allow_metrics).lower() not in ("false", "0")
 
 
 class LoopLag:

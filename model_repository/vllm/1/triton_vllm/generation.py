@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from triton_vllm.outputs import Output
 
@@ -72,6 +72,8 @@ class EngineOptions:
 
     ``lora_name`` is the adapter's, empty for none. Of ``priority`` the lower goes first, where the
     engine schedules by it. ``cache_salt`` keeps prefix caches of different salts apart.
+    ``timeout_seconds`` bounds the request from its arrival to its end; ``on_timeout`` says whether
+    it then fails or finishes with the text so far.
     ``use_beam_search`` with ``n`` beams, compared by log probability over length to the power of
     ``length_penalty``.
     """
@@ -80,6 +82,8 @@ class EngineOptions:
     priority: int = 0
     cache_salt: str | None = None
     data_parallel_rank: int | None = None
+    timeout_seconds: float | None = None
+    on_timeout: Literal["error", "finish"] = "error"
     use_beam_search: bool = False
     length_penalty: float = 1.0
 

@@ -14,7 +14,7 @@ from triton_vllm.sampling import Fields
 _NOT_FOR_CLIENTS = {"task", "requires_token_ids", "skip_reading_prefix_cache", "extra_kwargs"}
 _NOT_FOR_CLIENTS |= {"late_interaction_params", "output_kind"}
 # What makes no sense without sampling.
-_NOT_FOR_POOLING = {"use_beam_search", "length_penalty", "data_parallel_rank"}
+_NOT_FOR_POOLING = {"use_beam_search", "length_penalty", "data_parallel_rank", "on_timeout"}
 
 
 class PoolingParser:

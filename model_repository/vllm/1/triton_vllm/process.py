@@ -7,6 +7,8 @@ import locale
 import os
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 from triton_vllm import child_process
 
@@ -29,3 +31,26 @@ def prepare_process() -> None:
     os.register_at_fork(after_in_child=child_process.die_with_stub)
     # `kill -USR1` shows, on the server's standard error, where each thread of the stub stands.
     faulthandler.register(signal.SIGUSR1, file=_STANDARD_ERROR)
+
+
+class FirstError:
+    """The first error that a child process logs while the context lasts, which is a start-up's."""
+
+    def __enter__(self) -> FirstError:
+        self._directory = tempfile.TemporaryDirectory(
+            prefix="triton_vllm-", ignore_cleanup_errors=True
+        )
+        os.environ[child_process.FIRST_ERROR] = str(Path(self._directory.name) / "error")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del os.environ[child_process.FIRST_ERROR]
+        self._directory.cleanup()
+
+    def instead_of(self, error: Exception) -> str:
+        """Return it in one line; if there is none, the error that the parent process got."""
+        try:
+            text = Path(os.environ[child_process.FIRST_ERROR]).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            text = f"{type(error).__name__}: {error}"
+        return " ".join(text.split())[:2000]

@@ -48,6 +48,13 @@ class ServingSettings:
     Linux CPU list, such as "0-1", that the engine core has to itself (empty: no choice is made).
     ``engine_restarts`` is how many tries in a row are made to restart an engine that died.
     ``vllm_log_level`` is for vLLM's own lines (empty: its default, or its environment variable).
+    ``max_requests`` bounds the requests that run or wait, over all front ends, each of which takes
+    its share; ``max_queued_tokens`` the prompt tokens that wait for their prefill in one front end:
+    above them a request is refused (0: no limit). ``default_timeout_seconds`` bounds a request that
+    sets no limit of its own, from its arrival to its end (0: no limit). ``drain_seconds`` is how
+    long running requests may go on when the model is unloaded or the server stopped.
+    ``grammar_timeout_seconds`` is how long a grammar of structured outputs may take to compile (0:
+    no limit, and no process to try it in).
     ``openai`` opens a port for OpenAI's protocol (None: no port).
     """
 
@@ -59,6 +66,11 @@ class ServingSettings:
     engine_restarts: int = 5
     engine_cpus: str = ""
     vllm_log_level: str = ""
+    max_requests: int = 0
+    max_queued_tokens: int = 0
+    default_timeout_seconds: float = 0.0
+    drain_seconds: float = 20.0
+    grammar_timeout_seconds: float = 5.0
     openai: OpenAISettings | None = None
 
     LIMITS = {  # noqa: RUF012 (a class constant, and not a field: it has no annotation)
@@ -68,6 +80,11 @@ class ServingSettings:
         "default_max_tokens": (0, 10_000_000),
         "metrics_period_seconds": (0.1, 60),
         "engine_restarts": (0, 1000),
+        "max_requests": (0, 1_000_000),
+        "max_queued_tokens": (0, 1_000_000_000),
+        "default_timeout_seconds": (0, 86_400),
+        "drain_seconds": (0, 3600),
+        "grammar_timeout_seconds": (0, 3600),
     }
     LOG_LEVELS = ("", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")  # as above
 

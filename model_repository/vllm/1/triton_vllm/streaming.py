@@ -46,10 +46,19 @@ class ResponseStream:
     """The responses to one request, in order, closed exactly once.
 
     ``send`` and ``fail`` may be called by any thread; they only enqueue. ``deliver`` is for the
-    sender thread that the stream belongs to.
+    sender thread that the stream belongs to. ``outcome`` is what a good end counts as.
     """
 
-    __slots__ = ("_closed", "_closing", "_pb_utils", "_queue", "_sender", "_so_far", "request")
+    __slots__ = (
+        "_closed",
+        "_closing",
+        "_pb_utils",
+        "_queue",
+        "_sender",
+        "_so_far",
+        "outcome",
+        "request",
+    )
 
     def __init__(
         self, pb_utils: Any, sender: Any, queue: SimpleQueue[Any], request: GenerationRequest | None
@@ -60,6 +69,7 @@ class ResponseStream:
         self._closed = False
         self._closing = threading.Lock()
         self._so_far: Delta | None = None
+        self.outcome = "ok"
         self.request = request
 
     def send(self, delta: Delta) -> None:
@@ -197,7 +207,7 @@ class SenderPool:
         else:
             traffic.responses += sent
             if sent and (isinstance(message, ServingError) or message.final):
-                outcome = message.outcome if isinstance(message, ServingError) else "ok"
+                outcome = message.outcome if isinstance(message, ServingError) else stream.outcome
                 traffic.outcomes[outcome] += 1
 
 

@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import inspect
 import typing
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
@@ -66,6 +66,10 @@ _CLIENT_ERRORS = _known_exceptions(
 _TRY_LATER_ERRORS = _known_exceptions(
     "QueueOverflowError", "MaxQueuedTokensError", "RetryableRequestError"
 )
+_LIMITS = {
+    "QueueOverflowError": "(max_num_queued_reqs)",
+    "MaxQueuedTokensError": "(max_num_queued_tokens)",
+}
 _LAUNCH_TAKES_COUNT = (
     "num_api_servers" in inspect.signature(engine_utils.launch_core_engines).parameters
 )
@@ -274,6 +278,7 @@ def generation(
     return Work(
         lambda: generate(llm, engine_input, request, request.sampling_params, lora),
         DeltaReader(request.num_sequences, detailed=bool(request.outputs)).read,
+        request.sampling_params.structured_outputs,
     )
 
 
@@ -324,6 +329,38 @@ def trace_headers(llm: AsyncLLM, request: GenerationRequest) -> Mapping[str, str
     return request.trace_headers if traced else None
 
 
+async def abort(llm: AsyncLLM, request_id: str) -> None:
+    """End a request's generation: its outputs end with what it has, ``finish_reason`` abort."""
+    await llm.abort(request_id)
+
+
+def grammar_tokenizer(llm: AsyncLLM) -> Callable[[], str] | None:
+    """Return what makes xgrammar's ``TokenizerInfo`` as JSON; None if xgrammar compiles nothing.
+
+    The other backends compile while they generate, or have limits of their own.
+    """
+    if llm.vllm_config.structured_outputs_config.backend not in ("auto", "xgrammar"):
+        return None
+    if llm.model_config.skip_tokenizer_init:
+        return None
+
+    def make() -> str:
+        import xgrammar
+
+        made = xgrammar.TokenizerInfo.from_huggingface(
+            llm.get_tokenizer(), vocab_size=llm.model_config.get_vocab_size()
+        )
+        return str(made.serialize_json())
+
+    return make
+
+
+def queued_tokens(llm: AsyncLLM) -> int:
+    """Return how many prompt tokens of this front end's requests wait for their prefill."""
+    states = llm.output_processor.request_states.values()
+    return sum(state.prompt_len for state in states if state.is_prefilling)
+
+
 def explain(error: Exception) -> ServingError:
     """Map what vLLM raised for one request to an error of ours."""
     if isinstance(error, ServingError):
@@ -331,7 +368,8 @@ def explain(error: Exception) -> ServingError:
     if isinstance(error, EngineDeadError):
         return EngineDownError(f"the engine died: {one_line(error)}")
     if isinstance(error, _TRY_LATER_ERRORS):
-        return UnavailableError(one_line(error))
+        limit = _LIMITS.get(type(error).__name__, "")
+        return UnavailableError(f"{one_line(error)} {limit}".strip())
     if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
         return explain(error.__cause__)
     if isinstance(error, (*_CLIENT_ERRORS, ValueError, TypeError)):

@@ -113,6 +113,7 @@ class ChatRenderer:
         return Work(
             lambda: vllm_api.generate(llm, engine_input, request, params, lora, **reasoning),
             reader.read,
+            params.structured_outputs,
         )
 
     def _template_kwargs(self, chat: Any) -> dict[str, Any]:

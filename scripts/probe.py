@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Probe a vLLM model on Triton, for a container's health checks. Needs Python's standard library.
+
+    probe.py live     exit code 1 when a process of the model was killed or hangs: restart
+    probe.py ready    exit code 1 also while the model cannot serve: send no traffic
+
+Triton calls a model READY whose process was killed, and keeps the last metrics that it exported.
+What tells is that the heartbeat among them stands still.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+
+_TIMEOUT = 5.0  # seconds for an answer
+HEARTBEAT = "triton_vllm:heartbeat_timestamp_seconds"
+ENGINE_UP = "triton_vllm:engine_up"
+
+
+class UnhealthyError(Exception):
+    """What is wrong, in one line."""
+
+
+def main() -> int:
+    """Probe once; print one line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["live", "ready"])
+    parser.add_argument("--model", default="vllm")
+    parser.add_argument("--http", default="127.0.0.1:8000", help="Triton's HTTP address")
+    parser.add_argument("--metrics", default="127.0.0.1:8002", help="Triton's metrics address")
+    parser.add_argument(
+        "--max-age", type=float, default=15, help="seconds that a heartbeat may be old"
+    )
+    parser.add_argument(
+        "--request",
+        action="store_true",
+        help="generate one token instead of reading metrics, where those are turned off",
+    )
+    options = parser.parse_args()
+    try:
+        if options.request:
+            _generate(options.http, options.model)
+        else:
+            _check_metrics(options)
+        if options.what == "ready":
+            _get(f"http://{options.http}/v2/models/{options.model}/ready")
+    except (UnhealthyError, OSError) as error:
+        print(f"{options.what}: no: {error}")
+        return 1
+    print(f"{options.what}: yes")
+    return 0
+
+
+def _check_metrics(options: argparse.Namespace) -> None:
+    text = _get(f"http://{options.metrics}/metrics")
+    beats = _values(text, HEARTBEAT, options.model)
+    if not beats:
+        raise UnhealthyError(f"no heartbeat of {options.model}: not loaded, or metrics are off")
+    age = time.time() - min(beats)
+    if age > options.max_age:
+        raise UnhealthyError(f"the last heartbeat is {age:.0f} s old")
+    if options.what == "ready" and 0 in _values(text, ENGINE_UP, options.model):
+        raise UnhealthyError("the engine is down")
+
+
+def _values(metrics: str, name: str, model: str) -> list[float]:
+    """Return the values of a metric of a model, one for each front end."""
+    return [
+        float(line.rpartition(" ")[2])
+        for line in metrics.splitlines()
+        if line.startswith(f"{name}{{") and f'model="{model}"' in line
+    ]
+
+
+def _generate(http: str, model: str) -> None:
+    body = json.dumps({"text_input": "a", "max_tokens": 1}).encode()
+    _get(f"http://{http}/v2/models/{model}/generate", body)
+
+
+def _get(url: str, body: bytes | None = None) -> str:
+    try:
+        with urllib.request.urlopen(url, data=body, timeout=_TIMEOUT) as response:  # noqa: S310
+            return str(response.read().decode())
+    except urllib.error.HTTPError as error:
+        with error:
+            raise UnhealthyError(f"{url}: {error.code} {error.read().decode()[:200]}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

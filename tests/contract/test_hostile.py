@@ -1,0 +1,47 @@
+"""What nobody should send, against the parsing layer with the real vLLM behind it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.hostile import tensors
+from tests.unit.fakes import FakeRequest
+from triton_vllm.decoding import decode
+from triton_vllm.errors import RequestError
+from triton_vllm.generation import GenerationRequest
+from triton_vllm.sampling import SamplingParser
+
+CASES = int(os.environ.get("HOSTILE_CASES", "1000"))
+
+
+@pytest.fixture(scope="module")
+def sampling() -> SamplingParser:
+    """A parser of the real ``SamplingParams``."""
+    return SamplingParser({})
+
+
+@pytest.mark.timeout(1800)
+@settings(
+    max_examples=CASES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(inputs=tensors())
+def test_whatever_comes_is_a_request_or_an_error_that_says_why(
+    sampling: SamplingParser, inputs: dict[str, Any]
+) -> None:
+    """No input makes the parsing layer raise anything but a RequestError of one readable line."""
+    try:
+        request = decode(FakeRequest(inputs), sampling)
+    except RequestError as error:
+        text = str(error)
+        assert text
+        assert len(text) < 3000
+    else:
+        assert isinstance(request, GenerationRequest)

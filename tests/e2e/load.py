@@ -1,0 +1,163 @@
+"""Clients for tests of load: crowds over gRPC, and bare HTTP connections that need not read."""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tests.e2e.triton_server import TritonServer, sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that got no text."""
+
+    error: str
+
+
+def infer_request(inputs: Mapping[str, Any], request_id: str = "", timeout: int = 0) -> Any:
+    """Return a ModelInferRequest for the model `vllm`, with whatever stands in ``inputs``.
+
+    bytes become BYTES [1], a bool BOOL [1], a list of integers INT64 [its length]. ``timeout`` is
+    Triton's, in microseconds.
+    """
+    message = service_pb2.ModelInferRequest(model_name="vllm", id=request_id)
+    for name, value in inputs.items():
+        if isinstance(value, bool):
+            tensor = message.inputs.add(name=name, datatype="BOOL", shape=[1])
+            tensor.contents.bool_contents.append(value)
+        elif isinstance(value, bytes):
+            tensor = message.inputs.add(name=name, datatype="BYTES", shape=[1])
+            tensor.contents.bytes_contents.append(value)
+        else:
+            tensor = message.inputs.add(name=name, datatype="INT64", shape=[len(value)])
+            tensor.contents.int64_contents.extend(value)
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    if timeout:
+        message.parameters["timeout"].int64_param = timeout
+    return message
+
+
+def prompt_request(prompt: str, request_id: str, parameters: str) -> Any:
+    """Return a request for a text without its prompt, not streamed."""
+    inputs = {"text_input": prompt.encode(), "sampling_parameters": parameters.encode()}
+    return infer_request(inputs | {"exclude_input_in_output": True}, request_id)
+
+
+class OneByOne:
+    """A stream on which one request is sent after the other."""
+
+    def __init__(self, server: TritonServer) -> None:
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        limit = 64 << 20
+        self._channel = grpc.insecure_channel(
+            f"127.0.0.1:{server.grpc_port}",
+            options=[("grpc.max_send_message_length", limit)],
+        )
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._responses = stub.ModelStreamInfer(iter(self._requests.get, None), timeout=600)
+
+    def __enter__(self) -> OneByOne:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._requests.put(None)
+        self._channel.close()
+
+    def ask(self, message: Any) -> str | Refused:
+        """Return the text, or the error."""
+        self._requests.put(message)
+        text = ""
+        for answer in self._responses:
+            if answer.error_message:
+                return Refused(answer.error_message)
+            text += text_of(answer.infer_response)
+            if answer.infer_response.parameters["triton_final_response"].bool_param:
+                return text
+        raise AssertionError("the stream ended without an answer")
+
+
+def text_of(response: Any) -> str:
+    """Return the first text of a response; empty when it has none."""
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.name == "text_output":
+            return bytes(raw[4:]).decode(errors="replace")
+    return ""
+
+
+def flood(
+    server: TritonServer, *, requests: int, at_once: int, prompt: str, max_tokens: int
+) -> list[str | Refused]:
+    """Keep ``at_once`` requests under way until ``requests`` are done; return how each ended.
+
+    ``at_once`` is kept on 8 connections, each with its share on one stream.
+    """
+    connections = 8
+    shares = [requests // connections + (i < requests % connections) for i in range(connections)]
+    depths = [max(1, at_once // connections)] * connections
+    parameters = sampling(max_tokens=max_tokens, ignore_eos=True)
+    with ThreadPoolExecutor(connections) as pool:
+        ends = pool.map(
+            lambda share, depth: _flood_one(server, share, depth, prompt, parameters),
+            shares,
+            depths,
+        )
+        return [end for part in ends for end in part]
+
+
+def _flood_one(
+    server: TritonServer, requests: int, depth: int, prompt: str, parameters: str
+) -> list[str | Refused]:
+    free = threading.Semaphore(depth)
+
+    def send() -> Iterator[Any]:
+        for number in range(requests):
+            free.acquire()
+            yield prompt_request(prompt, f"r{number}", parameters)
+
+    texts: dict[str, str] = {}
+    ends: list[str | Refused] = []
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for message in stub.ModelStreamInfer(send(), timeout=600):
+            response = message.infer_response
+            texts[response.id] = texts.get(response.id, "") + text_of(response)
+            final = response.parameters["triton_final_response"].bool_param
+            if message.error_message:
+                ends.append(Refused(message.error_message))
+            elif final:
+                ends.append(texts.pop(response.id))
+            if final or message.error_message:
+                free.release()
+    return ends
+
+
+def http_stream(server: TritonServer, prompt: str, max_tokens: int) -> socket.socket:
+    """Send a streaming request over HTTP; return its connection, of which nothing is read yet."""
+    body = {"text_input": prompt, "stream": True, "max_tokens": max_tokens}
+    content = json.dumps(body | {"temperature": 0, "ignore_eos": True}).encode()
+    connection = socket.create_connection(("127.0.0.1", server.http_port), timeout=60)
+    head = f"POST /v2/models/vllm/generate_stream HTTP/1.1\r\nContent-Length: {len(content)}"
+    connection.sendall(f"{head}\r\nHost: localhost\r\n\r\n".encode() + content)
+    return connection
+
+
+def read_http_stream(connection: socket.socket) -> str:
+    """Read a stream to its end; return the text, with the error after it if there was one."""
+    received = b""
+    while not received.endswith(b"0\r\n\r\n"):
+        part = connection.recv(65536)
+        assert part, "the connection was closed in the middle of the text"
+        received += part
+    lines = [line for line in received.decode().splitlines() if line.startswith("data: ")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    return "".join(event.get("text_output", "") + event.get("error", "") for event in events)

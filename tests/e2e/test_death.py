@@ -1,0 +1,162 @@
+"""Sudden deaths, of a worker, an engine out of tries, and a front end, as a probe sees them.
+
+One server with a tiny model on two workers. The tests run in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.tiny_server import CONTEXT, add_tiny_model
+from tests.e2e.triton_server import (
+    LOAD_SECONDS,
+    ROOT,
+    TritonServer,
+    ask,
+    generate,
+    start_requests,
+)
+
+pytestmark = pytest.mark.timeout(300)
+
+MAX_AGE = 8  # seconds, of the heartbeat
+VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository for these tests alone."""
+    serving = {"engine_restarts": 1, "metrics_period_seconds": 0.5}
+    return add_tiny_model(
+        tmp_path_factory.mktemp("death"), serving, tensor_parallel_size=2, trust_remote_code=True
+    )
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[TritonServer]:
+    """A server that does not survive these tests whole."""
+    server = TritonServer(repository, "death", "vllm", variables=VARIABLES)
+    yield server
+    server.kill()
+
+
+def probe(server: TritonServer, what: str, *options: str) -> tuple[int, str]:
+    """Run the probe; return its exit code and its line."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/probe.py",
+            what,
+            f"--http=127.0.0.1:{server.http_port}",
+            f"--metrics=127.0.0.1:{server.metrics_port}",
+            f"--max-age={MAX_AGE}",
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.strip()
+
+
+def await_probe(server: TritonServer, what: str, expected: str, seconds: float = 20) -> None:
+    """Wait until the probe says what is expected."""
+    deadline = time.monotonic() + seconds
+    while expected not in (said := probe(server, what)[1]):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
+
+
+def shared_memory(server: TritonServer) -> set[str]:
+    """Return the files in /dev/shm that the engine's processes use."""
+    lines = [
+        line
+        for process in server.processes("VLLM::")
+        for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    ]
+    paths = {line.partition("/dev/shm/")[2] for line in lines}
+    return {path for path in paths if path and "(deleted)" not in path}
+
+
+def test_the_probes_are_green(server: TritonServer) -> None:
+    """A model that serves is live and ready, by metrics and by a request."""
+    await_probe(server, "live", "live: yes")
+    await_probe(server, "ready", "ready: yes")
+    assert (0, "ready: yes") == probe(server, "ready", "--request")
+    code, line = probe(server, "ready", "--model=nosuch")
+    assert (1, True) == (code, "no heartbeat of nosuch" in line)
+
+
+def test_code_that_comes_with_the_model_is_warned_of(server: TritonServer) -> None:
+    """The operator who lets it run reads so in the log."""
+    server.await_log('"trust_remote_code" runs code that comes with the model', seconds=1)
+
+
+def test_a_dead_worker_is_replaced(server: TritonServer) -> None:
+    """Kill -9 of one of two workers: requests fail at once, the engine starts anew in place."""
+    truth = generate(server, "Hello")
+    assert 2 == len(server.processes("VLLM::Worker"))
+    with ExitStack() as stack:
+        (request,) = start_requests(server, stack, CONTEXT - 10)
+        server.processes("VLLM::Worker")[0].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        last = request.all(seconds=20)[-1]
+        assert "the engine died" in last.error
+        assert request.sent + last.seconds - killed < 10
+    await_probe(server, "ready", "ready: no: the engine is down")
+    # For as long as the restart takes: a liveness probe that turned red would end it.
+    while ": engine restarted (" not in server.log.read_text(errors="replace"):
+        assert (0, "live: yes") == probe(server, "live")
+        assert time.monotonic() - killed < LOAD_SECONDS
+    await_probe(server, "ready", "ready: yes")
+    assert truth == generate(server, "Hello")
+
+
+def test_an_engine_out_of_tries_stays_down(server: TritonServer) -> None:
+    """After the last try requests are refused, with the reason, and the probe says not ready."""
+    (engine,) = server.processes("VLLM::EngineCore")
+    since = server.log_size()
+    engine.send_signal(signal.SIGKILL)
+    server.await_log("the engine died", since=since)
+    deadline = time.monotonic() + 10
+    while not (error := ask(server, {"text_input": "x"}, seconds=10)[-1].error):
+        assert time.monotonic() < deadline
+    assert "the engine died" in error
+    assert "restarted" not in error
+    await_probe(server, "ready", "ready: no: the engine is down")
+    assert (0, "live: yes") == probe(server, "live")
+
+
+def test_a_killed_front_end_turns_the_liveness_probe_red(server: TritonServer) -> None:
+    """Triton goes on calling the model READY; the probe does not."""
+    (stub,) = server.processes("triton_python_backend_stub")
+    stub.send_signal(signal.SIGKILL)
+    await_probe(server, "live", "live: no: the last heartbeat is", seconds=MAX_AGE + 10)
+    assert "READY" == server.state_of("vllm")
+
+
+def test_a_restart_brings_it_back(server: TritonServer, repository: Path) -> None:
+    """The container's restart serves again."""
+    server.kill()
+    with ExitStack() as stack:
+        again = TritonServer(repository, "death_again", "vllm", variables=VARIABLES)
+        stack.callback(again.kill)
+        await_probe(again, "ready", "ready: yes")
+        assert generate(again, "Hello")
+        used = shared_memory(again)
+        assert used
+        (stub,) = again.processes("triton_python_backend_stub")
+        stub.send_signal(signal.SIGKILL)
+        assert [] == again.await_no_processes(5, "VLLM::")
+        deadline = time.monotonic() + 5
+        while left := {name for name in used if Path("/dev/shm", name).exists()}:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)

@@ -1,0 +1,67 @@
+"""A server with the tiny model, and what it holds: for tests and scripts of faults and load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.e2e.triton_server import (
+    CHECKPOINT,
+    ENGINE_ARGS,
+    TritonServer,
+    add_model,
+    check_prerequisites,
+)
+from tests.tiny_llama import make_tiny_llama
+
+CONTEXT = 16384
+
+
+def add_tiny_model(directory: Path, serving: Mapping[str, Any], **engine_args: Any) -> Path:
+    """Write the model and a repository with the model `vllm` of it; return the repository."""
+    check_prerequisites()
+    model = make_tiny_llama(directory / "tiny", CHECKPOINT, CONTEXT)
+    arguments = {"model": str(model), "dtype": "float32", "max_model_len": CONTEXT}
+    content = ENGINE_ARGS | arguments | engine_args | {"serving": dict(serving)}
+    add_model(directory / "repository", engine_args=json.dumps(content))
+    return directory / "repository"
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What all processes of a server hold together."""
+
+    processes: int
+    memory_mb: int
+    descriptors: int
+    shared_memory_files: int
+
+    @classmethod
+    def of(cls, server: TritonServer) -> Holdings:
+        """Count now."""
+        memory = descriptors = count = 0
+        files: set[str] = set()
+        for process in server.processes():
+            try:
+                memory += process.memory_full_info().uss
+                descriptors += process.num_fds()
+                files |= {m.path for m in process.memory_maps() if m.path.startswith("/dev/shm/")}
+                count += 1
+            except psutil.Error:
+                continue  # it has just ended
+        return cls(count, memory >> 20, descriptors, len(files))
+
+    def grown_to(self, later: Holdings, memory_mb: int) -> list[str]:
+        """Say what has grown: memory by more than ``memory_mb``, others by more than a handful."""
+        limits = {"processes": 0, "memory_mb": memory_mb, "descriptors": 20}
+        limits["shared_memory_files"] = 2
+        return [
+            f"{name} grew from {getattr(self, name)} to {getattr(later, name)}"
+            for name, limit in limits.items()
+            if getattr(later, name) > getattr(self, name) + limit
+        ]

@@ -1,0 +1,95 @@
+"""Requests that nobody should send: strategies for the parsing layer and for the real server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import strategies as st
+
+# Names that the parser knows, and some that it does not.
+NAMES = st.sampled_from(
+    [
+        *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids"),
+        *("max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "logit_bias", "bad_words"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos"),
+        *("skip_special_tokens", "detokenize", "structured_outputs", "allowed_token_ids"),
+        *("timeout_seconds", "on_timeout", "priority", "cache_salt", "data_parallel_rank"),
+        *("lora_name", "output_kind", "extra_args", "thinking_token_budget", "_all_stop_token_ids"),
+        *("__class__", "", "temprature", "N", "truncate_prompt_tokens"),
+    ]
+)
+NUMBERS = st.one_of(
+    st.integers(),
+    st.sampled_from([0, -1, 2**31, 2**63, -(2**63), 2**64, 10**400, 10**9, 1]),
+    st.floats(allow_nan=True, allow_infinity=True),
+)
+ODD_TEXTS = ["\0", "a\0b", "true", "1e999", "NaN", "{"]
+TEXTS = st.one_of(st.text(max_size=30), st.sampled_from(ODD_TEXTS))
+REGEXES = ["(a{1000}){1000}", "((a{100}){100}){100}", "((a+)+)+b", "a{100000}", "[", "\0"]
+GRAMMARS = st.fixed_dictionaries(
+    {},
+    optional={
+        "regex": st.sampled_from([*REGEXES, "(" * 999]),
+        "json": st.sampled_from(
+            [
+                {"type": "string", "minLength": 10**6, "maxLength": 10**9},
+                {"type": "array", "minItems": 10**6},
+                {"$ref": "#"},
+                {"$ref": "file:///etc/passwd"},
+                {"enum": [f"v{number}" for number in range(5000)]},
+                {"type": "nosuch"},
+                "{",
+                "",
+            ]
+        ),
+        "grammar": st.sampled_from(['root ::= root root | "a" | ""', "root ::=", "", "x"]),
+        "choice": st.sampled_from([[], ["a"], ["a" * 10**5], [f"c{n}" for n in range(5000)]]),
+    },
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+OBJECTS = st.dictionaries(NAMES, VALUES, max_size=4).map(
+    # Small texts, so that what is accepted is soon done.
+    lambda given: {"max_tokens": 4, **given}
+)
+DEEP = st.integers(10, 100_000).map(lambda depth: "[" * depth + "]" * depth)
+JSONS: st.SearchStrategy[bytes] = st.one_of(
+    OBJECTS.map(lambda given: json.dumps(given).encode()),
+    st.tuples(OBJECTS, GRAMMARS).map(
+        lambda both: json.dumps({**both[0], "structured_outputs": both[1]}).encode()
+    ),
+    st.builds(
+        lambda name, value: json.dumps({"max_tokens": 4, name: value}).encode(), NAMES, VALUES
+    ),
+    DEEP.map(str.encode),
+    DEEP.map(lambda deep: f'{{"stop": {deep}}}'.encode()),
+    st.binary(max_size=50),
+    TEXTS.map(lambda text: text.encode(errors="replace")),
+    st.just(b'{"stop": "' + b"x" * 1_000_000 + b'"}'),
+)
+PROMPTS: st.SearchStrategy[bytes] = st.one_of(
+    st.text(max_size=50).map(lambda text: text.encode(errors="replace")),
+    st.binary(max_size=50),
+    st.sampled_from([b"", b"\0", b"a\0b", b"\xff\xfe", b"<|im_start|>" * 50, "é".encode()[:1]]),
+    st.integers(1, 200).map(lambda thousands: b"hello " * thousands * 1000),
+)
+
+
+def tensors() -> st.SearchStrategy[dict[str, Any]]:
+    """Return inputs: a prompt most of the time, and whatever else."""
+    strings = {"sampling_parameters": JSONS, "SAMPLING_PARAMETERS": JSONS, "PROMPT": PROMPTS}
+    flags = [
+        *("stream", "exclude_input_in_output", "STREAM", "return_finish_reason"),
+        *("return_logprobs", "return_output_ids", "return_num_cached_tokens"),
+    ]
+    tokens = {"input_ids": st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5)}
+    others = {**strings, **dict.fromkeys(flags, st.booleans()), **tokens}
+    return st.one_of(
+        st.fixed_dictionaries({"text_input": PROMPTS, "sampling_parameters": JSONS}),
+        st.fixed_dictionaries({"text_input": PROMPTS}, optional=others),
+        st.fixed_dictionaries({}, optional={"text_input": PROMPTS, **others}),
+    )
