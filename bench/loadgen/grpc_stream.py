@@ -6,6 +6,8 @@ no further: its tensors are looked at as the raw bytes that they came in.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import struct
 import time
@@ -76,17 +78,14 @@ class GrpcStream:
         """Send an encoded request and note its answer. Raises RequestFailed."""
         read = self._call.read
         parse = service_pb2.ModelStreamInferResponse.FromString
-        try:
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
             await self._call.write(request)
-            while True:
-                message = await read()
+            while (message := await read()) is not grpc.aio.EOF:
                 now = time.monotonic()
-                if message is grpc.aio.EOF:
-                    raise RequestFailed(f"the stream ended: {await self._call.details()}")
                 if _note(parse(message), now, record):
                     return
-        except grpc.RpcError as error:
-            raise RequestFailed(f"{error.code().name}: {error.details()}") from None
+        code, details = await self._call.code(), await self._call.details()
+        raise RequestFailed(f"the stream ended: {code.name} {details}")
 
     def close(self) -> None:
         """End the stream, which cancels a request under way."""

@@ -127,7 +127,7 @@ def _exactly(
             text += rng.choices(words, k=-excess)
         else:
             text[-1] = rng.choice(words)
-    raise WorkloadError(f"no prompt of exactly {tokens} tokens found; the closest: {len(text)}")
+    raise WorkloadError(f"found no random words that are exactly {tokens} tokens: too few, perhaps")
 
 
 def sharegpt(

