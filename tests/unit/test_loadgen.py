@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +202,9 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(params=["triton-grpc", "triton-http", "openai"])
-def protocol(request: pytest.FixtureRequest) -> Iterator[str]:
+def protocol(request: pytest.FixtureRequest) -> str:
     """Each protocol."""
-    return request.param
+    return str(request.param)
 
 
 def test_the_client_is_measured_by_a_null_server(protocol: str) -> None:
