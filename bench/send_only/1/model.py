@@ -1,7 +1,7 @@
 """The product's send path without an engine: what Triton's transport alone can carry.
 
-Each request is answered by ``max_tokens`` deltas of one word. All requests under way get a delta in
-turn, as from an engine's step, but as fast as the sender threads take them: the package
+A streamed request is answered by ``max_tokens`` deltas of one word. All requests under way get a
+delta in turn, as from an engine's step, but as fast as the sender threads take them: the package
 ``triton_vllm`` (copied beside this file by bench/compare.py) decodes, merges nothing, and sends.
 """
 
@@ -49,7 +49,7 @@ class TritonPythonModel:
         threads = int(parameters["SENDER_THREADS"]["string_value"])
         self._responses = SenderPool(pb_utils, threads, 1, pb_utils.Logger)
         self._sampling: Any = SamplingParser()
-        self._new: SimpleQueue[ResponseStream | None] = SimpleQueue()
+        self._new: SimpleQueue[tuple[ResponseStream, int] | None] = SimpleQueue()
         self._steps = threading.Thread(target=self._run, daemon=True)
         self._steps.start()
 
@@ -57,18 +57,23 @@ class TritonPythonModel:
         """Accept requests; the responses follow on their own."""
         for request in requests:
             sender = request.get_response_sender()
-            self._new.put(self._responses.open(sender, decode(request, self._sampling)))
+            stream = self._responses.open(sender, decode(request, self._sampling))
+            assert stream.request is not None, "it was opened with one"
+            words = stream.request.sampling_params.max_tokens
+            if stream.request.stream:
+                self._new.put((stream, words))
+            else:
+                stream.send(Delta((" word" * words,), (words,), final=True))
 
     def _run(self) -> None:
         """Put one delta of each stream into the queues, again and again."""
         left: dict[ResponseStream, int] = {}
         while True:
             while not left or not self._new.empty():
-                stream = self._new.get()
-                if stream is None:
+                new = self._new.get()
+                if new is None:
                     return
-                assert stream.request is not None, "it was opened with one"
-                left[stream] = stream.request.sampling_params.max_tokens
+                left[new[0]] = new[1]
             for stream, words in list(left.items()):
                 if words > 1:
                     left[stream] = words - 1
