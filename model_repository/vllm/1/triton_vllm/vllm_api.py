@@ -38,6 +38,7 @@ from triton_vllm.errors import (
     one_line,
 )
 from triton_vllm.shared_engine import EngineAddresses
+from triton_vllm.text_encoder import text_encoder
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "RequestOutput", "RequestOutputKind", "SamplingParams"]
 
@@ -106,13 +107,15 @@ def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -
     ``front_end`` holds ``client_addresses``, ``client_count`` and ``client_index`` when the
     engine is shared by several processes; without them the engine core is started here.
     """
-    return AsyncLLM.from_vllm_config(
+    llm = AsyncLLM.from_vllm_config(
         config,
         usage_context=USAGE_CONTEXT,
         enable_log_requests=engine_args.enable_log_requests,
         disable_log_stats=engine_args.disable_log_stats,
         **front_end,
     )
+    text_encoder(llm.renderer.tokenizer)  # so that no request waits until it is made
+    return llm
 
 
 def engine_processes(llm: AsyncLLM) -> list[int]:
@@ -208,13 +211,25 @@ async def tokenize(llm: AsyncLLM, prompt: str) -> Any:
 
     Raises vLLM's validation error for a prompt that does not fit the model's context.
     """
-    parsed = parse_model_prompt(llm.model_config, prompt)
     params = llm.renderer.default_cmpl_tok_params
     if len(prompt) <= _SHORT_PROMPT:
+        parsed = parse_model_prompt(llm.model_config, _with_token_ids(llm, prompt, params))
         (engine_input,) = llm.renderer.render_cmpl([parsed], params)
     else:
+        parsed = parse_model_prompt(llm.model_config, prompt)
         (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
     return engine_input
+
+
+def _with_token_ids(llm: AsyncLLM, prompt: str, params: Any) -> str | dict[str, Any]:
+    """Return the prompt with its token ids, if there is a shorter way to them than the renderer's.
+
+    The renderer takes it from there: it checks the length, for instance.
+    """
+    encode = text_encoder(llm.renderer.tokenizer)
+    if encode is None or params.do_lower_case or llm.model_config.is_encoder_decoder:
+        return prompt
+    return {"prompt": prompt, "prompt_token_ids": encode(prompt, params.add_special_tokens)}
 
 
 def generate(
