@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import resource
+import signal
 import time
 from array import array
 from collections.abc import Iterator
@@ -175,6 +176,7 @@ def _cpu_seconds() -> float:
 
 def main(pipe: Pipe, done: array[int], index: int) -> None:
     """Run loads until the pipe is closed. The process's main function."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
     gc.freeze()
     while True:
         try:

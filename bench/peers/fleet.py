@@ -47,6 +47,9 @@ class Fleet:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._stop_all()
+
+    def _stop_all(self) -> None:
         with ThreadPoolExecutor(max(1, len(self._servers))) as pool:
             list(pool.map(Server.stop, self._servers.values()))
         self._servers.clear()
@@ -76,7 +79,7 @@ class Fleet:
         if peer.name in self.missing:
             return None
         if peer.server not in self._servers and self._one_at_a_time:
-            self.__exit__()
+            self._stop_all()
             self._start(peer)
             self._await(peer, warm_up)
         return self._servers.get(peer.server)

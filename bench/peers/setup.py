@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ _COUNT = re.compile(r"count:\s*\d+")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Where things are on this machine, and what all peers have in common.
+    """Where things are on this machine (absolute paths), and what all peers have in common.
 
     ``python`` runs ``vllm serve``; ``triton`` is the folder with ``bin/tritonserver`` and
     ``backends``; ``template`` is our model's folder; ``execution_env`` is for Triton's stubs, None
@@ -42,6 +41,7 @@ class Setup:
     serving: Mapping[str, Any] = field(default_factory=dict)
     vllm_env: Mapping[str, str] = field(default_factory=dict)
     triton_env: Mapping[str, str] = field(default_factory=dict)
+    triton_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +163,7 @@ def _triton(peer: Peer, setup: Setup, ports: tuple[int, int, int]) -> Command:
         f"--allow-metrics={str(peer.metrics).lower()}",
         "--exit-timeout-secs=10",
         f"--backend-config=python,shm-region-prefix-name=bench_{os.getpid()}_{http}_",
+        *setup.triton_options,
     )
     ready = f"/v2/models/{MODEL_NAME}/ready"
     return Command(arguments, setup.triton_env, f"127.0.0.1:{http}", ready, f"127.0.0.1:{grpc}")
@@ -198,8 +199,8 @@ def _official(setup: Setup, folder: Path, model: Path) -> Path:
     assert setup.official_backend is not None, "check() has looked"
     backends = folder / "backends"
     backends.mkdir(parents=True)
-    (backends / "vllm").symlink_to(setup.official_backend.resolve())
-    (backends / "python").symlink_to((setup.triton / "backends/python").resolve())
+    (backends / "vllm").symlink_to(setup.official_backend)
+    (backends / "python").symlink_to(setup.triton / "backends/python")
     (model / "1").mkdir(parents=True)
     (model / "1/model.json").write_text(json.dumps(dict(setup.engine_args)))
     config = 'backend: "vllm"\ninstance_group [ { count: 1 kind: KIND_MODEL } ]\n'
@@ -215,10 +216,5 @@ def _configure(peer: Peer, setup: Setup, model: Path, config: str) -> None:
 def _execution_env(setup: Setup) -> str:
     if setup.execution_env is None:
         return ""
-    value = f'{{ string_value: "{setup.execution_env.resolve()}" }}'
+    value = f'{{ string_value: "{setup.execution_env}" }}'
     return f'\nparameters {{ key: "EXECUTION_ENV_PATH" value {value} }}\n'
-
-
-def default_python() -> Path:
-    """Return the Python that runs this."""
-    return Path(sys.executable)
