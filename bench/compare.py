@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"interrupted; what was measured is in {flags.out}")
         return 130
     results = comparison.results
-    report = f"{resolved_table(results['resolved'])}\n\n{table(results['rows'])}\n"
+    report = f"{resolved_table(results['resolved'])}\n\n{table(results['rows'])}\n".lstrip()
     (flags.out / "table.md").write_text(report)
     print(report)
     draw(flags.out / "results.json", results)

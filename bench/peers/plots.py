@@ -65,6 +65,8 @@ def _latency(found: Sequence[Cell], path: Path) -> Path:
             p99 = [c.median(key, "p99") for c in own]
             axes.plot(rates, p99, "x:", color=line.get_color())
         axes.set(xlabel="tokens/s", ylabel=f"{title}, ms (line p50, dotted p99)", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     return _save(figure, list(both), path)
 
 

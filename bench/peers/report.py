@@ -115,6 +115,8 @@ def resolved_table(resolved: Mapping[str, Mapping[str, str]]) -> str:
     """Return a table of what each engine made of the same arguments, differences marked."""
     resolved = {name: found for name, found in resolved.items() if found}  # a send path has none
     keys = list(dict.fromkeys(key for found in resolved.values() for key in found))
+    if not keys:
+        return ""
     header = ["", *resolved]
     lines = [_line(header), _line(["---"] * len(header))]
     for key in keys:
