@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import workload
-from loadgen.clients import ClientError, Clients
+from loadgen.clients import Clients
 from loadgen.figures import Figures, figures
-from loadgen.load import PROTOCOLS, Load, Prompt, Target
+from loadgen.load import PROTOCOLS, ClientError, Load, Prompt, Target
 from loadgen.null_server import null_server
 from loadgen.progress import bar
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection as Pipe
 from typing import Any, Protocol
 
-from loadgen.load import Load, Outcome, Prompt, Record, RequestFailed, Target
+from loadgen.load import ClientError, Load, Outcome, Prompt, Record, RequestFailed, Target
 
 
 class Connection(Protocol):
@@ -187,7 +187,7 @@ def main(pipe: Pipe, done: array[int], index: int) -> None:
         try:
             pipe.send(_run(Client(load, done, index), pipe))
         except Exception as error:
-            pipe.send(error if isinstance(error, OSError) else RuntimeError(repr(error)))
+            pipe.send(error if isinstance(error, OSError) else ClientError(repr(error)))
 
 
 def _run(client: Client, pipe: Pipe) -> Outcome:

@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from loadgen import client_process
-from loadgen.load import Load, Outcome
+from loadgen.load import ClientError, Load, Outcome
 
 _READY_SECONDS = 120.0  # to encode the requests and to connect
 _START_DELAY = 0.05  # so that all processes have read the time at which they start
@@ -21,20 +21,20 @@ _TICK = 0.2
 Progress = Callable[[int], None]
 
 
-class ClientError(Exception):
-    """A client process could not do its part."""
-
-
 class Clients:
     """Client processes. Use as a context manager; leaving it ends them."""
 
     def __init__(self, processes: int) -> None:
-        """Start ``processes`` of them: without threads or connections of ours to inherit."""
-        context = multiprocessing.get_context("spawn")
-        self._done: Any = context.RawArray("L", processes)
+        """Start ``processes`` of them."""
+        self._number = processes
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # no threads or connections are inherited
+        self._done: Any = context.RawArray("L", self._number)
         self._pipes: list[Pipe] = []
         self._processes = []
-        for index in range(processes):
+        for index in range(self._number):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=client_process.main, args=(theirs, self._done, index), daemon=True
@@ -44,16 +44,20 @@ class Clients:
             self._pipes.append(ours)
             self._processes.append(process)
 
+    def _end(self, seconds: float) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # they end when they have nothing to read from
+        for process in self._processes:
+            process.join(seconds)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
     def __enter__(self) -> Clients:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for pipe in self._pipes:
-            pipe.close()  # they end when they have nothing to read from
-        for process in self._processes:
-            process.join(0 if exception[0] else 5)
-            if process.is_alive():
-                process.kill()
+        self._end(0 if exception[0] else 5)
 
     def run(self, load: Load, progress: Progress = lambda _: None) -> list[Outcome]:
         """Run a load, spread over the processes; return what each brings home.
@@ -61,6 +65,14 @@ class Clients:
         ``progress`` is called now and then with the number of requests that have ended. Raises
         ClientError, or OSError where the server does not answer at all.
         """
+        try:
+            return self._run(load, progress)
+        except (ClientError, OSError):
+            self._end(0)  # some may be in the middle of it
+            self._start()
+            raise
+
+    def _run(self, load: Load, progress: Progress) -> list[Outcome]:
         parts = list(zip(self._pipes, _parts(load, len(self._pipes)), strict=False))
         pipes = [pipe for pipe, _ in parts]
         for pipe, part in parts:

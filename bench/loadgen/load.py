@@ -82,3 +82,7 @@ class Outcome:
 
 class RequestFailed(Exception):  # noqa: N818 (as in client.py)
     """One request got no complete answer; its connection is of no more use."""
+
+
+class ClientError(Exception):
+    """A client process could not do its part."""

@@ -67,7 +67,7 @@ class ModelTokenizer:
 
 
 class ApproximateTokenizer:
-    """No tokenizer: English words at four tokens for three of them."""
+    """No tokenizer: common words are a token each, others are four tokens for three of them."""
 
     def words(self) -> list[str]:
         """Return common words."""
@@ -75,7 +75,9 @@ class ApproximateTokenizer:
 
     def count(self, text: str) -> int:
         """Return about how many tokens a text is."""
-        return round(len(text.split()) * _TOKENS_A_WORD)
+        words = text.split()
+        common = sum(word in _WORDS for word in words)
+        return round(common + (len(words) - common) * _TOKENS_A_WORD)
 
 
 def tokenizer_of(path: Path | None) -> Tokenizer:

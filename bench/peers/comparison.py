@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import workload
-from loadgen.clients import ClientError, Clients
+from loadgen.clients import Clients
 from loadgen.figures import figures
-from loadgen.load import Load, Prompt, Target
+from loadgen.load import ClientError, Load, Prompt, Target
 from loadgen.progress import bar
 from peers.fleet import Fleet, say
 from peers.peer import Peer

@@ -14,9 +14,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from loadgen import workload
+from loadgen.clients import Clients
 from loadgen.figures import figures, quantiles
 from loadgen.http import HttpConnection
-from loadgen.load import Outcome, Record, RequestFailed
+from loadgen.load import Load, Outcome, Record, RequestFailed, Target
+from loadgen.null_server import null_server
 
 RUN = Path(__file__).resolve().parents[2] / "bench/run.py"
 WORDS = ["house", "garden", "river", "bridge", "stone", "light"]
@@ -50,6 +52,13 @@ def test_synthetic_prompts_are_exactly_as_long_as_asked(tokenizer_file: Path, to
     theirs = Tokenizer.from_file(str(tokenizer_file))
     assert {tokens} == {len(theirs.encode(p.text).ids) for p in prompts}
     assert {7} == {p.output_tokens for p in prompts}
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 10, 129])
+def test_without_a_tokenizer_a_common_word_is_a_token(tokens: int) -> None:
+    """Any length can be asked for without a tokenizer, too."""
+    (prompt,) = workload.synthetic(workload.tokenizer_of(None), 1, tokens, 1)
+    assert tokens == len(prompt.text.split())
 
 
 def test_synthetic_prompts_differ_but_in_a_shared_prefix() -> None:
@@ -218,6 +227,17 @@ def test_the_client_is_measured_by_a_null_server(protocol: str) -> None:
     assert (12, 0, 240) == (found["requests"], found["failed"], found["output_tokens"])
     assert 20 == found["messages_per_request"]
     assert 0 < found["client_us_per_message"]
+
+
+def test_clients_recover_from_a_server_that_is_not_there() -> None:
+    """After a load that no server took, the next one runs as if nothing had been."""
+    prompts = workload.synthetic(workload.tokenizer_of(None), 8, 10, 3)
+    with null_server("openai", 1) as address, Clients(2) as clients:
+        nobody = Load(Target("127.0.0.1:9", "openai", "m"), prompts, 4)
+        with pytest.raises(OSError, match="9"):
+            clients.run(nobody)
+        found = figures(clients.run(Load(Target(address, "openai", "m"), prompts, 4)))
+    assert (8, 0, 24) == (found.requests, found.failed, found.output_tokens)
 
 
 def test_open_loop_sends_at_its_rate() -> None:
