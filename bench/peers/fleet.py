@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from loadgen.load import ClientError
 from peers.peer import Peer, PeerError
 from peers.server import Server, ServerError
 from peers.setup import Setup, check, command
@@ -95,7 +96,7 @@ class Fleet:
                 raise ServerError("its server did not start")
             seconds = server.await_ready(self._start_seconds)
             warm_up(peer, server)
-        except (ServerError, OSError, RuntimeError) as error:
+        except (ServerError, ClientError, OSError) as error:
             self._miss(peer, error)
             if server is not None:
                 server.stop()

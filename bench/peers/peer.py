@@ -16,7 +16,7 @@ NAMES = """\
   vllm-rust           with its Rust front end, where this vLLM has one
   vllm-apiN           with N API server processes
   ours-N[xT]          this model repository: N front ends (with T sender threads in each)
-  official[-N]        Triton's own vLLM backend, if --official-backend says where it is
+  official            Triton's own vLLM backend, if --official-backend says where it is
   send-N[xT]          our send path alone, no engine: N front ends, T sender threads in each
   offline             LLM.generate on the same requests, for answers that are not streamed
 ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics."""
@@ -43,12 +43,14 @@ class Peer:
     def parse(cls, name: str) -> Peer:
         """Return the peer of a name. Raises PeerError with all names."""
         found = _NAME.fullmatch(name)
-        of_vllm = {"rust", "api"}
-        of_triton = {"front_ends", "http", "nometrics"}
         if found:
             given = {key for key, value in found.groupdict().items() if value}
             kind = found["kind"]
-            allowed = {"vllm": of_vllm, "offline": set[str]()}.get(kind, of_triton | {"threads"})
+            allowed = {
+                "vllm": {"rust", "api"},
+                "offline": set[str](),
+                "official": {"http", "nometrics"},
+            }.get(kind, {"front_ends", "threads", "http", "nometrics"})
             if not given - {"kind"} - allowed:
                 return cls(
                     name=name,

@@ -21,7 +21,7 @@ from peers.setup import Command
 
 _STOP_SECONDS = 25.0  # tritonserver is given 10 to end its models
 _RESOLVED = {
-    "vllm": r"(?:version |\(v|with vLLM )(\d+\.\d+\.\d[\w.+]*)",
+    "vllm": r"LLM engine \(v([\w.+]+)\)",
     "max_num_batched_tokens": r"max_num_batched_tokens=(\d+)",
     "max_num_seqs": r"max_num_seqs=(\d+)",
     "max_seq_len": r"max_seq_len=(\d+)",
@@ -113,6 +113,7 @@ class Server:
 
     def stop(self) -> None:
         """End it and all that it started, by force if need be."""
+        self.tree.processes()  # known now, they are known as orphans
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -56,7 +56,9 @@ def test_a_name_says_what_a_peer_is(name: str, expected: dict[str, Any]) -> None
     assert Peer(name=name, **expected) == Peer.parse(name)
 
 
-@pytest.mark.parametrize("name", ["ours-rust", "vllm-4", "vllm-http", "offline-2", "", "ours-"])
+@pytest.mark.parametrize(
+    "name", ["ours-rust", "vllm-4", "vllm-http", "offline-2", "official-2", "", "ours-"]
+)
 def test_a_wrong_name_is_refused(name: str) -> None:
     """A name that means nothing is refused with all that mean something."""
     with pytest.raises(PeerError, match="vllm-apiN"):
