@@ -109,7 +109,7 @@ class Server:
 
     def _log_tail(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-25:]
-        return "; its log ends with\n" + "\n".join(line[:300] for line in lines)
+        return f"; {self.log} ends with\n" + "\n".join(line[:300] for line in lines)
 
     def stop(self) -> None:
         """End it and all that it started, by force if need be."""
