@@ -92,7 +92,7 @@ from pip._vendor import tomli
 with open("pyproject.toml", "rb") as file:
     project = tomli.load(file)
 groups = project["dependency-groups"]
-print(*project["project"]["dependencies"], *groups["test"], *groups["lint"], sep="\n")
+print(*project["project"]["dependencies"], *groups["test"], *groups["bench"], *groups["lint"], sep="\n")
 EOP
     "$VENV/bin/python" -m pip install --quiet --requirement "$VENV/requirements.txt" ||
         err "pip cannot install the tests' packages, its reason is above: check the network and PIP_INDEX_URL, then run this again"
@@ -103,9 +103,10 @@ lint() {
     local scripts
     ruff check .
     ruff format --check .
-    # Two runs: each folder named 1 holds a model.py, and mypy wants names to be unique.
-    mypy client.py scripts/*.py tests --exclude '/echo_model/'
+    # Three runs: each folder named 1 holds a model.py, and mypy wants names to be unique.
+    mypy client.py scripts/*.py tests bench --exclude '/(echo_model|send_only)/'
     mypy model_repository/vllm/1/model.py model_repository/vllm/1/triton_vllm
+    mypy bench/send_only/1/model.py
     mapfile -t scripts < <(git ls-files '*.sh')
     shellcheck "${scripts[@]}" .ci/run
 }

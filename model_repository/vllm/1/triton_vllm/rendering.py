@@ -43,12 +43,13 @@ class Renderers:
             pooling = PoolingRenderer(self._llm, tasks, chat_args.chat_template)
             self._of = {Texts: pooling.render_texts, Pairs: pooling.render_pairs}
         else:
+            from triton_vllm import vllm_text
             from triton_vllm.vllm_chat import ChatRenderer
 
             chat = ChatRenderer(self._llm, chat_args)
             self._of = {
-                TextPrompt: self._vllm.render,
-                TokenPrompt: self._vllm.render,
+                TextPrompt: vllm_text.render,
+                TokenPrompt: vllm_text.render,
                 MediaPrompt: vllm_media.render,
                 ChatPrompt: chat.render,
             }

@@ -1,4 +1,6 @@
-"""The one file that imports vLLM, and the one that knows what differs between its versions.
+"""The engine of vLLM, and what differs between its versions: one of the `vllm_*` files.
+
+Nothing else imports vLLM.
 
 Supported: vLLM 0.26 to 0.32. A difference is found by looking for the feature, never by
 comparing version numbers. Importing this file imports vLLM (seconds), so do it late.
@@ -10,7 +12,7 @@ import argparse
 import asyncio
 import inspect
 import typing
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
@@ -21,7 +23,6 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.lora.utils import get_adapter_absolute_path
 from vllm.outputs import RequestOutput
-from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -33,7 +34,6 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from triton_vllm.adapters import Adapter
-from triton_vllm.delta import DeltaReader
 from triton_vllm.errors import (
     EngineDownError,
     GenerationError,
@@ -42,16 +42,14 @@ from triton_vllm.errors import (
     UnavailableError,
     one_line,
 )
-from triton_vllm.generation import GenerationRequest, TextPrompt, TokenPrompt
 from triton_vllm.shared_engine import EngineAddresses
-from triton_vllm.work import Work
+from triton_vllm.text_encoder import text_encoder
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
 __all__ += ["SamplingParams"]
 
 # `max_num_batched_tokens` and friends default by usage context: take the ones of `vllm serve`.
 USAGE_CONTEXT = UsageContext.OPENAI_API_SERVER
-_SHORT_PROMPT = 4096  # characters: about a millisecond to tokenize
 
 
 def _known_exceptions(*names: str) -> tuple[type[Exception], ...]:
@@ -124,13 +122,15 @@ def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -
     ``front_end`` holds ``client_addresses``, ``client_count`` and ``client_index`` when the
     engine is shared by several processes; without them the engine core is started here.
     """
-    return AsyncLLM.from_vllm_config(
+    llm = AsyncLLM.from_vllm_config(
         config,
         usage_context=USAGE_CONTEXT,
         enable_log_requests=engine_args.enable_log_requests,
         disable_log_stats=engine_args.disable_log_stats,
         **front_end,
     )
+    text_encoder(llm.renderer.tokenizer)  # so that no request waits until it is made
+    return llm
 
 
 def engine_processes(llm: AsyncLLM) -> list[int]:
@@ -251,82 +251,6 @@ def lora_request(adapter: Adapter | None) -> LoRARequest | None:
     if adapter is None:
         return None
     return LoRARequest(adapter.engine_name, adapter.engine_id, adapter.path)
-
-
-async def render(llm: AsyncLLM, request: GenerationRequest, lora: LoRARequest | None) -> Work:
-    """Turn a prompt of text or token ids into an engine input through vLLM's renderer.
-
-    A long prompt is tokenized off the event loop; for a short one the way there and back would
-    take longer than the work, and the first token would wait for it.
-
-    Raises vLLM's validation error for a prompt that does not fit the model's context.
-    """
-    prompt = _as_vllm_prompt(request)
-    parsed = parse_model_prompt(llm.model_config, prompt)
-    params = llm.renderer.default_cmpl_tok_params
-    if len(prompt.get("prompt", "")) <= _SHORT_PROMPT:
-        (engine_input,) = llm.renderer.render_cmpl([parsed], params)
-    else:
-        (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
-    return generation(llm, engine_input, request, lora)
-
-
-def generation(
-    llm: AsyncLLM, engine_input: Any, request: GenerationRequest, lora: LoRARequest | None
-) -> Work:
-    """Return the generation of text after a rendered prompt."""
-    return Work(
-        lambda: generate(llm, engine_input, request, request.sampling_params, lora),
-        DeltaReader(request.num_sequences, detailed=bool(request.outputs)).read,
-        request.sampling_params.structured_outputs,
-    )
-
-
-def _as_vllm_prompt(request: GenerationRequest) -> dict[str, Any]:
-    assert isinstance(request.prompt, TextPrompt | TokenPrompt), "as Renderers says"
-    prompt: dict[str, Any] = (
-        {"prompt": request.prompt.text}
-        if isinstance(request.prompt, TextPrompt)
-        else {"prompt_token_ids": request.prompt.token_ids}
-    )
-    if request.options.cache_salt:
-        prompt["cache_salt"] = request.options.cache_salt
-    return prompt
-
-
-def generate(
-    llm: AsyncLLM,
-    engine_input: Any,
-    request: GenerationRequest,
-    params: SamplingParams,
-    lora: LoRARequest | None,
-    **reasoning: Any,
-) -> AsyncGenerator[RequestOutput, None]:
-    """Add a request to the engine; yield its outputs. Closing the generator aborts it.
-
-    ``reasoning`` is what the engine should know of a reasoning model's state.
-    """
-    if request.options.use_beam_search:
-        from triton_vllm.vllm_beam_search import beam_search
-
-        return beam_search(llm, engine_input, request, lora, trace_headers(llm, request))
-    outputs = llm.generate(
-        engine_input,
-        params,
-        request.request_id,
-        lora_request=lora,
-        trace_headers=trace_headers(llm, request),
-        priority=request.options.priority,
-        data_parallel_rank=request.options.data_parallel_rank,
-        **reasoning,
-    )
-    return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
-
-
-def trace_headers(llm: AsyncLLM, request: GenerationRequest) -> Mapping[str, str] | None:
-    """Return the request's trace context, if the engine traces."""
-    traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
-    return request.trace_headers if traced else None
 
 
 async def abort(llm: AsyncLLM, request_id: str) -> None:

@@ -24,7 +24,7 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tool_parsers import ToolParserManager
 
-from triton_vllm import vllm_api
+from triton_vllm import vllm_api, vllm_text
 from triton_vllm.delta import Delta, DeltaReader, SequenceDetails
 from triton_vllm.engine_args import command_line
 from triton_vllm.errors import RequestError, SettingsError, one_line
@@ -111,7 +111,7 @@ class ChatRenderer:
         reasoning = _reasoning_state(chat, parsers[0], kwargs, engine_input)
         reader = ChatReader(chat, parsers, stream=request.stream)
         return Work(
-            lambda: vllm_api.generate(llm, engine_input, request, params, lora, **reasoning),
+            lambda: vllm_text.generate(llm, engine_input, request, params, lora, **reasoning),
             reader.read,
             params.structured_outputs,
         )

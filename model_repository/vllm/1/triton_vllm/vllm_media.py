@@ -21,7 +21,7 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from yarl import URL
 
-from triton_vllm import vllm_api
+from triton_vllm import vllm_text
 from triton_vllm.errors import RequestError, ServingError, one_line
 from triton_vllm.generation import GenerationRequest, MediaPrompt
 from triton_vllm.work import Work
@@ -163,7 +163,7 @@ async def render(llm: Any, request: GenerationRequest, lora: Any) -> Work:
     (engine_input,) = await llm.renderer.render_cmpl_async(
         [parse_model_prompt(llm.model_config, given)], llm.renderer.default_cmpl_tok_params
     )
-    return vllm_api.generation(llm, engine_input, request, lora)
+    return vllm_text.generation(llm, engine_input, request, lora)
 
 
 async def _load(connector: GuardedConnector, kind: str, place: int, item: str) -> Any:

@@ -18,7 +18,7 @@ from vllm.entrypoints.pooling.utils import enable_scoring_api
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.utils.async_utils import merge_async_iterators
 
-from triton_vllm import vllm_api
+from triton_vllm import vllm_text
 from triton_vllm.delta import Delta, Details, SequenceDetails
 from triton_vllm.errors import GenerationError, RequestError
 from triton_vllm.generation import GenerationRequest, Pairs, PoolingOptions, Texts
@@ -69,7 +69,7 @@ class PoolingRenderer:
         )
 
         async def outputs() -> AsyncGenerator[list[Any], None]:
-            headers = vllm_api.trace_headers(llm, request)
+            headers = vllm_text.trace_headers(llm, request)
             answers: list[Any] = [None] * len(engine_inputs)
             async for place, answer in merge_async_iterators(
                 *(

@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Compare ways to serve one model on this machine: same arguments, same requests, taking turns.
+
+    bench/compare.py --config bench/configs/opt-125m.json --peers vllm,vllm-rust,vllm-api4,ours-4
+
+Starts each peer that is installed here, waits until it serves, prints what each made of the same
+engine arguments, and measures: every load on each peer, again --repeats times. By default all
+servers are up at the same time, idle but for one, so the memory settings must leave room for all;
+with --one-at-a-time each is started anew in every repeat. Writes to --out: results.json (after each
+measurement), table.md, plots, the servers' logs. Ends what it started, also when interrupted.
+Exit codes: 0; 1 if a peer did not start or a request failed; 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loadgen import workload
+from loadgen.clients import Clients
+from peers import plots
+from peers.comparison import Comparison, Plan
+from peers.fleet import say
+from peers.peer import NAMES, Peer, PeerError
+from peers.report import resolved_table, table
+from peers.setup import BENCH, Setup
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare; return the exit code."""
+    flags = parse_flags(arguments)
+    if flags.plot_only:
+        draw(flags.plot_only, json.loads(flags.plot_only.read_text()))
+        return 0
+    flags.out.mkdir(parents=True, exist_ok=True)
+    try:
+        config = read_config(flags)
+        plan, setup = plan_of(flags, config), setup_of(flags, config)
+        peers = [Peer.parse(name) for name in dict.fromkeys(flags.peers.split(","))]
+    except (PeerError, workload.WorkloadError, OSError, ValueError, KeyError) as error:
+        say(f"{type(error).__name__}: {error}")
+        return 2
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with Clients(flags.processes) as clients:
+            comparison = Comparison(plan, clients, flags.out, config)
+            complete = comparison.run(peers, setup)
+    except KeyboardInterrupt:
+        say(f"interrupted; what was measured is in {flags.out}")
+        return 130
+    results = comparison.results
+    report = f"{resolved_table(results['resolved'])}\n\n{table(results['rows'])}\n".lstrip()
+    (flags.out / "table.md").write_text(report)
+    print(report)
+    draw(flags.out / "results.json", results)
+    return int(not complete)
+
+
+def interrupt(number: int, frame: object) -> None:
+    """End the program as Ctrl-C does: on a signal, through every ``finally``."""
+    raise KeyboardInterrupt
+
+
+def draw(where: Path, results: dict[str, Any]) -> None:
+    """Draw the plots beside ``where``, if matplotlib is there."""
+    try:
+        for path in plots.draw(results["rows"], where.parent):
+            say(f"written: {path}")
+    except ImportError:
+        say(f"no matplotlib here: draw the plots elsewhere, with --plot-only {where.name}")
+
+
+def read_config(flags: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration, with the flags' engine arguments in it."""
+    config: dict[str, Any] = json.loads(flags.config.read_text())
+    config["engine_args"] = {**config["engine_args"], **flags.engine_args}
+    if flags.model:
+        config["engine_args"]["model"] = flags.model
+    return config
+
+
+def plan_of(flags: argparse.Namespace, config: dict[str, Any]) -> Plan:
+    """Return what is to be measured."""
+    tokenizer = flags.tokenizer
+    if tokenizer is None:  # the model's own, where the model is a folder
+        folder = Path(config["engine_args"]["model"])
+        tokenizer = folder if (folder / "tokenizer.json").exists() else None
+    given = ("requests", "shared_prefix", "temperature")
+    return Plan(
+        tokenizer=workload.tokenizer_of(tokenizer),
+        input_tokens=config["input_tokens"],
+        output_tokens=config["output_tokens"],
+        streams=flags.streams,
+        modes=flags.modes,
+        repeats=flags.repeats,
+        start_seconds=flags.start_seconds,
+        row_seconds=flags.row_seconds,
+        limit_seconds=flags.limit_seconds,
+        one_at_a_time=flags.one_at_a_time,
+        **{key: config[key] for key in given if key in config},
+    )
+
+
+def setup_of(flags: argparse.Namespace, config: dict[str, Any]) -> Setup:
+    """Return where things are."""
+    common = dict(flags.env)
+    return Setup(
+        folder=flags.out.resolve(),
+        python=flags.python.absolute(),  # the link of a virtual environment is not followed
+        triton=flags.triton.resolve(),
+        template=flags.model_repository.resolve(),
+        execution_env=flags.execution_env and flags.execution_env.resolve(),
+        official_backend=flags.official_backend and flags.official_backend.resolve(),
+        engine_args=config["engine_args"],
+        serving=config.get("serving", {}),
+        vllm_env={**common, **dict(flags.vllm_env)},
+        triton_env={**common, **dict(flags.triton_env)},
+        triton_options=tuple(flags.triton_option),
+    )
+
+
+def variable(text: str) -> tuple[str, str]:
+    """Parse KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE: {text}")
+    return key, value
+
+
+def numbers(text: str) -> list[int]:
+    """Parse 1,64,256."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
+def modes(text: str) -> list[bool]:
+    """Parse stream,whole: whether answers are streamed."""
+    names = {"stream": True, "whole": False}
+    try:
+        return [names[name] for name in text.split(",")]
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(names)}: {error}") from None
+
+
+def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the flags; exit with 2 when they are wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"peers:\n{NAMES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument_group("what is compared").add_argument
+    flag("--config", type=Path, default=BENCH / "configs/smollm2-cpu.json", help="%(default)s")
+    flag("--peers", default="vllm,ours-1", help="see below (%(default)s)")
+    flag("--streams", type=numbers, default=[1, 8], help="requests under way: 1,64,256")
+    flag("--modes", type=modes, default=[True], help="stream, whole, or both (stream)")
+    flag("--repeats", type=int, default=3, help="%(default)s")
+    flag("--model", help="instead of the configuration's")
+    flag("--engine-args", type=json.loads, default={}, metavar="JSON", help="further ones")
+    flag("--tokenizer", type=Path, help="tokenizer.json (the model's folder, if it has one)")
+    flag("--processes", type=int, default=4, help="client processes (%(default)s)")
+    flag("--out", type=Path, default=Path("bench-results"), help="%(default)s")
+    flag("--plot-only", type=Path, metavar="RESULTS.JSON", help="draw, and do nothing else")
+    flag = parser.add_argument_group("how the servers run").add_argument
+    flag("--one-at-a-time", action="store_true", help="start each anew in every repeat")
+    flag("--start-seconds", type=float, default=300, help="until ready, at most (%(default)s)")
+    flag("--row-seconds", type=float, default=60, help="send no longer (%(default)s)")
+    flag(
+        "--limit-seconds", type=float, default=3600, help="start no measurement after (%(default)s)"
+    )
+    flag = parser.add_argument_group("where things are").add_argument
+    flag(
+        "--python",
+        type=Path,
+        default=Path(sys.executable),
+        help="has vLLM (this one)",
+    )
+    flag("--triton", type=Path, default=Path("/opt/tritonserver"), help="%(default)s")
+    repository = BENCH.parent / "model_repository/vllm"
+    flag("--model-repository", type=Path, default=repository, help="our model (%(default)s)")
+    flag("--execution-env", type=Path, help="for Triton's stubs (none: their own Python)")
+    flag("--official-backend", type=Path, help="the src folder of Triton's vllm_backend")
+    flag("--env", type=variable, action="append", default=[], metavar="KEY=VALUE")
+    flag("--vllm-env", type=variable, action="append", default=[], metavar="KEY=VALUE")
+    flag("--triton-env", type=variable, action="append", default=[], metavar="KEY=VALUE")
+    option = "of tritonserver: --triton-option=--allow-gpu-metrics=false"
+    flag("--triton-option", action="append", default=[], metavar="--OPTION=VALUE", help=option)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

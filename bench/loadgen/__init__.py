@@ -1,0 +1,1 @@
+"""A load generator for language-model servers: several client processes, each cheap a message."""

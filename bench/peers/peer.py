@@ -1,0 +1,77 @@
+"""A peer: one way to serve the model, by its name on the command line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_NAME = re.compile(
+    r"(?P<kind>vllm|official|ours|send|offline)"
+    r"(?P<rust>-rust)?(-api(?P<api>\d+))?"
+    r"(-(?P<front_ends>\d+)(x(?P<threads>\d+))?)?"
+    r"(?P<http>-http)?(?P<nometrics>-nometrics)?"
+)
+NAMES = """\
+  vllm                `vllm serve` as it comes
+  vllm-rust           with its Rust front end, where this vLLM has one
+  vllm-apiN           with N API server processes
+  ours-N[xT]          this model repository: N front ends (with T sender threads in each)
+  official            Triton's own vLLM backend, if --official-backend says where it is
+  send-N[xT]          our send path alone, no engine: N front ends, T sender threads in each
+  offline             LLM.generate on the same requests, for answers that are not streamed
+ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics."""
+
+
+class PeerError(Exception):
+    """A peer's name is wrong, or the peer cannot run here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One way to serve. ``sender_threads`` 0: the model's default."""
+
+    name: str
+    kind: str
+    rust: bool = False
+    api_servers: int = 1
+    front_ends: int = 1
+    sender_threads: int = 0
+    http: bool = False
+    metrics: bool = True
+
+    @classmethod
+    def parse(cls, name: str) -> Peer:
+        """Return the peer of a name. Raises PeerError with all names."""
+        found = _NAME.fullmatch(name)
+        if found:
+            given = {key for key, value in found.groupdict().items() if value}
+            kind = found["kind"]
+            allowed = {
+                "vllm": {"rust", "api"},
+                "offline": set[str](),
+                "official": {"http", "nometrics"},
+            }.get(kind, {"front_ends", "threads", "http", "nometrics"})
+            if not given - {"kind"} - allowed:
+                return cls(
+                    name=name,
+                    kind=kind,
+                    rust=bool(found["rust"]),
+                    api_servers=int(found["api"] or 1),
+                    front_ends=int(found["front_ends"] or 1),
+                    sender_threads=int(found["threads"] or 0),
+                    http=bool(found["http"]),
+                    metrics=not found["nometrics"],
+                )
+        raise PeerError(f"{name}: no such peer; there are\n{NAMES}")
+
+    @property
+    def server(self) -> str:
+        """The name of its server: HTTP and gRPC are two ports of one."""
+        return self.name.replace("-http", "")
+
+    @property
+    def protocol(self) -> str:
+        """How it is spoken to, a protocol of ``loadgen``."""
+        if self.kind == "vllm":
+            return "openai"
+        return "triton-http" if self.http else "triton-grpc"

@@ -1,0 +1,126 @@
+"""From measured rows to a table: medians, spreads, and ratios to the best `vllm serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The repeats of one peer under one load."""
+
+    peer: str
+    stream: bool
+    streams: int
+    rows: Sequence[Row]
+
+    def median(self, *path: str) -> float | None:
+        """Return the median over the repeats of a figure, such as ``ttft_ms``, ``p99``."""
+        values = self.values(*path)
+        return median(values) if values else None
+
+    def values(self, *path: str) -> list[float]:
+        """Return a figure of each repeat that has it."""
+        found = []
+        for row in self.rows:
+            value: Any = row
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if value is not None:
+                found.append(float(value))
+        return found
+
+    @property
+    def failed(self) -> int:
+        """The requests that failed, in all repeats."""
+        return sum(int(row.get("failed", 0)) for row in self.rows)
+
+
+def cells(rows: Sequence[Row]) -> list[Cell]:
+    """Return the rows by peer and load, in the order in which they first came."""
+    groups: dict[tuple[str, bool, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["peer"], row["stream"], row["streams"]), []).append(row)
+    return [Cell(*key, group) for key, group in groups.items()]
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Cell], float | None], str], ...] = (
+    ("messages/request", lambda c: c.median("messages_per_request"), ".0f"),
+    ("TTFT p50 ms", lambda c: c.median("ttft_ms", "p50"), ".1f"),
+    ("p99", lambda c: c.median("ttft_ms", "p99"), ".1f"),
+    ("gap p50 ms", lambda c: c.median("gap_ms", "p50"), ".2f"),
+    ("p99", lambda c: c.median("gap_ms", "p99"), ".2f"),
+    ("server cores", lambda c: c.median("server_cores"), ".1f"),
+    ("client CPU %", lambda c: _times(100, c.median("client_cpu")), ".0f"),
+    ("failed", lambda c: c.failed, ".0f"),
+)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table for each load."""
+    found = cells(rows)
+    loads = sorted({(not cell.stream, cell.streams) for cell in found})
+    return "\n\n".join(
+        _load_table([c for c in found if (not c.stream, c.streams) == load]) for load in loads
+    )
+
+
+def _load_table(found: Sequence[Cell]) -> str:
+    first = found[0]
+    how = "streamed" if first.stream else "not streamed"
+    best = _best_vllm(found)
+    header = ["peer", "tokens/s", "spread", "of the best vllm serve"] + [c[0] for c in _COLUMNS]
+    lines = [f"### {first.streams} streams, {how}", "", _line(header), _line(["---"] * len(header))]
+    ranked = sorted(found, key=lambda c: -(c.median("tokens_per_second") or 0))
+    return "\n".join([*lines, *(_line(_fields(cell, best)) for cell in ranked)])
+
+
+def _best_vllm(found: Sequence[Cell]) -> float | None:
+    rates = [c.median("tokens_per_second") for c in found if c.peer.startswith("vllm")]
+    return max((rate for rate in rates if rate), default=None)
+
+
+def _fields(cell: Cell, best: float | None) -> Iterator[str]:
+    rate = cell.median("tokens_per_second")
+    yield cell.peer
+    yield _shown(rate, ",.0f")
+    yield " to ".join(f"{rate:,.0f}" for rate in _ends(cell.values("tokens_per_second")))
+    yield _shown(rate / best if rate and best else None, ".2f")
+    for _, value, form in _COLUMNS:
+        yield _shown(value(cell), form)
+
+
+def _ends(values: Sequence[float]) -> list[float]:
+    return [min(values), max(values)] if values else []
+
+
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _line(fields: Iterator[str] | Sequence[str]) -> str:
+    return f"| {' | '.join(fields)} |"
+
+
+def resolved_table(resolved: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a table of what each engine made of the same arguments, differences marked."""
+    resolved = {name: found for name, found in resolved.items() if found}  # a send path has none
+    keys = list(dict.fromkeys(key for found in resolved.values() for key in found))
+    if not keys:
+        return ""
+    header = ["", *resolved]
+    lines = [_line(header), _line(["---"] * len(header))]
+    for key in keys:
+        values = [found.get(key, "") for found in resolved.values()]
+        differ = len({value for value in values if value}) > 1
+        lines.append(_line([f"**{key} (differs)**" if differ else key, *values]))
+    return "\n".join(lines)
