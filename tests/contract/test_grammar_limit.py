@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import string
-from collections.abc import Iterator
 
 import pytest
 import xgrammar
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.unit.fakes import FakeLog
-from triton_vllm.errors import RequestError
 from triton_vllm.grammar_limit import GrammarLimit
 
 
@@ -25,26 +23,19 @@ def tokenizer() -> str:
     return str(xgrammar.TokenizerInfo(vocabulary).serialize_json())
 
 
-@pytest.fixture(scope="module")
-def limit() -> Iterator[GrammarLimit]:
-    """A limit of one second, whose process lives for all tests."""
-    limit = GrammarLimit(1.0, tokenizer, FakeLog())
-    yield limit
-    limit.stop()
-
-
 @pytest.mark.timeout(300)
-def test_grammars(limit: GrammarLimit) -> None:
-    """Usual ones of each kind pass, a pathological one is stopped, and what follows passes."""
+def test_grammars(log: FakeLog) -> None:
+    """Those of each kind are compiled, and what xgrammar refuses is left to vLLM."""
+    limit = GrammarLimit(30.0, tokenizer, log)
 
     async def main() -> None:
         schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
         await limit.check(StructuredOutputsParams(json=schema))
         await limit.check(StructuredOutputsParams(choice=["yes", 'n"o']))
-        with pytest.raises(RequestError, match="takes longer than 1 s to compile"):
-            await limit.check(StructuredOutputsParams(regex=".*a.{2000}b.{0,2000}"))
         await limit.check(StructuredOutputsParams(regex="[ab]+"))
         await limit.check(StructuredOutputsParams(grammar='root ::= "a" | "b"'))
         await limit.check(StructuredOutputsParams(regex="["))  # vLLM says what is wrong with it
 
     asyncio.run(main())
+    limit.stop()
+    assert log.lines == [], "it would say that a grammar was not tried"

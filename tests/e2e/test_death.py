@@ -76,14 +76,18 @@ def await_probe(server: TritonServer, what: str, expected: str, seconds: float =
 
 
 def shared_memory(server: TritonServer) -> set[str]:
-    """Return the files in /dev/shm that the engine's processes use."""
+    """Return the files in /dev/shm that the engine's processes use, made by Python.
+
+    Two workers on CPUs have one more each, ``vllm_dist_...``, that vLLM's own code makes and that a
+    kill leaves behind; on GPUs they have none.
+    """
     lines = [
         line
         for process in server.processes("VLLM::")
         for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()
     ]
     paths = {line.partition("/dev/shm/")[2] for line in lines}
-    return {path for path in paths if path and "(deleted)" not in path}
+    return {path for path in paths if path.startswith("psm_") and "(deleted)" not in path}
 
 
 def test_the_probes_are_green(server: TritonServer) -> None:
@@ -97,7 +101,7 @@ def test_the_probes_are_green(server: TritonServer) -> None:
 
 def test_code_that_comes_with_the_model_is_warned_of(server: TritonServer) -> None:
     """The operator who lets it run reads so in the log."""
-    server.await_log('"trust_remote_code" runs code that comes with the model', seconds=1)
+    server.await_log("runs code that comes with the model", seconds=1)
 
 
 def test_a_dead_worker_is_replaced(server: TritonServer) -> None:

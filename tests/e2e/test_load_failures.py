@@ -69,7 +69,7 @@ MISTAKES = {
     ),
     "too_little_memory": Mistake(
         changed(kv_cache_memory_bytes=4096),
-        (FILE, "the engine did not start: ValueError: ", "KV cache"),
+        (FILE, "the engine did not start: ValueError: ", "memory"),
     ),
     "corrupt_weights": Mistake(corrupt_weights, (FILE, "the engine did not start: ", "tensor")),
     "two_files": Mistake(

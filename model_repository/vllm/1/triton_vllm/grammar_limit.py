@@ -1,7 +1,6 @@
 """A limit for grammars: one that takes too long to compile is refused, before the engine sees it.
 
-A schema or regex of a few characters can take minutes and gigabytes to compile, in a thread of the
-engine core that nobody can stop. So each grammar is compiled once on trial, in a process that is
+A short schema can take minutes to compile, in a thread of the engine core that nobody can stop. So each grammar is compiled once on trial, in a process that is
 killed when it takes too long; what has passed is remembered.
 """
 

@@ -128,6 +128,8 @@ class GuardedConnector(MediaConnector):  # type: ignore[misc]
         try:
             if url[:5].lower() != "data:":
                 check_host(URL(url), self.allowed_media_domains)
+            elif ";base64" not in url.partition(",")[0]:
+                raise RequestError("a data URL must be base64")
             return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
         except (ServingError, ImportError):
             raise
