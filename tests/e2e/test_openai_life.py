@@ -35,6 +35,7 @@ from tests.e2e.triton_server import (
     check_prerequisites,
     free_ports,
     running,
+    sampling,
 )
 from tests.tiny_models import make_tiny_llama
 
@@ -186,7 +187,8 @@ def test_an_engine_that_died_is_503_until_it_is_back(served: Served) -> None:
         client.get("../health", cast_to=object)
     await_restart(served.triton, FRONT_ENDS)
     assert [2] * 16 == complete_some(served.port, 16)
-    (response,) = ask(served.triton, {"text_input": "One,"}, model="tiny")
+    asked = {"text_input": "One,", "sampling_parameters": sampling()}
+    (response,) = ask(served.triton, asked, model="tiny")
     assert not response.error
 
 
