@@ -1,7 +1,8 @@
 """A limit for grammars: one that takes too long to compile is refused, before the engine sees it.
 
-A short schema can take minutes to compile, in a thread of the engine core that nobody can stop. So each grammar is compiled once on trial, in a process that is
-killed when it takes too long; what has passed is remembered.
+A short schema can take minutes to compile, in a thread of the engine core that nobody can stop. So
+each grammar is compiled once on trial, in a process that is killed when it takes too long; what has
+passed is remembered.
 """
 
 from __future__ import annotations
