@@ -22,6 +22,7 @@ from tests.e2e.triton_server import (
     TritonServer,
     ask,
     generate,
+    kill_stub,
     start_requests,
 )
 
@@ -142,7 +143,7 @@ def test_an_engine_out_of_tries_stays_down(server: TritonServer) -> None:
 def test_a_killed_front_end_turns_the_liveness_probe_red(server: TritonServer) -> None:
     """Triton goes on calling the model READY; the probe does not."""
     (stub,) = server.processes("triton_python_backend_stub")
-    stub.send_signal(signal.SIGKILL)
+    kill_stub(stub)
     await_probe(server, "live", "live: no: the last heartbeat is", seconds=MAX_AGE + 10)
     assert "READY" == server.state_of("vllm")
 
@@ -158,7 +159,7 @@ def test_a_restart_brings_it_back(server: TritonServer, repository: Path) -> Non
         used = shared_memory(again)
         assert used
         (stub,) = again.processes("triton_python_backend_stub")
-        stub.send_signal(signal.SIGKILL)
+        kill_stub(stub)
         assert [] == again.await_no_processes(5, "VLLM::")
         deadline = time.monotonic() + 5
         while left := {name for name in used if Path("/dev/shm", name).exists()}:

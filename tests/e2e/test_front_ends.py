@@ -18,6 +18,7 @@ from tests.e2e.triton_server import (
     await_restart,
     check_prerequisites,
     generate,
+    kill_stub,
     start_requests,
 )
 
@@ -109,7 +110,7 @@ def test_a_killed_leader_takes_the_engine_along(server: TritonServer) -> None:
     leader = engine.parent()
     assert leader is not None
     assert leader.pid in stubs(server)
-    leader.send_signal(signal.SIGKILL)
+    kill_stub(leader)
     assert [] == server.await_no_processes(5, "VLLM::")
     # The other front end knows that nobody will start another engine.
     request = next(r for r in (ask_one(server) for _ in range(4)) if "healthy" not in r)

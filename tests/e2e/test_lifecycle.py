@@ -17,6 +17,7 @@ from tests.e2e.triton_server import (
     await_restart,
     check_prerequisites,
     generate,
+    kill_stub,
     start_requests,
 )
 
@@ -72,5 +73,5 @@ def test_a_killed_stub_takes_its_engine_along(server: TritonServer) -> None:
     """When the stub dies by a signal, the engine does not live on and hold the device."""
     assert server.processes("VLLM::EngineCore")
     (stub,) = server.processes("triton_python_backend_stub")
-    stub.send_signal(signal.SIGKILL)
+    kill_stub(stub)
     assert [] == server.await_no_processes(5, "VLLM::")

@@ -71,7 +71,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "drain_seconds": 60,
     }
     lora = {"enable_lora": True, "max_lora_rank": 8}
-    add_model(repository, engine_args=engine_args(settings, **lora))
+    model = add_model(repository, engine_args=engine_args(settings, **lora))
+    (model / "multi_lora.json").write_text("{}")  # the port has its own list
     keys = {"MODEL_API_KEYS": f"sk-the-first {KEY}"}
     with (
         running(repository, "openai", "vllm", variables=keys) as triton,

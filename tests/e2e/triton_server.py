@@ -453,6 +453,15 @@ def start_requests(
     return requests
 
 
+def kill_stub(stub: psutil.Process) -> None:
+    """Kill a front end that has had a moment of rest.
+
+    One that dies inside a lock of Triton's shared memory takes tritonserver 24.10 along.
+    """
+    time.sleep(1)
+    stub.send_signal(signal.SIGKILL)
+
+
 def assert_ended_once(request: Request) -> None:
     """A request in flight got the rest of its text, and its stream has ended."""
     responses = request.all()
