@@ -16,6 +16,7 @@ import tritonclient.grpc as grpcclient
 from tests.e2e.triton_server import Request, Response, TritonServer, ask, generate, sampling
 
 FRANCE = "The capital of France is"
+ONE_PROMPT = "a request has one prompt: text_input, input_ids, messages or PROMPT"
 PARIS = " Paris"
 GREEDY = sampling()
 
@@ -234,7 +235,7 @@ BAD_REQUESTS = {
     ),
     "both prompts": (
         {"PROMPT": FRANCE},
-        "PROMPT: came beside text_input; a request has one prompt: text_input, input_ids, messages or PROMPT",
+        f"PROMPT: came beside text_input; {ONE_PROMPT}",
     ),
     "prompt in a stream": (
         {"stream": True, "exclude_input_in_output": False},
@@ -254,9 +255,7 @@ def test_a_bad_request_is_refused_and_the_next_served(
 
 def test_a_request_without_a_prompt_is_refused(triton: TritonServer) -> None:
     """A request without a prompt is told what may hold it."""
-    expected = (
-        "text_input: missing; a request has one prompt: text_input, input_ids, messages or PROMPT"
-    )
+    expected = f"text_input: missing; {ONE_PROMPT}"
     assert expected in error_of(ask(triton, {"stream": True}))
     assert PARIS == generate(triton, FRANCE, max_tokens=1)
 
