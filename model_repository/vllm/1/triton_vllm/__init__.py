@@ -3,16 +3,18 @@
 The life of a request, and the module that holds each step:
 
 1. decode    ``decoding``      Triton's tensors become one typed ``GenerationRequest``
-2. tokenize  ``engine``        vLLM's renderer turns the prompt into token ids
-3. generate  ``engine``        the request joins the engine's batch; deltas come back
+2. tokenize  ``rendering``     vLLM's renderer turns the prompt into token ids
+3. generate  ``work``          the request joins the engine's batch; deltas come back
 4. send      ``streaming``     sender threads turn deltas (``delta``) into responses (``outputs``)
 5. finish    ``streaming``     the last response carries the FINAL flag, exactly once
 
 Imports go one way: ``errors`` → ``tensors``, ``delta`` → ``outputs`` → ``generation`` →
-``settings``, ``engine_args``, ``shared_engine`` → ``sampling`` → ``decoding`` → ``streaming`` →
-``cancellation``, ``event_loop`` → ``drain`` → ``engine``.
+``settings``, ``engine_args``, ``shared_engine`` → ``sampling``, ``pooling``, ``prompts`` →
+``decoding`` → ``streaming`` → ``cancellation``, ``event_loop``, ``openai_server`` → ``drain``,
+``rendering`` → ``engine``.
 What guards a request stands beside them and imports little: ``admission`` (who may enter),
 ``deadline`` (for how long), ``grammar_limit`` (with what), ``drain`` (until when).
-``vllm_api`` is the one file that imports vLLM; ``engine_args``, ``sampling`` and ``engine`` import
-it inside functions, so that nothing here imports vLLM when it is itself imported.
+The files ``vllm_*`` are the ones that import vLLM: ``vllm_api`` for all, and one for each feature
+that could be deleted. The others import them inside functions, so that nothing here imports vLLM
+when it is itself imported.
 """

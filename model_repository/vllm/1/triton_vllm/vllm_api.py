@@ -1,6 +1,4 @@
-"""The engine of vLLM, and what differs between its versions: one of the `vllm_*` files.
-
-Nothing else imports vLLM.
+"""vLLM's engine, its arguments and its errors, and what differs between its versions.
 
 Supported: vLLM 0.26 to 0.32. A difference is found by looking for the feature, never by
 comparing version numbers. Importing this file imports vLLM (seconds), so do it late.
