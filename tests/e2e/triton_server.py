@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import random
 import shutil
 import signal
 import socket
@@ -287,12 +288,20 @@ def running(repository: Path, name: str, *models: str, **how: Any) -> Iterator[T
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that are free now."""
+    """Return ports of the loopback interface that are free now.
+
+    From below those that Linux gives to outgoing connections (32768 and up): a server takes its
+    port only when its models are loaded, a minute later.
+    """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        ports: list[int] = []
+        while len(ports) < count:
+            port = random.randrange(12_000, 32_000)
+            held = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                held.bind(("127.0.0.1", port))
+                ports.append(port)
+        return ports
 
 
 def _session_of(leader: int) -> Iterator[psutil.Process]:
