@@ -158,22 +158,23 @@ def decode(request: Any, parser: SamplingParser | PoolingParser) -> GenerationRe
         raise RequestError(f"{name}: does not go with {prompt_name}, allowed: {allowed}")
     prompt = form.read(inputs)
     stream = inputs.boolean(names.stream)
+    own = json.loads(request.parameters() or "{}")
     if prompt_name == "embedding_request":
         where, given = embedding_parameters(inputs)
     else:
-        where, given = _parameters(request, inputs, names.parameters)
+        where, given = _parameters(own, inputs, names.parameters)
     params, options = parser.parse(given, stream=stream, where=where)
     return GenerationRequest(
         request_id=f"{request.request_id() or 'request'}-{uuid.uuid4().hex[:8]}",
         prompt=prompt,
         stream=stream,
         sampling_params=params,
-        options=_with_time_limit(request, options, where),
+        options=_with_time_limit(request, own, options, where),
         text_output=_text_output(request, names) if form.has_text else "",
         outputs=_outputs(inputs, params, form),
         prefix=_prefix(inputs, prompt, names, stream=stream),
         text_from_start=names is TUTORIAL,
-        trace_headers=_trace_headers(request),
+        trace_headers=_trace_headers(request, own),
     )
 
 
@@ -228,39 +229,40 @@ def _text_output(request: Any, names: Names) -> str:
     return other if other in asked and names.text_output not in asked else names.text_output
 
 
-def _parameters(request: Any, inputs: Inputs, where: str) -> tuple[str, dict[str, Any]]:
+def _parameters(own: Mapping[str, Any], inputs: Inputs, where: str) -> tuple[str, dict[str, Any]]:
     """Return where the sampling or pooling parameters stand, and the parameters.
 
-    They come as the JSON tensor; where it is absent, as the request's own parameters.
+    They come as the JSON tensor; where it is absent, as the request's ``own`` parameters.
     """
     if where in inputs:
         text = inputs.string(where)
         return where, load_json_object(text, where) if text.strip() else {}
-    parameters = json.loads(request.parameters() or "{}")
     return "parameters", {
         key: _unpacked(value)
-        for key, value in parameters.items()
+        for key, value in own.items()
         if key.lower() not in _NOT_SAMPLING and not key.startswith("triton_") and "-" not in key
     }
 
 
-def _triton_timeout(request: Any) -> int:
+def _triton_timeout(request: Any, own: Mapping[str, Any]) -> int:
     """Return Triton's request timeout in microseconds, 0 for none.
 
     gRPC has a place for it; the generate endpoint of HTTP passes it on as any other parameter.
     """
-    given = request.timeout() or json.loads(request.parameters() or "{}").get("timeout", 0)
+    given = request.timeout() or own.get("timeout", 0)
     if not isinstance(given, int) or isinstance(given, bool) or given < 0:
         raise RequestError(f"timeout: must be microseconds, an integer from 0, got {given!r}")
     return given
 
 
-def _with_time_limit(request: Any, options: EngineOptions, where: str) -> EngineOptions:
+def _with_time_limit(
+    request: Any, own: Mapping[str, Any], options: EngineOptions, where: str
+) -> EngineOptions:
     """Return the options with the shorter of the client's time limit and Triton's for it."""
     asked = options.timeout_seconds
     if asked is not None and asked <= 0:
         raise RequestError(f'{where}: "timeout_seconds": must be more than 0, got {asked}')
-    limit = shorter(asked, _triton_timeout(request))
+    limit = shorter(asked, _triton_timeout(request, own))
     return options if limit == asked else replace(options, timeout_seconds=limit)
 
 
@@ -272,12 +274,12 @@ def _unpacked(parameter: Any) -> Any:
     return parameter
 
 
-def _trace_headers(request: Any) -> Mapping[str, str]:
+def _trace_headers(request: Any, own: Mapping[str, Any]) -> Mapping[str, str]:
     """Return the W3C trace context in which the request is served; empty for none.
 
     Triton's own span, where Triton traces (``--trace-config mode=opentelemetry``); else what the
     client sent, where Triton forwards it (``--http-header-forward-pattern``).
     """
     context = request.trace().get_context() if hasattr(request, "trace") else None
-    carrier = json.loads(context) if context else json.loads(request.parameters() or "{}")
+    carrier = json.loads(context) if context else own
     return {key: carrier[key] for key in _TRACE_HEADERS if isinstance(carrier.get(key), str)}

@@ -39,7 +39,7 @@ def parse_frontend_args(
     """
     from triton_vllm import vllm_api, vllm_openai
 
-    parser = vllm_openai.FrontendArgsParser.create()
+    parser = vllm_openai.frontend_args_parser()
     hints = vllm_openai.frontend_arg_types()
     ours = {field.name: str for field in fields(OpenAISettings) if field.name != "frontend"}
     for key in given:

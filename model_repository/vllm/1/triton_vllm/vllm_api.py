@@ -77,7 +77,7 @@ def version() -> str:
 
 
 class EngineArgsParser(FlexibleArgumentParser):  # type: ignore[misc]
-    """vLLM's own command-line parser of engine arguments, raising where argparse would exit."""
+    """vLLM's own command-line parser, raising where argparse would exit."""
 
     def error(self, message: str) -> NoReturn:
         """Raise ``message`` as an argparse.ArgumentTypeError."""

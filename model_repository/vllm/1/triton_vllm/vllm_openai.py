@@ -11,15 +11,16 @@ import contextlib
 import typing
 from dataclasses import fields
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
 from vllm.v1.engine.async_llm import AsyncLLM
+
+from triton_vllm.vllm_api import EngineArgsParser
 
 try:  # vLLM 0.32
     from vllm.entrypoints.launchers import cli_args
@@ -39,17 +40,10 @@ except ImportError:  # vLLM 0.26
     from vllm.entrypoints.serve.utils.ssl import SSLCertRefresher
 
 
-class FrontendArgsParser(FlexibleArgumentParser):  # type: ignore[misc]
-    """The parser of ``vllm serve``, raising where argparse would exit."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ``message`` as an argparse.ArgumentTypeError."""
-        raise argparse.ArgumentTypeError(message)
-
-    @classmethod
-    def create(cls) -> FrontendArgsParser:
-        """Return a parser that knows every option of ``vllm serve``."""
-        return typing.cast(FrontendArgsParser, cli_args.make_arg_parser(cls(add_help=False)))
+def frontend_args_parser() -> EngineArgsParser:
+    """Return a parser that knows every option of ``vllm serve``."""
+    parser = cli_args.make_arg_parser(EngineArgsParser(add_help=False))
+    return typing.cast(EngineArgsParser, parser)
 
 
 def frontend_arg_types() -> dict[str, Any]:
