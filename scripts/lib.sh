@@ -60,3 +60,43 @@ small_engine_args() {
 }
 EOA
 }
+
+# run_with_triton MODULE...: a module of tests/, with what scripts/test.sh has put in place.
+run_with_triton() {
+    cd "$ROOT" || exit
+    export TRITON_VLLM_CACHE="$CACHE" PATH="$CACHE/venv/bin:$PATH"
+    export TRITON_SERVER_DIR="${TRITON_SERVER_DIR:-$CACHE/triton/pytriton/tritonserver}"
+    export TRITON_VLLM_ENV="${TRITON_VLLM_ENV:-$CACHE/model_repository/vllm/vllm_env}"
+    exec python -m "$@"
+}
+
+# debian_program FOLDER PROGRAM VERSION_FLAG PACKAGE [FURTHER]: PACKAGE's files in FOLDER, unpacked,
+# not installed, with PROGRAM in it, which can be asked for its version. The package FURTHER is not
+# there everywhere, and then not needed.
+debian_program() {
+    local target="$1" program="$2" flag="$3" package="$4" further="${5:-}" deb
+    if "$target/$program" "$flag" >/dev/null 2>&1; then
+        say "$target: there already"
+        return
+    fi
+    need_cmd apt-get
+    need_cmd dpkg
+    rm -rf "$target.new"
+    mkdir -p "$target.new"
+    cd "$target.new" || exit
+    apt_download "$package" || { [ "$(id -u)" = 0 ] && apt-get update -q >&2 && apt_download "$package"; } ||
+        err "apt-get cannot download $package, its reason is above: run apt-get update as root, then this again"
+    [ -z "$further" ] || apt_download "$further" 2>/dev/null || true
+    for deb in *.deb; do
+        dpkg -x "$deb" .
+        rm "$deb"
+    done
+    "./$program" "$flag" >/dev/null 2>&1 ||
+        err "the unpacked $target.new/$program does not run: $("./$program" "$flag" 2>&1)"
+    rm -rf "$target"
+    mv "$target.new" "$target"
+    say "$target: $("$target/$program" "$flag" 2>&1 | head -n 1)"
+}
+
+# As the user who asks: the folder need not be readable for apt's own.
+apt_download() { apt-get download -q -o APT::Sandbox::User="$(id -un)" "$1" >&2; }

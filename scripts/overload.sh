@@ -9,8 +9,4 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-cd "$ROOT"
-export TRITON_VLLM_CACHE="$CACHE" PATH="$CACHE/venv/bin:$PATH"
-export TRITON_SERVER_DIR="${TRITON_SERVER_DIR:-$CACHE/triton/pytriton/tritonserver}"
-export TRITON_VLLM_ENV="${TRITON_VLLM_ENV:-$CACHE/model_repository/vllm/vllm_env}"
-exec python -m tests.overload "$@"
+run_with_triton tests.overload "$@"

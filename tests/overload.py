@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.e2e.load import Refused, flood
 from tests.e2e.tiny_server import Holdings, add_tiny_model
-from tests.e2e.triton_server import TritonServer, generate
+from tests.e2e.triton_server import TritonServer, generate, running
 
 MAX_REQUESTS = 32
 TOKENS = 16
@@ -33,12 +33,8 @@ def main() -> int:
             max_num_seqs=8,
             enable_log_requests=False,
         )
-        server = TritonServer(repository, "overload", "vllm")
-        try:
+        with running(repository, "overload", "vllm") as server:
             wrong = overload(server, requests)
-            server.stop()
-        finally:
-            server.kill()
     print(*(wrong or ["as it should be"]), sep="\n")
     return 1 if wrong else 0
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.e2e.tiny_server import Holdings, add_tiny_model
-from tests.e2e.triton_server import TritonServer
+from tests.e2e.triton_server import TritonServer, running
 from tests.soak import SERVING, Soak, guarded, reload, slow, steady
 
 TRAFFIC_SECONDS = 5
@@ -28,12 +28,8 @@ def main() -> int:
         repository = add_tiny_model(
             Path(directory), SERVING, max_num_seqs=8, enable_log_requests=False
         )
-        server = TritonServer(repository, "reloads", "vllm")
-        try:
+        with running(repository, "reloads", "vllm") as server:
             wrong = reload_often(server, times)
-            server.stop()
-        finally:
-            server.kill()
     print(*(wrong or ["as it should be"]), sep="\n")
     return 1 if wrong else 0
 

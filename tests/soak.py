@@ -30,7 +30,7 @@ from tests.e2e.load import (
     read_http_stream,
 )
 from tests.e2e.tiny_server import CONTEXT, Holdings, add_tiny_model
-from tests.e2e.triton_server import Request, TritonServer, generate, sampling
+from tests.e2e.triton_server import Request, TritonServer, generate, running, sampling
 
 MAX_REQUESTS = 48
 PROMPTS = [f"Once upon a time number {number}" for number in range(12)]
@@ -243,13 +243,9 @@ def main() -> int:
         repository = add_tiny_model(
             Path(directory), SERVING, max_num_seqs=16, enable_log_requests=False
         )
-        server = TritonServer(repository, "soak", "vllm")
-        try:
+        with running(repository, "soak", "vllm") as server:
             soak = Soak(server, minutes * 60)
             run(soak)
-            server.stop()
-        finally:
-            server.kill()
     print(f"{minutes:g} minutes: {'WRONG' if soak.wrong else 'as it should be'}")
     return 1 if soak.wrong else 0
 

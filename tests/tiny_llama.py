@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 _LAYERS = 2
-_HIDDEN = 64
+HIDDEN = 64
 _INTERMEDIATE = 128
 _HEADS = 2
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.jinja")
@@ -30,11 +30,11 @@ def make_tiny_llama(directory: Path, tokenizer: Path, context: int = 2048) -> Pa
     config = json.loads((tokenizer / "config.json").read_text())
     config |= {
         "num_hidden_layers": _LAYERS,
-        "hidden_size": _HIDDEN,
+        "hidden_size": HIDDEN,
         "intermediate_size": _INTERMEDIATE,
         "num_attention_heads": _HEADS,
         "num_key_value_heads": _HEADS,
-        "head_dim": _HIDDEN // _HEADS,
+        "head_dim": HIDDEN // _HEADS,
         "max_position_embeddings": context,
         "dtype": "float32",
     }
@@ -50,18 +50,18 @@ def _weights(vocabulary: int) -> dict[str, np.ndarray[Any, Any]]:
         return np.asarray(random.standard_normal((rows, columns)) / columns**0.5, np.float32)
 
     weights = {
-        "model.embed_tokens.weight": matrix(vocabulary, _HIDDEN) * 8,
-        "model.norm.weight": np.ones(_HIDDEN, np.float32),
+        "model.embed_tokens.weight": matrix(vocabulary, HIDDEN) * 8,
+        "model.norm.weight": np.ones(HIDDEN, np.float32),
     }
     for layer in range(_LAYERS):
         name = f"model.layers.{layer}."
         for projection in ("q", "k", "v", "o"):
-            weights[f"{name}self_attn.{projection}_proj.weight"] = matrix(_HIDDEN, _HIDDEN)
-        weights[name + "mlp.gate_proj.weight"] = matrix(_INTERMEDIATE, _HIDDEN)
-        weights[name + "mlp.up_proj.weight"] = matrix(_INTERMEDIATE, _HIDDEN)
-        weights[name + "mlp.down_proj.weight"] = matrix(_HIDDEN, _INTERMEDIATE)
+            weights[f"{name}self_attn.{projection}_proj.weight"] = matrix(HIDDEN, HIDDEN)
+        weights[name + "mlp.gate_proj.weight"] = matrix(_INTERMEDIATE, HIDDEN)
+        weights[name + "mlp.up_proj.weight"] = matrix(_INTERMEDIATE, HIDDEN)
+        weights[name + "mlp.down_proj.weight"] = matrix(HIDDEN, _INTERMEDIATE)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{name}{norm}.weight"] = np.ones(_HIDDEN, np.float32)
+            weights[f"{name}{norm}.weight"] = np.ones(HIDDEN, np.float32)
     return weights
 
 

@@ -13,7 +13,7 @@ import pytest
 from vllm.renderers import renderer_from_config
 from vllm.v1.engine.input_processor import InputProcessor
 
-from tests.tiny_models import make_tiny_llama
+from tests.tiny_llama import make_tiny_llama
 from triton_vllm import vllm_api, vllm_openai
 from triton_vllm.engine_args import parse_engine_args
 from triton_vllm.frontend_args import parse_frontend_args

@@ -31,7 +31,7 @@ from tests.e2e.triton_server import (
     running,
     sampling,
 )
-from tests.tiny_models import make_lora
+from tests.tiny_lora import make_lora
 
 pytestmark = pytest.mark.timeout(400)
 

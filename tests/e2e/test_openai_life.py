@@ -37,11 +37,12 @@ from tests.e2e.triton_server import (
     running,
     sampling,
 )
-from tests.tiny_models import make_tiny_llama
+from tests.tiny_llama import HIDDEN, make_tiny_llama
 
 pytestmark = pytest.mark.timeout(400)
 
 FRONT_ENDS = 2
+CONTEXT = 16384
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     check_prerequisites()
     repository = tmp_path_factory.mktemp("model_repository")
     folder = tmp_path_factory.mktemp("openai")
-    checkpoint = make_tiny_llama(folder / "tiny", CHECKPOINT)
+    checkpoint = make_tiny_llama(folder / "tiny", CHECKPOINT, CONTEXT)
     certificate, key = self_signed(folder)
     (folder / "keys").write_text("sk-of-the-file\n")
     port, embed_port = free_ports(2)
     how: dict[str, Any] = {"model": str(checkpoint), "enable_log_requests": False}
-    how |= {"max_model_len": 16384}
+    how |= {"max_model_len": CONTEXT}
     own = {"port": port, "served_model_name": "tiny", "drain_seconds": 300}
     use_front_ends(add_model(repository, "tiny", engine_args=engine_args(own, **how)), FRONT_ENDS)
     secure = {
@@ -158,7 +159,7 @@ def test_two_models_have_two_ports(served: Served) -> None:
         one, two = client.embeddings.create(model="embed", input=["a cat", "a dog"]).data
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="sk-of-somebody").models.list()
-    assert (128, 128) == (len(one.embedding), len(two.embedding))
+    assert (HIDDEN, HIDDEN) == (len(one.embedding), len(two.embedding))
     assert one.embedding != two.embedding
     assert pytest.approx(1.0, abs=1e-2) == sum(x * x for x in one.embedding)
     with client_of(served.port) as client:
