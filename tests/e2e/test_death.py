@@ -95,6 +95,7 @@ def test_the_probes_are_green(server: TritonServer) -> None:
     """A model that serves is live and ready, by metrics and by a request."""
     await_probe(server, "live", "live: yes")
     await_probe(server, "ready", "ready: yes")
+    assert generate(server, "Hello")  # two workers on one CPU take seconds for the very first one
     assert (0, "ready: yes") == probe(server, "ready", "--request")
     code, line = probe(server, "ready", "--model=nosuch")
     assert (1, True) == (code, "no heartbeat of nosuch" in line)

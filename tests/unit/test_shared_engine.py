@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,19 @@ def test_addresses_survive_the_file(tmp_path: Path) -> None:
         **json.loads((tmp_path / "0-of-2/engine.json").read_text())
     )
     seat.leave()
+
+
+def test_front_ends_clean_up_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a dead server left is removed by whoever comes first, and the others do not mind."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    root = meeting_place("m", "1").parents[2]
+    for pid in range(200):
+        generation = root / f"{4194305 + pid}-77" / "m" / "1" / "0-of-2"
+        (generation / "metrics").mkdir(parents=True)
+        (generation / "seat-0").touch()
+    with ThreadPoolExecutor(4) as pool:
+        places = list(pool.map(lambda _: meeting_place("m", "1"), range(4)))
+    assert 1 == len(set(places))
+    assert [places[0].parents[1]] == list(root.iterdir())

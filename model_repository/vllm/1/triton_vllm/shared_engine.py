@@ -247,7 +247,10 @@ def _is_held(seat: Path) -> bool:
 
 def _is_inhabited(server: Path) -> bool:
     """Return whether anybody sits there: another container with the same temporary directory."""
-    return any(_is_held(seat) for seat in server.glob("*/*/*-of-*/seat-*"))
+    try:
+        return any(_is_held(seat) for seat in server.glob("*/*/*-of-*/seat-*"))
+    except FileNotFoundError:
+        return True  # somebody is at work there: another front end that removes it, or its owner
 
 
 def _number(generation: Path) -> int:
