@@ -9,7 +9,7 @@ _NAME = re.compile(
     r"(?P<kind>vllm|official|ours|send|offline)"
     r"(?P<rust>-rust)?(-api(?P<api>\d+))?"
     r"(-(?P<front_ends>\d+)(x(?P<threads>\d+))?)?"
-    r"(?P<http>-http)?(?P<nometrics>-nometrics)?"
+    r"(?P<http>-http)?(?P<openai>-openai)?(?P<nometrics>-nometrics)?"
 )
 NAMES = """\
   vllm                `vllm serve` as it comes
@@ -19,7 +19,8 @@ NAMES = """\
   official            Triton's own vLLM backend, if --official-backend says where it is
   send-N[xT]          our send path alone, no engine: N front ends, T sender threads in each
   offline             LLM.generate on the same requests, for answers that are not streamed
-ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics."""
+ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics, ours also in
+-openai (a server with the OpenAI-compatible port open, and asked there)."""
 
 
 class PeerError(Exception):
@@ -37,6 +38,7 @@ class Peer:
     front_ends: int = 1
     sender_threads: int = 0
     http: bool = False
+    openai: bool = False
     metrics: bool = True
 
     @classmethod
@@ -50,7 +52,8 @@ class Peer:
                 "vllm": {"rust", "api"},
                 "offline": set[str](),
                 "official": {"http", "nometrics"},
-            }.get(kind, {"front_ends", "threads", "http", "nometrics"})
+                "send": {"front_ends", "threads", "http", "nometrics"},
+            }.get(kind, {"front_ends", "threads", "http", "openai", "nometrics"})
             if not given - {"kind"} - allowed:
                 return cls(
                     name=name,
@@ -60,6 +63,7 @@ class Peer:
                     front_ends=int(found["front_ends"] or 1),
                     sender_threads=int(found["threads"] or 0),
                     http=bool(found["http"]),
+                    openai=bool(found["openai"]),
                     metrics=not found["nometrics"],
                 )
         raise PeerError(f"{name}: no such peer; there are\n{NAMES}")
@@ -72,6 +76,6 @@ class Peer:
     @property
     def protocol(self) -> str:
         """How it is spoken to, a protocol of ``loadgen``."""
-        if self.kind == "vllm":
+        if self.kind == "vllm" or self.openai:
             return "openai"
         return "triton-http" if self.http else "triton-grpc"
