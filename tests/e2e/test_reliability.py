@@ -39,7 +39,7 @@ from tests.e2e.triton_server import (
     sampling,
     start_requests,
 )
-from tests.hostile import tensors
+from tests.hostile import SLOW_SCHEMA, tensors
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -316,13 +316,9 @@ def test_too_much_of_something(
     assert expected in end.error
 
 
-# Each may come or not, which takes xgrammar more than half a minute.
-MANY_PROPERTIES = {f"p{number}": {"type": "string"} for number in range(2000)}
-
-
 def test_a_grammar_that_takes_too_long_is_stopped(server: TritonServer) -> None:
     """The request is refused after the limit, others go on, and so do good grammars."""
-    outputs = {"json": {"type": "object", "properties": MANY_PROPERTIES}}
+    outputs = {"json": SLOW_SCHEMA}
     inputs = {"text_input": "a", "sampling_parameters": sampling(structured_outputs=outputs)}
     with Request(server, inputs) as request:
         truth = generate(server, "Hello")
