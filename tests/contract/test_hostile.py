@@ -37,6 +37,11 @@ def test_whatever_comes_is_a_request_or_an_error_that_says_why(
     sampling: SamplingParser, inputs: dict[str, Any]
 ) -> None:
     """No input makes the parsing layer raise anything but a RequestError of one readable line."""
+    check(sampling, inputs)
+
+
+def check(sampling: SamplingParser, inputs: dict[str, Any]) -> None:
+    """Decode; fail unless that ends as it should."""
     try:
         request = decode(FakeRequest(inputs), sampling)
     except RequestError as error:

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Fuzz what decodes requests, guided by coverage, with the real vLLM's parameters.
+#
+#   scripts/fuzz.sh [--seconds N]     (default 60)
+#
+# Needs what scripts/test.sh has put in place, and puts Atheris beside it. Stops by itself; exit code
+# 0 if nothing broke. The corpus stays in the cache, so the next run goes on from there.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh disable=SC1091
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+seconds=60
+if [ $# -gt 0 ]; then
+    [[ $# -eq 2 && $1 == --seconds && $2 =~ ^[1-9][0-9]*$ ]] || err "usage: scripts/fuzz.sh [--seconds N]"
+    seconds=$2
+fi
+python=$CACHE/model_repository/vllm/vllm_env/bin/python deps=$CACHE/fuzz-deps
+[ -x "$python" ] && [ -d "$CACHE/contract-deps" ] || err "run scripts/test.sh first"
+if [ ! -e "$deps/stamp" ]; then
+    rm -rf "$deps"
+    "$CACHE/venv/bin/python" -m pip --python "$python" install --quiet --target "$deps" atheris
+    touch "$deps/stamp"
+fi
+mkdir -p "$CACHE/fuzz-corpus"
+export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+cd "$ROOT"
+PYTHONPATH=$ROOT/model_repository/vllm/1:$ROOT:$deps:$CACHE/contract-deps \
+    exec "$python" -m tests.fuzz "$CACHE/fuzz-corpus" -max_total_time="$seconds" \
+    -max_len=4096 -len_control=0 -timeout=60 -rss_limit_mb=8192 -artifact_prefix="$CACHE/"
