@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from triton_vllm.adapters import Adapters, NoAdapters
 from triton_vllm.admission import Admission
+from triton_vllm.cluster import cluster_of
 from triton_vllm.cpus import parse_cpus
 from triton_vllm.deadline import Deadline, NoDeadline
 from triton_vllm.drain import Drain, drain_seconds, watch_server
@@ -31,6 +32,7 @@ from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.front_end_metrics import LoopLag
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.grammar_limit import limit_grammars
+from triton_vllm.instances import Instance
 from triton_vllm.openai_server import openai_server
 from triton_vllm.pooling import PoolingParser
 from triton_vllm.process import FirstError
@@ -38,8 +40,8 @@ from triton_vllm.rendering import Renderers
 from triton_vllm.restarts import Restarts
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.server_options import ServerOptions
-from triton_vllm.settings import ModelSettings, visible_devices
-from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
+from triton_vllm.settings import ModelSettings
+from triton_vllm.shared_engine import Seat
 from triton_vllm.streaming import Log, ResponseStream
 from triton_vllm.work import Work
 
@@ -72,7 +74,7 @@ class Engine:
         self._restarts = Restarts(settings.serving.engine_restarts)
         self._cleanup = contextlib.ExitStack()
         self.admission = Admission(
-            -(-settings.serving.max_requests // settings.front_ends),
+            -(-settings.serving.max_requests // settings.placement.instances),
             settings.serving.max_queued_tokens,
             lambda: self._vllm.queued_tokens(self._living().llm),
         )
@@ -96,14 +98,11 @@ class Engine:
         begin = since = time.monotonic()
         if self._settings.serving.vllm_log_level:
             os.environ["VLLM_LOGGING_LEVEL"] = self._settings.serving.vllm_log_level
-        if self._settings.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(
-                self._settings.gpu, os.environ.get("CUDA_VISIBLE_DEVICES")
-            )
         self._engine_cpus = parse_cpus(
             self._settings.serving.engine_cpus, f'{where}: "serving.engine_cpus"'
         )
-        self.seat = self._take_seat()
+        self._instance = Instance.take(self._settings, self._cleanup)
+        self._settings, self.seat = self._instance.settings, self._instance.seat
         try:
             from triton_vllm import vllm_api
         except ImportError as error:
@@ -111,6 +110,9 @@ class Engine:
         self._vllm = vllm_api
         since = self._log_phase(f"vLLM {self._vllm.version()} imported", since)
         self._args = self._read_engine_args(where)
+        self._cluster = cluster_of(
+            self._args, self._instance.devices, self._settings, lambda: self._closing, self._log
+        )
         self.openai = openai_server(
             self._settings, self._args, self.seat, self.check, self.admit, self._log
         )
@@ -164,18 +166,6 @@ class Engine:
         )
         self._cleanup.callback(watch.stop)
 
-    def _take_seat(self) -> Seat | NoSeat:
-        """Take a seat where several front ends share the engine."""
-        settings = self._settings
-        if settings.front_ends == 1:
-            return NoSeat()
-        seat = Seat.take(meeting_place(settings.name, settings.version), settings.front_ends)
-        self._cleanup.callback(seat.leave)
-        # As `vllm serve` with several API servers: the front ends count into files of one folder,
-        # from which the leader reads the sum. prometheus_client looks at this when it is imported.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(seat.metrics_directory)
-        return seat
-
     def _read_engine_args(self, where: str) -> vllm_api.AsyncEngineArgs:
         """Parse the engine arguments, as they concern this front end."""
         settings = self._settings
@@ -225,7 +215,7 @@ class Engine:
         """Start the engine, or join the one that another front end starts; open the HTTP port."""
         async with self._life_changes:
             died = self._life.addresses if self._life else None
-            life = EngineLife(self._vllm, self._loop, self.seat)
+            life = EngineLife(self._vllm, self._loop, self.seat, self._cluster)
             config = self._config or self._vllm.create_config(self._args)
             self._config = None  # the next life needs one of its own
             await life.begin(self._args, config, self._engine_cpus, self._on_death, died)
@@ -291,6 +281,11 @@ class Engine:
             await asyncio.sleep(_LOG_STATS_SECONDS)
             if self.is_up and self._life is not None:
                 await self._life.llm.do_log_stats()
+
+    @property
+    def label(self) -> str:
+        """What tells this engine's metrics from those of the model's others; empty if alone."""
+        return self._instance.label
 
     @property
     def is_up(self) -> bool:

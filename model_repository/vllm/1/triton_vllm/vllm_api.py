@@ -133,8 +133,16 @@ def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -
 
 def engine_processes(llm: AsyncLLM) -> list[int]:
     """Return the ids of the engine core's processes, as far as this front end started them."""
-    manager = llm.engine_core.resources.engine_manager
-    return [process.pid for process in getattr(manager, "processes", [])]
+    resources = llm.engine_core.resources
+    return _process_ids(resources.engine_manager, resources.coordinator)
+
+
+def _process_ids(manager: Any, coordinator: Any) -> list[int]:
+    """Return the engine cores, and the coordinator of data-parallel ones where there is one."""
+    processes = [*getattr(manager, "processes", [])]
+    if coordinator is not None:
+        processes.append(coordinator.proc)
+    return [process.pid for process in processes]
 
 
 class EngineCores:
@@ -168,7 +176,7 @@ class EngineCores:
             inputs=list(addresses.inputs),
             outputs=list(addresses.outputs),
             stats_update=self._coordinator and self._coordinator.get_stats_publish_address(),
-            processes=[p.pid for p in getattr(self._manager, "processes", [])],
+            processes=_process_ids(self._manager, self._coordinator),
         )
 
     def shutdown(self, timeout: float) -> None:
