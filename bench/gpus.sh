@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Measure one model on one GPU and on two: tensor parallel, data parallel, two engines, each against
+# `vllm serve` with the same arguments.
+#
+#   bench/gpus.sh OUT [option of compare.py...]
+#
+# Two comparisons, each with servers that are up at the same time, so that of a model like Llama-8B
+# both fit two GPUs of 140 GB; with --one-at-a-time, two of 80 GB. About five minutes on H200s; the
+# options are for both: --model, --triton, --python, --execution-env, --config, --env. Writes
+# OUT/tp and OUT/dp, and prints both tables.
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+[ $# -gt 0 ] || { sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"; exit 2; }
+out="$1"
+shift
+STREAMS_TP="${STREAMS_TP:-1,256}" STREAMS_DP="${STREAMS_DP:-512}"
+
+# compare NAME PEERS STREAMS [option...]: the config first, so that a later --config wins.
+compare() {
+    local name="$1" peers="$2" streams="$3"
+    shift 3
+    python3 "$here/compare.py" --config "$here/configs/llama-8b-gpus.json" --repeats 1 \
+        --processes 8 "$@" --peers "$peers" --streams "$streams" --out "$out/$name"
+}
+
+failed=0
+compare tp vllm,ours-2,vllm-tp2,ours-2-tp2 "$STREAMS_TP" "$@" || failed=1
+compare dp ours-2,vllm-dp2,ours-4-dp2,ours-4-sets2 "$STREAMS_DP" "$@" || failed=1
+exit "$failed"
