@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 
 from triton_vllm import vllm_api, vllm_parallel
 from triton_vllm.cluster import OneMachine, cluster_of
@@ -58,7 +59,7 @@ def machines(args: AsyncEngineArgs) -> Any:
 
 def test_the_platform_at_hand_says_what_it_needs() -> None:
     """A vLLM for the CPU needs no GPU, and has no name of Ray's; the questions are vLLM's own."""
-    assert not vllm_parallel.current_platform.is_cuda_alike()
+    assert not current_platform.is_cuda_alike()
     assert vllm_parallel.visible_gpus() is None
     assert "" == vllm_parallel.ray_device()
 
@@ -69,7 +70,7 @@ def test_too_few_gpus_are_said_before_anything_is_loaded(
     """The arguments are real, the GPUs are not."""
     monkeypatch.setattr(vllm_parallel, "current_platform", Gpus(1))
     args = parse(model, tensor_parallel_size=2, data_parallel_size="2")
-    with pytest.raises(SettingsError, match="ask for 4 GPUs .*, and 1 can be seen here"):
+    with pytest.raises(SettingsError, match=r"ask for 4 GPUs .*, and 1 can be seen here"):
         machines(args)
     monkeypatch.setattr(vllm_parallel, "current_platform", Gpus(4))
     assert isinstance(machines(args), OneMachine)
