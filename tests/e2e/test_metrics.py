@@ -40,7 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with two front ends on `vllm`, and `quiet`, whose metrics are turned off."""
     check_prerequisites()
     repository = tmp_path_factory.mktemp("model_repository")
-    args = json.dumps({**ENGINE_ARGS, "serving": {"metrics_period_seconds": PERIOD}})
+    serving = {"metrics_period_seconds": PERIOD}
+    args = json.dumps({**ENGINE_ARGS, "max_model_len": 4096, "serving": serving})
     config = add_model(repository, engine_args=args) / "config.pbtxt"
     config.write_text(config.read_text().replace("count: 1", "count: 2"))
     config = add_model(repository, "quiet", engine_args=args) / "config.pbtxt"
@@ -62,7 +63,7 @@ def value(server: TritonServer, name: str, **labels: str) -> float:
 
 def await_value(server: TritonServer, expected: float, name: str, **labels: str) -> None:
     """Wait until a metric has a value; it takes a period or two."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (now := value(server, name, **labels)) != expected:
         assert time.monotonic() < deadline, f"{name} {labels} is {now}, not {expected}"
         time.sleep(PERIOD)
@@ -102,7 +103,7 @@ def test_each_outcome_has_its_counter(server: TritonServer) -> None:
 def test_gauges_follow_the_engine(server: TritonServer) -> None:
     """Running requests are seen while they run and gone afterwards, on whichever front end."""
     with ExitStack() as stack:
-        start_requests(server, stack, 300, 300, 300, 300)
+        start_requests(server, stack, *[4000] * 4)  # none ends before all four have begun
         await_value(server, 4, "vllm:num_requests_running")
         assert value(server, "vllm:kv_cache_usage_perc") > 0
     # vLLM reports with each step of the engine: after an abort, with the next request's.

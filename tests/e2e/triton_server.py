@@ -95,6 +95,7 @@ class TritonServer:
         """
         self.repository = repository
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
+        self._connection: Any = None
         self._shm_prefix = f"triton_vllm_test_{os.getpid()}_{self.http_port}_"
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.log"
@@ -134,6 +135,16 @@ class TritonServer:
         except BaseException:
             self.kill()
             raise
+        self._stay_connected()
+
+    def _stay_connected(self) -> None:
+        """Keep a gRPC connection open, which all clients of this process then share.
+
+        On a machine with a load of ten a new connection takes the real server seconds.
+        """
+        self._connection = grpcclient.InferenceServerClient(f"127.0.0.1:{self.grpc_port}")
+        with contextlib.suppress(grpcclient.InferenceServerException):  # one that wants TLS, say
+            self._connection.is_server_live(client_timeout=30)
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -248,6 +259,8 @@ class TritonServer:
 
     def kill(self) -> None:
         """End whatever is left, by force."""
+        if self._connection is not None:
+            self._connection.close()
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

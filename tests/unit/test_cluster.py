@@ -58,8 +58,8 @@ def ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return state
 
 
-def gate(seconds: float = 30, *, closing: bool = False, fits: bool = False) -> RayCluster:
-    return RayCluster(2, "GPU", seconds, lambda: closing, FakeLog(), fits_here=fits)
+def gate(seconds: float = 30, *, fits: bool = False) -> RayCluster:
+    return RayCluster(2, "GPU", seconds, FakeLog(), fits_here=fits)
 
 
 def test_a_cluster_that_is_whole(ray: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_cluster_that_becomes_whole(ray: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(log, "log_info", say)
     monkeypatch.setattr(cluster, "_REPORT_SECONDS", 0.1)
-    with RayCluster(2, "GPU", 60, lambda: False, log, fits_here=False).gather():
+    with RayCluster(2, "GPU", 60, log, fits_here=False).gather():
         pass
     expected = "the Ray cluster has 1 of 2 GPUs free, on 1 node (a with 1)"
     assert f"waiting for the Ray cluster: {expected}" in said
@@ -116,7 +116,9 @@ def test_without_a_cluster_vllm_starts_one(ray: Path) -> None:
 def test_an_unload_ends_the_waiting(ray: Path) -> None:
     """A model that is to go does not wait for machines."""
     ray.write_text(json.dumps({"nodes": [], "free": 0.0}))
-    with pytest.raises(SettingsError, match="being unloaded"), gate(closing=True).gather():
+    waiting = gate()
+    waiting.close()
+    with pytest.raises(SettingsError, match="being unloaded"), waiting.gather():
         pytest.fail("the gate is open")
 
 

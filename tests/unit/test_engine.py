@@ -12,7 +12,7 @@ import triton_vllm
 PACKAGE = Path(triton_vllm.__file__).parents[1]
 
 IMPORT_VLLM = """
-from triton_vllm.engine import unusable_vllm
+from triton_vllm.launch import unusable_vllm
 try:
     from triton_vllm import vllm_api
 except ImportError as error:

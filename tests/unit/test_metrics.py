@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,10 +122,8 @@ def test_one_thread_touches_the_metrics(
     assert (20, {"metrics"}) == (metric.value, metric.threads)
 
 
-def test_a_failure_ends_the_export_and_nothing_else(
-    registry: CollectorRegistry, log: FakeLog
-) -> None:
-    """Where Triton takes no metrics, one line says so, once."""
+def test_a_lasting_failure_is_told_once(registry: CollectorRegistry, log: FakeLog) -> None:
+    """Where Triton takes no metrics, one line says so."""
 
     def refuse(**family: str) -> None:
         raise RuntimeError("no metrics here")
@@ -135,7 +133,30 @@ def test_a_failure_ends_the_export_and_nothing_else(
     export = MetricsExport(SimpleNamespace(MetricFamily=refuse), [registry], {}, PERIOD, log)
     time.sleep(5 * PERIOD)
     export.stop()
-    assert [("warn", "metrics are no longer exported: no metrics here")] == log.lines
+    assert [("warn", "metrics not exported: no metrics here")] == log.lines
+
+
+def test_a_passing_failure_ends_nothing(
+    families: FakeFamilies, registry: CollectorRegistry, log: FakeLog
+) -> None:
+    """What cannot be read for a moment, as a file that is being written, is read later."""
+    Counter("vllm:tokens", "Tokens.", registry=registry).inc(7)
+    failures = iter([OSError("half a file")])
+
+    class Shaky:
+        def collect(self) -> Iterable[Any]:
+            for failure in failures:
+                raise failure
+            return registry.collect()
+
+    export = MetricsExport(
+        SimpleNamespace(MetricFamily=families), [Shaky()], {"model": "m"}, PERIOD, log
+    )
+    while not families.made:
+        time.sleep(PERIOD)
+    export.stop()
+    assert 7 == families.value("vllm:tokens_total", model="m")
+    assert [("warn", "metrics not exported: half a file")] == log.lines
 
 
 def test_a_front_end_counts_over_its_threads(families: FakeFamilies, log: FakeLog) -> None:

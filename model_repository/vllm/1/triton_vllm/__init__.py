@@ -11,7 +11,9 @@ The life of a request, and the module that holds each step:
 Imports go one way: ``errors`` → ``tensors``, ``delta`` → ``outputs`` → ``generation`` →
 ``settings``, ``engine_args``, ``shared_engine`` → ``sampling``, ``pooling``, ``prompts`` →
 ``decoding`` → ``streaming`` → ``cancellation``, ``event_loop``, ``openai_server`` → ``drain``,
-``rendering`` → ``engine``.
+``rendering``, ``launch`` → ``supervision`` → ``engine``.
+The engine is in four parts: ``launch`` (what it is to be), ``engine_life`` (one life of it),
+``supervision`` (the lives, one after the other), ``engine`` (what requests see).
 What guards a request stands beside them and imports little: ``admission`` (who may enter),
 ``deadline`` (for how long), ``grammar_limit`` (with what), ``drain`` (until when).
 The files ``vllm_*`` are the ones that import vLLM: ``vllm_api`` for all, and one for each feature

@@ -12,7 +12,7 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from triton_vllm import ray_cluster
@@ -35,6 +35,9 @@ class Cluster(Protocol):
     async def watch(self, llm: Any) -> None:
         """End the engine's processes here when those elsewhere are lost. Until it is cancelled."""
 
+    def close(self) -> None:
+        """Wait for nobody any more: the model is being unloaded. Any thread."""
+
 
 class OneMachine:
     """All of the engine is here."""
@@ -46,6 +49,9 @@ class OneMachine:
     async def watch(self, llm: Any) -> None:
         """Return at once: Linux says when a process ends."""
 
+    def close(self) -> None:
+        """Do nothing."""
+
 
 class RayCluster:
     """Machines that Ray runs the engine's workers on, and watches."""
@@ -55,7 +61,6 @@ class RayCluster:
         workers: int,
         device: str,
         seconds: float,
-        is_closing: Callable[[], bool],
         log: Log,
         *,
         fits_here: bool,
@@ -67,7 +72,7 @@ class RayCluster:
         self._workers = workers
         self._device = device
         self._seconds = seconds
-        self._is_closing = is_closing
+        self._closing = False
         self._log = log
         self._fits_here = fits_here and not os.environ.get("RAY_ADDRESS")
 
@@ -81,7 +86,7 @@ class RayCluster:
                 break
             if self._fits_here and missing.startswith("ConnectionError"):
                 break
-            if self._is_closing():
+            if self._closing:
                 raise SettingsError("the model is being unloaded")
             if now - since > self._seconds:
                 raise SettingsError(
@@ -131,10 +136,12 @@ class RayCluster:
     async def watch(self, llm: Any) -> None:
         """Return at once: Ray tells the engine when it has lost a node, and the engine ends."""
 
+    def close(self) -> None:
+        """Let ``gather`` fail."""
+        self._closing = True
 
-def cluster_of(
-    args: Any, devices: str, settings: ModelSettings, is_closing: Callable[[], bool], log: Log
-) -> Cluster:
+
+def cluster_of(args: Any, devices: str, settings: ModelSettings, log: Log) -> Cluster:
     """Return the machines that vLLM's engine arguments ask for.
 
     ``devices`` are the GPUs that config.pbtxt gives to the engine, if any. Raises SettingsError
@@ -154,7 +161,7 @@ def cluster_of(
                 "built for a device that it does not use with Ray"
             )
         fits = parallelism.workers <= (vllm_parallel.visible_gpus() or 0)
-        return RayCluster(parallelism.workers, device, seconds, is_closing, log, fits_here=fits)
+        return RayCluster(parallelism.workers, device, seconds, log, fits_here=fits)
     if args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
         return Machines(vllm_parallel.handshake(args), parallelism.engines, seconds, log)
     return OneMachine()

@@ -1,6 +1,7 @@
 """One life of vLLM's engine, from its start, or the joining of a shared one, to its end.
 
-When an engine dies, its life is ended and another begun (``Engine``): nothing of the old one stays.
+When an engine dies, its life is ended and another begun (``Supervisor``): nothing of the old one
+stays.
 """
 
 from __future__ import annotations

@@ -43,6 +43,11 @@ class Machines:
         self._seconds = seconds
         self._log = log
         self._gave_up = ""
+        self._closing = False
+
+    def close(self) -> None:
+        """Let ``gather`` fail: the model is being unloaded. Any thread."""
+        self._closing = True
 
     @contextlib.contextmanager
     def gather(self) -> Iterator[None]:
@@ -73,6 +78,10 @@ class Machines:
             connected = connections(port)
             if connected >= self._engines:
                 return  # from here on vLLM knows them
+            if self._closing:
+                self._gave_up = "the model is being unloaded"
+                end_engine()
+                return
             now = time.monotonic()
             missing = f"{connected} of {self._engines} engines have connected to {host}:{port}"
             if now - since > self._seconds:

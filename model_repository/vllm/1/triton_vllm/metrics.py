@@ -99,13 +99,19 @@ class MetricsExport:
 
     def _run(self) -> None:
         stopping = False
+        complaint = ""
         while not stopping:
             stopping = self._stop.wait(self._period)
             try:
                 self._export()
             except Exception as error:
-                self._log.log_warn(f"metrics are no longer exported: {one_line(error)}")
-                break
+                # One that passes, as a file that another front end is just making, must not end
+                # the export; one that stays must not fill the log.
+                if (reason := one_line(error)) != complaint:
+                    self._log.log_warn(f"metrics not exported: {reason}")
+                complaint = reason
+            else:
+                complaint = ""
         # Here, as this is the only thread that may touch them.
         self._metrics.clear()
         self._families.clear()
