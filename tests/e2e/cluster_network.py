@@ -109,8 +109,9 @@ class Joined:
 
     def kill(self) -> None:
         """Kill it, with everything that it has started: the machine is lost."""
-        family = [psutil.Process(self.process.pid)]
+        family = []
         with contextlib.suppress(psutil.NoSuchProcess):
+            family.append(psutil.Process(self.process.pid))
             family += family[0].children(recursive=True)
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):

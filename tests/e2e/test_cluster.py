@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.timeout(600)
 
 RAY = Path(os.environ.get("TRITON_VLLM_RAY", CACHE / "ray"))
 RAY_NODE = ("--num-gpus=1", "--num-cpus=2", "--object-store-memory=100000000")
+QUIET = "--include-dashboard=false"
 LOST_SECONDS = 120  # a ping of 10, a patience of 60, and a slow machine
 
 
@@ -97,9 +100,12 @@ def test_ray(tiny: TinyModels, tmp_path: Path, variables: dict[str, str]) -> Non
     add(tmp_path, tiny, "late", 8, **ray)
     add(tmp_path, tiny, "ray", 300, **ray)
     here = variables | {"RAY_ADDRESS": address, "VLLM_HOST_IP": HEAD}
-    quiet = f"--temp-dir={tmp_path / 'ray-files'}", "--include-dashboard=false"
     with (
-        joined("ray_head", here, *head_options, *quiet, on_node=False) as head,
+        # Ray's sockets have their paths in it, and those are short.
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as files,
+        joined(
+            "ray_head", here, *head_options, f"--temp-dir={files}", QUIET, on_node=False
+        ) as head,
         running(tmp_path, "cluster_ray", variables=here) as server,
     ):
         head.await_line("Ray runtime started", 60)
@@ -141,7 +147,8 @@ def test_data_parallel_engines(tiny: TinyModels, tmp_path: Path, variables: dict
     here, there = variables | {"VLLM_HOST_IP": HEAD}, variables | {"VLLM_HOST_IP": NODE}
     with running(tmp_path, "cluster_ranks", variables=here) as server:
         error = server.load("late")
-        assert f"1 of 2 engines have connected to {HEAD}:{port} within 5 s" in error
+        # The one that is here may not have come so far.
+        assert re.search(rf"[01] of 2 engines have connected to {HEAD}:{port} within 5 s", error)
         with joined("rank_1", there, *options) as node:
             assert "" == server.load("ranks")
             assert_answers_right(server, tiny, "ranks", (0, 1))
