@@ -157,16 +157,15 @@ def test_instances_on_disjoint_gpus(
         assert visible == variable(worker, "CUDA_VISIBLE_DEVICES")
     assert 4 == len(workers)
     assert_answers_right(server, tiny, "two")
-    await_tokens(server, 1, model="two", instance="0")
-    await_tokens(server, 1, model="two", instance="1")
+    await_tokens(server, 1, model="two", gpu_set="0")
+    await_tokens(server, 1, model="two", gpu_set="1")
     prompt = next(iter(tiny.expected["greedy"]))
-    for number in ports:
-        instance = str(number - port)
-        before = metric(server, TOKENS, model="two", instance=instance)
+    for gpu_set, number in enumerate(ports):
+        before = metric(server, TOKENS, model="two", gpu_set=str(gpu_set))
         client_of(number).completions.create(
             model="tiny", prompt=prompt, max_tokens=12, temperature=0, extra_body={"min_tokens": 12}
         )
-        await_tokens(server, before + 12, model="two", instance=instance)
+        await_tokens(server, before + 12, model="two", gpu_set=str(gpu_set))
     end(server, "two")
 
 

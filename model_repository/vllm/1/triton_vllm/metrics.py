@@ -51,7 +51,7 @@ def export_metrics(
     )
     labels = {"model": settings.name, "version": settings.version}
     if engine.label:  # the model has several engines, and vLLM counts in each from 0
-        labels["instance"] = engine.label
+        labels["gpu_set"] = engine.label
     return MetricsExport(
         pb_utils,
         # The leader reads what all front ends count for vLLM.
