@@ -16,7 +16,7 @@ from triton_vllm.cluster import OneMachine, cluster_of
 from triton_vllm.engine_args import parse_engine_args
 from triton_vllm.errors import SettingsError
 from triton_vllm.headless_args import headless_args
-from triton_vllm.machines import Machines
+from triton_vllm.machines import Machines, Meeting
 from triton_vllm.parallelism import Parallelism
 from triton_vllm.settings import ModelSettings
 
@@ -85,7 +85,10 @@ def test_ray_needs_gpus(model: str) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"data_parallel_size": 2, "data_parallel_size_local": 1}, ("127.0.0.1", 29550)),
+        (
+            {"data_parallel_size": 2, "data_parallel_size_local": 1},
+            Meeting("127.0.0.1", 29550, 2, "engines"),
+        ),
         (
             {
                 "data_parallel_size": 4,
@@ -93,19 +96,22 @@ def test_ray_needs_gpus(model: str) -> None:
                 "data_parallel_address": "10.0.0.1",
                 "data_parallel_rpc_port": 13345,
             },
-            ("10.0.0.1", 13345),
+            Meeting("10.0.0.1", 13345, 4, "engines"),
         ),
-        ({"tensor_parallel_size": 2, "nnodes": 2, "master_addr": "10.0.0.1"}, None),
+        (
+            {"tensor_parallel_size": 2, "nnodes": 2, "master_addr": "10.0.0.1"},
+            Meeting("10.0.0.1", 29501, 2, "machines"),
+        ),
         ({"data_parallel_size": 2, "data_parallel_rank": 1}, None),
     ],
     ids=["defaults", "data parallel", "tensor parallel", "another rank"],
 )
 def test_where_other_machines_connect(
-    model: str, given: dict[str, Any], expected: tuple[str, int] | None
+    model: str, given: dict[str, Any], expected: Meeting | None
 ) -> None:
     """As vLLM's own configuration has it."""
     args = parse(model, **given)
-    assert expected == vllm_parallel.handshake(args)
+    assert expected == vllm_parallel.meeting(args)
     assert isinstance(machines(args), Machines)
 
 

@@ -169,10 +169,13 @@ def test_workers_of_one_engine(tiny: TinyModels, tmp_path: Path, variables: dict
     """A worker on each machine, joined by torch.distributed; a lost one is a death."""
     (port,) = free_ports(1)
     args = {"tensor_parallel_size": 2, "nnodes": 2, "master_addr": HEAD, "master_port": port}
+    add(tmp_path, tiny, "late", 5, **args)
     file = add(tmp_path, tiny, "workers", 240, **args) / "vllm_engine_args.json"
     options = ("vllm", "--args", str(file), "--node-rank", "1")
     here, there = variables | {"VLLM_HOST_IP": HEAD}, variables | {"VLLM_HOST_IP": NODE}
     with running(tmp_path, "cluster_workers", variables=here) as server:
+        error = server.load("late")
+        assert re.search(rf"[01] of 2 machines have connected to {HEAD}:{port} within 5 s", error)
         with joined("worker_1", there, *options) as node:
             assert "" == server.load("workers")
             assert_answers_right(server, tiny, "workers")

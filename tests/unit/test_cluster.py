@@ -17,7 +17,7 @@ from tests.unit.fakes import FakeLog
 from triton_vllm import cluster, machines
 from triton_vllm.cluster import RayCluster
 from triton_vllm.errors import SettingsError
-from triton_vllm.machines import Machines, connections
+from triton_vllm.machines import Machines, Meeting, connections
 
 # What is asked of Ray; its real counterpart is in tests/e2e/test_cluster.py.
 FAKE_RAY = """
@@ -126,9 +126,11 @@ def test_connections_are_counted() -> None:
     """Those that stand, at that port of ours; not those that have gone."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert 0 == connections(port)
+        assert [] == connections(port)
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
-        assert 2 == connections(port)
+        assert 2 == len(connections(port))
+        assert 2 == Meeting("127.0.0.1", port, 2, "engines").arrived()
+        assert 1 == Meeting("127.0.0.1", port, 2, "machines").arrived()
         for client in clients:
             client.close()
 
@@ -144,7 +146,7 @@ def test_machines_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
         port = head.getsockname()[1]
 
         def start() -> None:
-            with Machines(("127.0.0.1", port), 2, 1, FakeLog()).gather():
+            with Machines(Meeting("127.0.0.1", port, 2, "engines"), 1, FakeLog()).gather():
                 core.join(50)
                 raise RuntimeError("Engine core initialization failed")
 
@@ -164,7 +166,7 @@ def test_a_start_that_fails_by_itself() -> None:
     """Its own error is told."""
     with (
         pytest.raises(RuntimeError, match="no weights"),
-        Machines(("127.0.0.1", 1), 2, 60, FakeLog()).gather(),
+        Machines(Meeting("127.0.0.1", 1, 2, "engines"), 60, FakeLog()).gather(),
     ):
         raise RuntimeError("no weights")
 
@@ -184,7 +186,7 @@ def test_an_engine_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch)
 
     llm = SimpleNamespace(engine_core=SimpleNamespace(is_sleeping_async=is_sleeping_async))
     log = FakeLog()
-    asyncio.run(Machines(None, 2, 60, log).watch(llm))
+    asyncio.run(Machines(None, 60, log).watch(llm))
     assert [True] == ended
     assert [] == answers
     assert "taken for lost" in log.lines[-1][1]

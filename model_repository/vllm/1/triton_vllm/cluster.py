@@ -163,5 +163,5 @@ def cluster_of(args: Any, devices: str, settings: ModelSettings, log: Log) -> Cl
         fits = parallelism.workers <= (vllm_parallel.visible_gpus() or 0)
         return RayCluster(parallelism.workers, device, seconds, log, fits_here=fits)
     if args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
-        return Machines(vllm_parallel.handshake(args), parallelism.engines, seconds, log)
+        return Machines(vllm_parallel.meeting(args), seconds, log)
     return OneMachine()

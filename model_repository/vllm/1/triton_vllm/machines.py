@@ -13,6 +13,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,31 @@ _REPORT_SECONDS = 15.0
 _ENGINE_PROCESSES = ("EngineCore", "VLLM_DP_Coordinator")
 
 
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where this machine is connected to by ``number`` of "engines" or "machines", itself included.
+
+    Each data-parallel engine connects to vLLM's handshake port, each worker of an engine that is
+    spread over machines to torch.distributed's store.
+    """
+
+    host: str
+    port: int
+    number: int
+    what: str
+
+    def arrived(self) -> int:
+        """Return how many are connected."""
+        there = connections(self.port)
+        return len(there if self.what == "engines" else set(there))
+
+
 class Machines:
     """The head's view of the others."""
 
-    def __init__(
-        self, handshake: tuple[str, int] | None, engines: int, seconds: float, log: Log
-    ) -> None:
-        """``engines`` connect to the address ``handshake`` within ``seconds``.
-
-        Without ``handshake``, the workers of one engine are on several machines, which
-        torch.distributed joins, within a time of its own ("distributed_timeout_seconds").
-        """
-        self._handshake = handshake
-        self._engines = engines
+    def __init__(self, meeting: Meeting | None, seconds: float, log: Log) -> None:
+        """All have to be at the ``meeting`` within ``seconds``; None where this is not the head."""
+        self._meeting = meeting
         self._seconds = seconds
         self._log = log
         self._gave_up = ""
@@ -52,12 +65,14 @@ class Machines:
     @contextlib.contextmanager
     def gather(self) -> Iterator[None]:
         """Hold the start of the engine; end its processes here when the others do not come."""
-        if self._handshake is None:
+        if self._meeting is None:
             yield
             return
         started = threading.Event()
         self._gave_up = ""
-        waiting = threading.Thread(target=self._wait, args=(started,), name="cluster", daemon=True)
+        waiting = threading.Thread(
+            target=self._wait, args=(self._meeting, started), name="cluster", daemon=True
+        )
         waiting.start()
         try:
             yield
@@ -69,21 +84,22 @@ class Machines:
             started.set()
             waiting.join()
 
-    def _wait(self, started: threading.Event) -> None:
-        assert self._handshake is not None, "as gather has seen"
-        host, port = self._handshake
+    def _wait(self, meeting: Meeting, started: threading.Event) -> None:
         since = time.monotonic()
         reported = 0.0
         while not started.wait(0.5):
-            connected = connections(port)
-            if connected >= self._engines:
+            arrived = meeting.arrived()
+            if arrived >= meeting.number:
                 return  # from here on vLLM knows them
             if self._closing:
                 self._gave_up = "the model is being unloaded"
                 end_engine()
                 return
             now = time.monotonic()
-            missing = f"{connected} of {self._engines} engines have connected to {host}:{port}"
+            missing = (
+                f"{arrived} of {meeting.number} {meeting.what} have connected to "
+                f"{meeting.host}:{meeting.port}"
+            )
             if now - since > self._seconds:
                 self._gave_up = (
                     f'{missing} within {self._seconds:g} s ("serving.cluster_timeout_seconds"): '
@@ -120,12 +136,17 @@ def end_engine() -> None:
             process.kill()
 
 
-def connections(port: int) -> int:
-    """Return how many TCP connections to a port of this machine stand (proc(5), net/tcp)."""
-    count = 0
+def connections(port: int) -> list[str]:
+    """Return from which addresses TCP connections to a port of this machine stand, one for each.
+
+    In hexadecimal (proc(5), net/tcp); of an IPv6 address the last four bytes, which are those of
+    IPv4 where it is one.
+    """
+    found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(table).read_text(encoding="ascii").splitlines()[1:]:
-                _, local, _, state = line.split()[:4]
-                count += state == _ESTABLISHED and int(local.rpartition(":")[2], 16) == port
-    return count
+                _, local, remote, state = line.split()[:4]
+                if state == _ESTABLISHED and int(local.rpartition(":")[2], 16) == port:
+                    found.append(remote.partition(":")[0][-8:])
+    return found

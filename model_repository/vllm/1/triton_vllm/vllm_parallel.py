@@ -9,6 +9,8 @@ from vllm.config import ParallelConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
+from triton_vllm.machines import Meeting
+
 
 def visible_gpus() -> int | None:
     """Return how many GPUs this process sees; None where this vLLM needs none, as on the CPU.
@@ -25,15 +27,17 @@ def ray_device() -> str:
     return str(current_platform.ray_device_key)
 
 
-def handshake(args: AsyncEngineArgs) -> tuple[str, int] | None:
-    """Return where data-parallel engines of other machines connect to.
+def meeting(args: AsyncEngineArgs) -> Meeting | None:
+    """Return where the other machines of the engine, or its other ranks, connect to this one.
 
-    None where they do not connect to this one: the machines share the workers of one engine, or
-    another one is the head.
+    None where another machine is the head.
     """
-    rank = args.data_parallel_rank or args.data_parallel_start_rank or args.node_rank
-    if args.data_parallel_size == 1 or rank:
-        return None
     config = ParallelConfig()
-    address = args.data_parallel_address or args.master_addr or config.data_parallel_master_ip
-    return address, args.data_parallel_rpc_port or config.data_parallel_rpc_port
+    if args.data_parallel_rank or args.data_parallel_start_rank or args.node_rank:
+        return None
+    address = args.master_addr or config.data_parallel_master_ip
+    if args.data_parallel_size == 1:
+        return Meeting(address, args.master_port, args.nnodes, "machines")
+    address = args.data_parallel_address or address
+    port = args.data_parallel_rpc_port or config.data_parallel_rpc_port
+    return Meeting(address, port, args.data_parallel_size, "engines")
