@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,8 @@ from triton_vllm.parallelism import Parallelism
 from triton_vllm.settings import ModelSettings
 
 WHERE = "/m/vllm_engine_args.json"
+CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
+CHECKPOINT = CACHE / "models/SmolLM2-135M-Instruct"
 
 
 class Gpus:
@@ -138,3 +141,15 @@ def test_headless_arguments_are_those_of_the_file(tmp_path: Path) -> None:
     parsed = vllm_api.EngineArgsParser.create().parse_args([f"--model={model}", *options])
     expected = parse_engine_args(given, WHERE, print)
     assert expected == AsyncEngineArgs.from_cli_args(parsed)
+
+
+def test_a_second_look_sees_what_the_first_saw() -> None:
+    """A restart resolves the same arguments again, though vLLM writes into them."""
+    args = parse(str(CHECKPOINT), data_parallel_size=2, data_parallel_size_local=1)
+    first, second = (vllm_api.create_config(args).parallel_config for _ in range(2))
+    assert (2, 1, 0) == (
+        second.data_parallel_size,
+        second.data_parallel_size_local,
+        second.data_parallel_rank,
+    )
+    assert first.data_parallel_external_lb == second.data_parallel_external_lb

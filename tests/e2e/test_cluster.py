@@ -92,7 +92,7 @@ def test_ray(tiny: TinyModels, tmp_path: Path, variables: dict[str, str]) -> Non
     """A worker on each node of Ray. The load waits for the second; a lost one is a death."""
     if not (RAY / "ray").is_dir():
         pytest.skip(f"no Ray in {RAY}: scripts/test.sh --faults installs it")
-    (port,) = free_ports(1)
+    port = next(port for port in free_ports(40) if port >= 20_000)  # below are Ray's workers'
     address = f"{HEAD}:{port}"
     head_options = ("ray", "--head", f"--node-ip-address={HEAD}", f"--port={port}", *RAY_NODE)
     node_options = ("ray", address, f"--node-ip-address={NODE}", *RAY_NODE)

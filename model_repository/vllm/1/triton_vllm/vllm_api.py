@@ -71,6 +71,11 @@ _LAUNCH_TAKES_COUNT = (
 )
 
 
+# What vLLM infers of these it writes back into the arguments, where a second look, for a restart or
+# for the engine behind several front ends, would take it for the operator's wish.
+_INFERRED = ("data_parallel_rank", "data_parallel_size_local", "data_parallel_hybrid_lb")
+
+
 def version() -> str:
     """Return vLLM's version."""
     return str(vllm.__version__)
@@ -111,7 +116,12 @@ def pooling_param_types() -> dict[str, Any]:
 
 def create_config(engine_args: AsyncEngineArgs) -> Any:
     """Resolve engine arguments to a ``VllmConfig``, with the defaults of ``vllm serve``."""
-    return engine_args.create_engine_config(usage_context=USAGE_CONTEXT)
+    given = {name: getattr(engine_args, name) for name in _INFERRED}
+    try:
+        return engine_args.create_engine_config(usage_context=USAGE_CONTEXT)
+    finally:
+        for name, value in given.items():
+            setattr(engine_args, name, value)
 
 
 def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -> AsyncLLM:
