@@ -27,6 +27,11 @@ NUMBERS = st.one_of(
 ODD_TEXTS = ["\0", "a\0b", "true", "1e999", "NaN", "{"]
 TEXTS = st.one_of(st.text(max_size=30), st.sampled_from(ODD_TEXTS))
 REGEXES = ["(a{1000}){1000}", "((a{100}){100}){100}", "((a+)+)+b", "a{100000}", "[", "\0"]
+# Each of its properties may come or not, which takes xgrammar more than half a minute.
+SLOW_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {f"p{number}": {"type": "string"} for number in range(2000)},
+}
 GRAMMARS = st.fixed_dictionaries(
     {},
     optional={

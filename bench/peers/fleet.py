@@ -111,12 +111,12 @@ class Fleet:
         self.missing.add(peer.name)
 
 
-def _free_ports() -> tuple[int, int, int]:
+def _free_ports() -> tuple[int, ...]:
     """Return ports of the loopback interface that are free now."""
     with contextlib.ExitStack() as stack:
         ports = []
-        for _ in range(3):
+        for _ in range(4):
             each = stack.enter_context(socket.socket())
             each.bind(("127.0.0.1", 0))
             ports.append(int(each.getsockname()[1]))
-    return ports[0], ports[1], ports[2]
+    return tuple(ports)

@@ -10,7 +10,7 @@ _NAME = re.compile(
     r"(?P<rust>-rust)?(-api(?P<api>\d+))?"
     r"(-(?P<front_ends>\d+)(x(?P<threads>\d+))?)?"
     r"(-tp(?P<tp>\d+))?(-dp(?P<dp>\d+))?(-sets(?P<sets>\d+))?"
-    r"(?P<http>-http)?(?P<nometrics>-nometrics)?"
+    r"(?P<http>-http)?(?P<openai>-openai)?(?P<nometrics>-nometrics)?"
 )
 NAMES = """\
   vllm                `vllm serve` as it comes
@@ -22,7 +22,8 @@ NAMES = """\
   offline             LLM.generate on the same requests, for answers that are not streamed
 vllm and ours may be followed by -tpN and -dpN: N GPUs for each engine, N data-parallel engines;
 ours by -setsN, too: N engines on GPUs of their own, each with its share of the front ends.
-ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics."""
+ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics, ours also in
+-openai (a server with the OpenAI-compatible port open, and asked there)."""
 
 
 class PeerError(Exception):
@@ -43,6 +44,7 @@ class Peer:
     data_parallel: int = 1
     gpu_sets: int = 1
     http: bool = False
+    openai: bool = False
     metrics: bool = True
 
     @classmethod
@@ -57,7 +59,10 @@ class Peer:
                 "offline": set[str](),
                 "official": {"http", "nometrics"},
                 "send": {"front_ends", "threads", "http", "nometrics"},
-            }.get(kind, {"front_ends", "threads", "tp", "dp", "sets", "http", "nometrics"})
+            }.get(
+                kind,
+                {"front_ends", "threads", "tp", "dp", "sets", "http", "openai", "nometrics"},
+            )
             if not given - {"kind"} - allowed:
                 return cls(
                     name=name,
@@ -70,6 +75,7 @@ class Peer:
                     data_parallel=int(found["dp"] or 1),
                     gpu_sets=int(found["sets"] or 1),
                     http=bool(found["http"]),
+                    openai=bool(found["openai"]),
                     metrics=not found["nometrics"],
                 )
         raise PeerError(f"{name}: no such peer; there are\n{NAMES}")
@@ -105,6 +111,6 @@ class Peer:
     @property
     def protocol(self) -> str:
         """How it is spoken to, a protocol of ``loadgen``."""
-        if self.kind == "vllm":
+        if self.kind == "vllm" or self.openai:
             return "openai"
         return "triton-http" if self.http else "triton-grpc"

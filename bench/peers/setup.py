@@ -46,16 +46,19 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to start, and where it answers. ``address`` of a Triton has its HTTP port."""
+    """What to start, and where it answers, host:port. ``address`` of a Triton has its HTTP port."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     address: str
     ready_path: str
     grpc_address: str = ""
+    openai_address: str = ""
 
     def address_of(self, peer: Peer) -> str:
-        """Return host:port for the peer's protocol."""
+        """Return where the peer's protocol is spoken."""
+        if peer.openai:
+            return self.openai_address
         return self.grpc_address if peer.protocol == "triton-grpc" else self.address
 
 
@@ -110,7 +113,7 @@ def _named_vllm(setup: Setup) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(metadata.parent), before)))}
 
 
-def command(peer: Peer, setup: Setup, ports: tuple[int, int, int]) -> Command:
+def command(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
     """Write what the peer's server needs, and return how to start it."""
     if peer.kind == "vllm":
         return _vllm(peer, setup, ports[0])
@@ -138,7 +141,7 @@ def _vllm(peer: Peer, setup: Setup, port: int) -> Command:
     return Command(tuple(arguments), environment, f"127.0.0.1:{port}", "/v1/models")
 
 
-def _triton(peer: Peer, setup: Setup, ports: tuple[int, int, int]) -> Command:
+def _triton(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
     folder = setup.folder / peer.server
     shutil.rmtree(folder, ignore_errors=True)
     model = folder / "models" / MODEL_NAME
@@ -148,8 +151,8 @@ def _triton(peer: Peer, setup: Setup, ports: tuple[int, int, int]) -> Command:
     elif peer.kind == "send":
         _send_only(peer, setup, model)
     else:
-        _ours(peer, setup, model)
-    http, grpc, metrics = ports
+        _ours(peer, setup, model, ports[3])
+    http, grpc, metrics, openai = ports
     arguments = (
         str(setup.triton / "bin/tritonserver"),
         f"--model-repository={folder / 'models'}",
@@ -166,15 +169,19 @@ def _triton(peer: Peer, setup: Setup, ports: tuple[int, int, int]) -> Command:
         *setup.triton_options,
     )
     ready = f"/v2/models/{MODEL_NAME}/ready"
-    return Command(arguments, setup.triton_env, f"127.0.0.1:{http}", ready, f"127.0.0.1:{grpc}")
+    addresses = [f"127.0.0.1:{port}" for port in (http, grpc, openai)]
+    return Command(arguments, setup.triton_env, addresses[0], ready, *addresses[1:])
 
 
-def _ours(peer: Peer, setup: Setup, model: Path) -> None:
+def _ours(peer: Peer, setup: Setup, model: Path, openai_port: int) -> None:
     shutil.copytree(
         setup.template, model, ignore=shutil.ignore_patterns("__pycache__", "vllm_env*")
     )
     threads = {"sender_threads": peer.sender_threads} if peer.sender_threads else {}
-    content = {**setup.engine_args, **peer.parallelism, "serving": {**setup.serving, **threads}}
+    openai = {"port": openai_port, "served_model_name": [MODEL_NAME]}
+    port = {"openai": openai} if peer.openai else {}
+    serving = {**setup.serving, **threads, **port}
+    content = {**setup.engine_args, **peer.parallelism, "serving": serving}
     (model / "vllm_engine_args.json").write_text(json.dumps(content, indent=1))
     config = (setup.template / "config.pbtxt").read_text()
     if peer.gpu_device_ids:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from vllm import exceptions as vllm_exceptions
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from triton_vllm import vllm_api
-from triton_vllm.errors import CancelledError
+from triton_vllm.errors import CancelledError, RequestError
+from triton_vllm.vllm_guard import GuardedLLM
 
 
 def caused_by(cause: Exception) -> Exception:
@@ -68,3 +73,28 @@ def test_overload_is_unavailable(name: str) -> None:
 def test_an_unexpected_errors_class_is_named() -> None:
     """An error nobody foresaw keeps its class's name, its only clue."""
     assert "RuntimeError: lost" == str(vllm_api.explain(RuntimeError("lost")))
+
+
+def test_every_grammar_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the engine sees it, in whatever protocol it came; others pass, as they are."""
+    assert ["self", "request_id", "prompt", "params"] == list(
+        inspect.signature(vllm_api.AsyncLLM.add_request).parameters
+    )[:4]
+    added: list[Any] = []
+
+    async def add_request(self: object, *args: object, **kwargs: object) -> None:
+        added.append((args, kwargs))
+
+    async def refuse(grammar: str) -> None:
+        raise RequestError(f"{grammar} is too slow")
+
+    monkeypatch.setattr(vllm_api.AsyncLLM, "add_request", add_request)
+    monkeypatch.setattr(vllm_api.AsyncLLM, "__del__", lambda self: None)
+    llm = object.__new__(GuardedLLM)
+    llm.check_grammar = refuse
+    free, bound = (SimpleNamespace(structured_outputs=given) for given in (None, "a regex"))
+    asyncio.run(llm.add_request("1", "Hello", free, priority=3))
+    with pytest.raises(vllm_exceptions.VLLMValidationError, match="a regex is too slow"):
+        asyncio.run(llm.add_request("2", "Hello", bound))
+    assert [(("1", "Hello", free), {"priority": 3})] == added
+    del llm  # while it has nothing to shut down

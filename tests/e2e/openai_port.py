@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from tests.e2e.triton_server import ENGINE_ARGS, TritonServer
 PERIOD = 0.2  # seconds between two exports of metrics
 
 
-def engine_args(openai_settings: dict[str, Any], **changes: Any) -> str:
+def engine_args(
+    openai_settings: dict[str, Any], serving: Mapping[str, Any] | None = None, **changes: Any
+) -> str:
     """Return a vllm_engine_args.json with the port switched on."""
-    serving = {"metrics_period_seconds": PERIOD, "openai": openai_settings}
+    serving = {"metrics_period_seconds": PERIOD, "openai": openai_settings, **(serving or {})}
     return json.dumps({**ENGINE_ARGS, "serving": serving, **changes})
 
 

@@ -31,11 +31,13 @@ from tests.e2e.triton_server import (
     running,
     sampling,
 )
+from tests.hostile import SLOW_SCHEMA
 from tests.tiny_lora import make_lora
 
 pytestmark = pytest.mark.timeout(400)
 
 KEY = "sk-the-second"
+GRAMMAR_SECONDS = 8
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # as in docs/openai.md
 QUESTION: list[Any] = [
     {"role": "system", "content": "You are a helpful AI assistant."},
@@ -64,14 +66,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "port": port,
         "api_keys_env": "MODEL_API_KEYS",
         "served_model_name": [NAME, "smol"],
-        "enable_auto_tool_choice": True,
-        "tool_call_parser": "hermes",
         "lora_modules": [{"name": "adapter", "path": str(adapter)}],
         "enable_prompt_tokens_details": True,
         "drain_seconds": 60,
     }
+    # Beside "serving", where they are for Triton's protocols too.
+    tools = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
     lora = {"enable_lora": True, "max_lora_rank": 8}
-    model = add_model(repository, engine_args=engine_args(settings, **lora))
+    limit = {"grammar_timeout_seconds": GRAMMAR_SECONDS}
+    model = add_model(repository, engine_args=engine_args(settings, limit, **tools, **lora))
     (model / "multi_lora.json").write_text("{}")  # the port has its own list
     keys = {"MODEL_API_KEYS": f"sk-the-first {KEY}"}
     with (
@@ -139,6 +142,14 @@ def test_json_schema(served: Served) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
     (choice,) = chat(served, response_format=wanted, max_tokens=40).choices
     assert json.loads(choice.message.content)["city"] in ("Lyon", "Nice")
+
+
+def test_a_schema_that_takes_too_long_is_stopped(served: Served) -> None:
+    """It is the client's mistake, and the engine goes on."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "many", "schema": SLOW_SCHEMA}}
+    with pytest.raises(openai.BadRequestError, match=f"longer than {GRAMMAR_SECONDS} s to compile"):
+        chat(served, response_format=wanted)
+    assert "Paris" in chat(served).choices[0].message.content
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

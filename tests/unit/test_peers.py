@@ -19,7 +19,7 @@ from peers.server import Server, ServerError
 from peers.setup import Command, Setup, check, command
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = (1, 2, 3)
+PORTS = (1, 2, 3, 4)
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def setup(tmp_path: Path) -> Setup:
         ("vllm-rust", {"kind": "vllm", "rust": True}),
         ("vllm-api4", {"kind": "vllm", "api_servers": 4}),
         ("ours-4", {"kind": "ours", "front_ends": 4}),
+        ("ours-4-openai", {"kind": "ours", "front_ends": 4, "openai": True}),
         ("ours-4x2-http-nometrics",
          {"kind": "ours", "front_ends": 4, "sender_threads": 2, "http": True, "metrics": False}),
         ("send-8x1", {"kind": "send", "front_ends": 8, "sender_threads": 1}),
@@ -57,7 +58,8 @@ def test_a_name_says_what_a_peer_is(name: str, expected: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["ours-rust", "vllm-4", "vllm-http", "offline-2", "official-2", "", "ours-"]
+    "name",
+    ["ours-rust", "vllm-4", "vllm-http", "offline-2", "official-2", "send-1-openai", "", "ours-"],
 )
 def test_a_wrong_name_is_refused(name: str) -> None:
     """A name that means nothing is refused with all that mean something."""
@@ -105,6 +107,16 @@ def test_ours_gets_the_engine_arguments_in_its_file(setup: Setup) -> None:
     assert str(setup.folder / "env") in config
     assert (model / "1/model.py").exists()
     assert ("127.0.0.1:1", "127.0.0.1:2") == (started.address, started.grpc_address)
+
+
+def test_ours_may_open_its_openai_port(setup: Setup) -> None:
+    """On a port of its own, under the name that all peers have; and is asked there."""
+    peer = Peer.parse("ours-1-openai")
+    started = command(peer, setup, PORTS)
+    written = setup.folder / "ours-1-openai/models/bench/vllm_engine_args.json"
+    opened = {"port": 4, "served_model_name": ["bench"]}
+    assert {"openai": opened} == json.loads(written.read_text())["serving"]
+    assert ("127.0.0.1:4", "openai") == (started.address_of(peer), peer.protocol)
 
 
 def test_send_only_takes_our_package_along(setup: Setup) -> None:

@@ -28,7 +28,7 @@ from triton_vllm.errors import (
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.front_end_metrics import LoopLag
 from triton_vllm.generation import GenerationRequest
-from triton_vllm.grammar_limit import limit_grammars
+from triton_vllm.grammar_limit import GrammarLimit, NoGrammarLimit, limit_grammars
 from triton_vllm.launch import Launch
 from triton_vllm.openai_server import openai_server
 from triton_vllm.phases import Phases
@@ -67,6 +67,7 @@ class Engine:
         self._settings = settings
         self._server = ServerOptions.read()
         self._cleanup = contextlib.ExitStack()
+        self._grammars: GrammarLimit | NoGrammarLimit | None = None
         self.lag = LoopLag()
         where = str(settings.engine_args_path)
         with FirstError() as first_error:
@@ -138,18 +139,20 @@ class Engine:
 
     async def _serve(self, life: EngineLife) -> None:
         """Serve what lives from now on; open the HTTP port."""
+        if self._grammars is None:
+            self._grammars = limit_grammars(
+                self._settings.serving.grammar_timeout_seconds,
+                self._vllm.grammar_tokenizer(life.llm),
+                self._log,
+            )
+            self._cleanup.callback(self._grammars.stop)
+        life.llm.check_grammar = self._grammars.check
         self._renderers = Renderers(self._vllm, life.llm, self._adapters)
         await self._renderers.prepare(self._chat_args)
         await self.openai.serve(life.llm)
 
     def _guard(self) -> None:
         """Put in place what keeps requests from doing harm, and from being lost at the end."""
-        self._grammars = limit_grammars(
-            self._settings.serving.grammar_timeout_seconds,
-            self._vllm.grammar_tokenizer(self._llm),
-            self._log,
-        )
-        self._cleanup.callback(self._grammars.stop)
         self._drain = Drain(
             self.admission,
             self._loop,
@@ -231,10 +234,7 @@ class Engine:
     async def render(self, request: GenerationRequest) -> Work:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
         self._check_up()
-        work = await self._renderers.render(request)
-        if work.structured_outputs is not None:
-            await self._grammars.check(work.structured_outputs)
-        return work
+        return await self._renderers.render(request)
 
     def cancel(self, task: asyncio.Task[Any]) -> bool:
         """Cancel a request's task, unless somebody else has. Event loop only."""

@@ -69,7 +69,9 @@ def openai_server(
         from triton_vllm import vllm_openai  # noqa: F401 (only whether it can be imported)
     except ImportError as error:
         raise moved(where, error) from error
-    args = parse_frontend_args(openai.frontend, engine_args, settings.engine_args["model"], where)
+    # What the model's own chat does, the port does too, unless it says otherwise.
+    given = {**settings.chat, **openai.frontend}
+    args = parse_frontend_args(given, engine_args, settings.engine_args["model"], where)
     if openai.served_model_name:
         args.served_model_name = list(openai.served_model_name)
     keys = openai.read_api_keys(where)

@@ -42,6 +42,7 @@ from triton_vllm.errors import (
 )
 from triton_vllm.shared_engine import EngineAddresses
 from triton_vllm.text_encoder import text_encoder
+from triton_vllm.vllm_guard import GuardedLLM
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
 __all__ += ["SamplingParams"]
@@ -124,13 +125,13 @@ def create_config(engine_args: AsyncEngineArgs) -> Any:
             setattr(engine_args, name, value)
 
 
-def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -> AsyncLLM:
+def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -> GuardedLLM:
     """Start an ``AsyncLLM``. Call in a running event loop, where it will live.
 
     ``front_end`` holds ``client_addresses``, ``client_count`` and ``client_index`` when the
     engine is shared by several processes; without them the engine core is started here.
     """
-    llm = AsyncLLM.from_vllm_config(
+    llm: GuardedLLM = GuardedLLM.from_vllm_config(
         config,
         usage_context=USAGE_CONTEXT,
         enable_log_requests=engine_args.enable_log_requests,

@@ -113,7 +113,6 @@ class ChatRenderer:
         return Work(
             lambda: vllm_text.generate(llm, engine_input, request, params, lora, **reasoning),
             reader.read,
-            params.structured_outputs,
         )
 
     def _template_kwargs(self, chat: Any) -> dict[str, Any]:

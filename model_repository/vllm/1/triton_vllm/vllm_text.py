@@ -55,7 +55,6 @@ def generation(
     return Work(
         lambda: generate(llm, engine_input, request, request.sampling_params, lora),
         DeltaReader(request.num_sequences, detailed=bool(request.outputs)).read,
-        request.sampling_params.structured_outputs,
     )
 
 

@@ -15,9 +15,7 @@ class Work:
 
     ``outputs`` adds it to the engine and yields vLLM's outputs until one is final; closing the
     generator aborts it. ``read`` turns an output into what is new for the client.
-    ``structured_outputs`` is the grammar that binds the model, None for none.
     """
 
     outputs: Callable[[], AsyncGenerator[Any, None]]
     read: Callable[[Any], Delta]
-    structured_outputs: Any = None
