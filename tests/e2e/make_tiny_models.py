@@ -82,14 +82,14 @@ def save(model: Any, dest: Path, tokenizer: Any) -> None:
     tokenizer.save_pretrained(dest)
 
 
-def make_chat(dest: Path) -> Any:
+def make_chat(dest: Path) -> tuple[Any, Any]:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=len(tokenizer))
     model = transformers.LlamaForCausalLM(config)
     widen(model)
     save(model, dest, tokenizer)
-    return tokenizer
+    return model.eval(), tokenizer
 
 
 def make_adapter(dest: Path, seed: int) -> None:
@@ -165,18 +165,26 @@ def main(dest: Path) -> None:
     torch.manual_seed(0)
     make_adapter(dest / "adapters/loud", seed=1)
     make_adapter(dest / "adapters/quiet", seed=2)
-    chat = make_chat(dest / "chat")
+    speaker, chat = make_chat(dest / "chat")
     make_vision(dest / "vision")
     embedding, tokenizer = make_encoder(dest / "embedding", labels=0)
     classifier, _ = make_encoder(dest / "classifier", labels=3)
     reranker, _ = make_encoder(dest / "reranker", labels=1)
     (dest / "expected.json").write_text(
-        json.dumps(expected(chat, embedding, classifier, reranker, tokenizer))
+        json.dumps(expected(speaker, chat, embedding, classifier, reranker, tokenizer))
     )
 
 
+def continuation(model: Any, tokenizer: Any, prompt: str) -> list[int]:
+    """Return the greedy continuation by twelve tokens, none of which ends the text."""
+    given = tokenizer(prompt, return_tensors="pt")
+    made = model.generate(**given, max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    ids: list[int] = made[0, given["input_ids"].shape[1] :].tolist()
+    return ids
+
+
 def expected(
-    chat: Any, embedding: Any, classifier: Any, reranker: Any, tokenizer: Any
+    speaker: Any, chat: Any, embedding: Any, classifier: Any, reranker: Any, tokenizer: Any
 ) -> dict[str, Any]:
     """Say what transformers itself makes of some inputs."""
     messages = [{"role": "user", "content": "Say something"}]
@@ -197,6 +205,7 @@ def expected(
             for text in texts
         ]
     return {
+        "greedy": {text: continuation(speaker, chat, text) for text in [*texts, "Where is Paris?"]},
         "messages": messages,
         "prompt": chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
         "white_space": [chat.convert_tokens_to_ids(token) for token in "ĠĊčĉ"],

@@ -45,6 +45,19 @@ def corrupt_weights(model: Path) -> None:
     changed(model=str(checkpoint))(model)
 
 
+def on_gpus(devices: str, count: int = 1) -> Callable[[Path], object]:
+    """Return what places ``count`` instances on these sets of GPUs."""
+
+    def place(model: Path) -> None:
+        config = model / "config.pbtxt"
+        text = config.read_text().replace("count: 1", f"count: {count}")
+        config.write_text(
+            f'{text}parameters {{ key: "gpu_device_ids" value {{ string_value: "{devices}" }} }}'
+        )
+
+    return place
+
+
 FILE = "vllm_engine_args.json: "
 MISTAKES = {
     "no_file": Mistake(
@@ -76,6 +89,16 @@ MISTAKES = {
     "two_files": Mistake(
         lambda model: (model / "1/model.json").write_text("{}"),
         ("1/model.json: ", "vllm_engine_args.json is there, too"),
+    ),
+    "overlapping_gpus": Mistake(
+        on_gpus("0,1;1,2", 2), ("config.pbtxt: ", "gpu_device_ids has GPU 1 twice")
+    ),
+    "malformed_gpus": Mistake(on_gpus("0-1"), ("config.pbtxt: ", "gpu_device_ids", 'got "0-1"')),
+    "too_few_instances": Mistake(
+        on_gpus("0;1"), ("config.pbtxt: ", "1 instances", "2 sets", "2 instances are needed")
+    ),
+    "sets_of_another_size": Mistake(
+        on_gpus("0,1"), (FILE, "ask for 1 GPU, and config.pbtxt gives 2 to each engine (0,1)")
     ),
     "no_such_model": Mistake(changed(model="/no/such/model"), (FILE, 'model "/no/such/model": ')),
 }

@@ -16,7 +16,6 @@ from triton_vllm.settings import (
     ModelSettings,
     ServingSettings,
     read_json_object,
-    visible_devices,
 )
 
 DECOUPLED = {"model_transaction_policy": {"decoupled": True}}
@@ -79,40 +78,6 @@ def test_front_ends_are_counted(
     write(tmp_path, '{"model": "m"}')
     args = triton_args(tmp_path, {**DECOUPLED, "instance_group": groups})
     assert expected == ModelSettings.from_triton(args).front_ends
-
-
-@pytest.mark.parametrize(
-    "groups",
-    [
-        [{"kind": "KIND_GPU", "count": 1, "gpus": [0, 1]}],
-        [{"kind": "KIND_GPU", "count": 2, "gpus": [0]}],
-        [{"kind": "KIND_GPU", "count": 1, "gpus": [0]}, {"kind": "KIND_MODEL", "count": 1}],
-        [{"kind": "KIND_GPU", "count": 1}],
-    ],
-    ids=["two GPUs", "two on one", "mixed", "no GPU"],
-)
-def test_an_instance_for_each_gpu_is_refused(tmp_path: Path, groups: list[Any]) -> None:
-    """Several of KIND_GPU would be several engines where the operator means front ends."""
-    write(tmp_path, '{"model": "m"}')
-    args = triton_args(tmp_path, {**DECOUPLED, "instance_group": groups})
-    with pytest.raises(SettingsError, match=r"KIND_GPU for [0-2] instances, allowed: one"):
-        ModelSettings.from_triton(args)
-
-
-def test_one_instance_may_be_on_a_gpu(tmp_path: Path) -> None:
-    """Triton says so where config.pbtxt says nothing: the engine then sees that GPU alone."""
-    write(tmp_path, '{"model": "m"}')
-    groups = [{"kind": "KIND_GPU", "count": 1, "gpus": [1]}]
-    args = triton_args(tmp_path, {**DECOUPLED, "instance_group": groups})
-    assert 1 == ModelSettings.from_triton(args).gpu
-
-
-@pytest.mark.parametrize(
-    ("visible", "expected"), [(None, "1"), ("", "1"), ("4, 6", "6"), ("GPU-a,GPU-b", "GPU-b")]
-)
-def test_a_gpu_is_counted_as_triton_counts(visible: str | None, expected: str) -> None:
-    """Triton's GPU 1 is the second of those that Triton itself may see."""
-    assert expected == visible_devices(1, visible)
 
 
 def test_the_engine_arguments_of_tritons_own_backend(tmp_path: Path) -> None:

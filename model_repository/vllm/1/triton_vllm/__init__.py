@@ -14,6 +14,9 @@ Imports go one way: ``errors`` → ``tensors``, ``delta`` → ``outputs`` → ``
 ``rendering``, ``launch`` → ``supervision`` → ``engine``.
 The engine is in four parts: ``launch`` (what it is to be), ``engine_life`` (one life of it),
 ``supervision`` (the lives, one after the other), ``engine`` (what requests see).
+Where an engine runs say ``placement`` (which GPUs), ``instances`` (whose front end a process is),
+``parallelism`` (whether the GPUs are there) and ``cluster`` with ``machines`` and ``ray_cluster``
+(whether the other machines are); ``launch`` asks them.
 What guards a request stands beside them and imports little: ``admission`` (who may enter),
 ``deadline`` (for how long), ``grammar_limit`` (with what), ``drain`` (until when).
 The files ``vllm_*`` are the ones that import vLLM: ``vllm_api`` for all, and one for each feature

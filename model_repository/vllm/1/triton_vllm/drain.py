@@ -193,5 +193,5 @@ def watch_server(
 
 def drain_seconds(settings: ModelSettings, server: ServerOptions) -> float:
     """Return the operator's limit, or what the server's exit timeout leaves of it."""
-    needed = _FINALIZE_SECONDS * settings.front_ends + 2
+    needed = _FINALIZE_SECONDS * settings.placement.instances + 2
     return max(1.0, min(settings.serving.drain_seconds, server.exit_timeout_seconds - needed))

@@ -53,8 +53,9 @@ class Engine:
     """One vLLM engine, seen from one front end.
 
     Coroutines run in the engine's event loop; the other methods may be called by any thread.
-    ``seat`` is the place among the front ends, ``lag`` the event loop's, ``openai`` the HTTP
-    server. A request is inside ``admission`` from its first step to its last.
+    ``seat`` is the place among the front ends, ``label`` tells the metrics of the model's engines
+    apart, ``lag`` is the event loop's, ``openai`` the HTTP server. A request is inside
+    ``admission`` from its first step to its last.
     """
 
     def __init__(self, settings: ModelSettings, log: Log) -> None:
@@ -84,22 +85,22 @@ class Engine:
                 ) from error
 
     def _start(self) -> None:
-        settings = self._settings
-        phases = Phases(settings.name, self._log)
+        phases = Phases(self._settings.name, self._log)
         launch = Launch(
-            settings,
+            self._settings,
             server_metrics=self._server.metrics,
             cleanup=self._cleanup,
             phases=phases,
             log=self._log,
         )
+        self._settings = settings = launch.settings
         self._vllm = launch.vllm
         self._args = launch.args
-        self.seat = launch.seat
+        self.seat, self.label = launch.seat, launch.label
         self._chat_args = launch.chat_args
         self.reports_metrics = launch.reports_metrics
         self.admission = Admission(
-            -(-settings.serving.max_requests // settings.front_ends),
+            -(-settings.serving.max_requests // settings.placement.instances),
             settings.serving.max_queued_tokens,
             lambda: self._vllm.queued_tokens(self._llm),
         )

@@ -6,11 +6,13 @@ stays.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from triton_vllm.cluster import Cluster
 from triton_vllm.cpus import engine_on
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.shared_engine import EngineAddresses, NoSeat, Seat
@@ -27,8 +29,11 @@ class EngineLife:
     ``addresses`` are those of the shared engine, None where the engine is this front end's own.
     """
 
-    def __init__(self, vllm: Any, loop: EventLoopThread, seat: Seat | NoSeat) -> None:
+    def __init__(
+        self, vllm: Any, loop: EventLoopThread, seat: Seat | NoSeat, cluster: Cluster
+    ) -> None:
         """``vllm`` is the module ``vllm_api``, imported late."""
+        self._cluster = cluster
         self._vllm = vllm
         self._loop = loop
         self._seat = seat
@@ -54,9 +59,14 @@ class EngineLife:
             if isinstance(self._seat, Seat):
                 front_end, processes = await self._join(self._seat, args, engine_cpus, died)
             self.llm = await self._start(
-                engine_cpus, lambda: self._vllm.create_engine(args, config, **front_end)
+                engine_cpus,
+                lambda: self._vllm.create_engine(args, config, **front_end),
+                launches=not front_end,
             )
             self._cleanup.callback(self._stop_front_end)
+            if self._seat.is_leader:
+                watch = asyncio.create_task(self._cluster.watch(self.llm))
+                self._cleanup.callback(watch.cancel)
             for pid in processes or self._vllm.engine_processes(self.llm):
                 self._loop.on_exit(pid, lambda pid: on_death(self, pid))
         except BaseException:
@@ -66,11 +76,17 @@ class EngineLife:
         gc.collect()
         gc.freeze()
 
-    async def _start(self, engine_cpus: frozenset[int], start: Callable[[], Any]) -> Any:
-        """Start what blocks for as long as a model loads; the event loop goes on answering."""
+    async def _start(
+        self, engine_cpus: frozenset[int], start: Callable[[], Any], *, launches: bool
+    ) -> Any:
+        """Start what blocks for as long as a model loads; the event loop goes on answering.
+
+        ``launches``: the engine itself, for which the machines must be there.
+        """
+        gathered = self._cluster.gather() if launches else contextlib.nullcontext()
 
         def on_its_cpus() -> Any:
-            with engine_on(engine_cpus):
+            with gathered, engine_on(engine_cpus):
                 return start()
 
         return await self._loop.in_thread(on_its_cpus)
@@ -87,7 +103,9 @@ class EngineLife:
         The leader is one of them: it takes the engine along when it dies.
         """
         if seat.is_leader:
-            cores = await self._start(engine_cpus, lambda: self._vllm.EngineCores(args, seat.count))
+            cores = await self._start(
+                engine_cpus, lambda: self._vllm.EngineCores(args, seat.count), launches=True
+            )
             self._cleanup.callback(cores.shutdown, timeout=_SHUTDOWN_SECONDS)
             self._cleanup.callback(seat.withdraw)
             seat.publish(cores.addresses)

@@ -7,20 +7,23 @@ import contextlib
 import os
 from typing import Any
 
+from triton_vllm.cluster import cluster_of
 from triton_vllm.cpus import parse_cpus
 from triton_vllm.engine_args import parse_engine_args
 from triton_vllm.errors import SettingsError, one_line
+from triton_vllm.instances import Instance
 from triton_vllm.phases import Phases
-from triton_vllm.settings import ModelSettings, visible_devices
-from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
+from triton_vllm.settings import ModelSettings
 from triton_vllm.streaming import Log
 
 
 class Launch:
     """How one front end starts its engine, or joins it.
 
-    ``vllm`` is the module ``vllm_api``, ``seat`` the place among the front ends, ``args`` vLLM's
-    engine arguments as they concern this front end, ``chat_args`` the options of its chat.
+    ``settings`` are those of the engine that this front end belongs to, ``label`` tells it from
+    others of the model, ``seat`` is the place among its front ends. ``vllm`` is the module
+    ``vllm_api``, ``args`` vLLM's engine arguments as they concern this front end, ``cluster`` the
+    machines, ``chat_args`` the options of the chat.
     """
 
     def __init__(
@@ -37,14 +40,16 @@ class Launch:
         ``server_metrics``: the server has metrics. Raises SettingsError, one line with what the
         operator can mend.
         """
-        self._settings = settings
         self._log = log
         self._where = where = str(settings.engine_args_path)
-        self._set_environment()
+        if settings.serving.vllm_log_level:
+            os.environ["VLLM_LOGGING_LEVEL"] = settings.serving.vllm_log_level
         self.engine_cpus = parse_cpus(
             settings.serving.engine_cpus, f'{where}: "serving.engine_cpus"'
         )
-        self.seat = self._take_seat(cleanup)
+        instance = Instance.take(settings, cleanup)
+        self.settings, self.label = instance.settings, instance.label
+        self.seat = instance.seat
         try:
             from triton_vllm import vllm_api
         except ImportError as error:
@@ -56,6 +61,7 @@ class Launch:
             settings.report_metrics and not self.args.disable_log_stats and server_metrics
         )
         self._adapt_args()
+        self.cluster = cluster_of(self.args, instance.devices, settings, log)
         try:
             self.config = vllm_api.create_config(self.args)
         except Exception as error:
@@ -71,30 +77,9 @@ class Launch:
         self._config_is_new = False
         return self.config
 
-    def _set_environment(self) -> None:
-        settings = self._settings
-        if settings.serving.vllm_log_level:
-            os.environ["VLLM_LOGGING_LEVEL"] = settings.serving.vllm_log_level
-        if settings.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(
-                settings.gpu, os.environ.get("CUDA_VISIBLE_DEVICES")
-            )
-
-    def _take_seat(self, cleanup: contextlib.ExitStack) -> Seat | NoSeat:
-        """Take a seat where several front ends share the engine."""
-        settings = self._settings
-        if settings.front_ends == 1:
-            return NoSeat()
-        seat = Seat.take(meeting_place(settings.name, settings.version), settings.front_ends)
-        cleanup.callback(seat.leave)
-        # As `vllm serve` with several API servers: the front ends count into files of one folder,
-        # from which the leader reads the sum. prometheus_client looks at this when it is imported.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(seat.metrics_directory)
-        return seat
-
     def _adapt_args(self) -> None:
         """Warn of what is dangerous in the engine arguments, and make them this front end's."""
-        args, count = self.args, self._settings.front_ends
+        args, count = self.args, self.settings.front_ends
         if args.trust_remote_code:
             self._log.log_warn(
                 f'{self._where}: "trust_remote_code" runs code that comes with the model, with all '
@@ -115,7 +100,7 @@ class Launch:
     def _read_chat_args(self) -> argparse.Namespace:
         from triton_vllm.vllm_chat import parse_chat_args
 
-        return parse_chat_args(self._settings.chat, self.args, self._where)
+        return parse_chat_args(self.settings.chat, self.args, self._where)
 
 
 def unusable_vllm(error: ImportError) -> SettingsError:

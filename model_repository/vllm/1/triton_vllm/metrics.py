@@ -49,11 +49,14 @@ def export_metrics(
         lambda: engine.restarts,
         seat.occupied if seat.is_leader else None,
     )
+    labels = {"model": settings.name, "version": settings.version}
+    if engine.label:  # the model has several engines, and vLLM counts in each from 0
+        labels["gpu_set"] = engine.label
     return MetricsExport(
         pb_utils,
         # The leader reads what all front ends count for vLLM.
         [own, engine.vllm_metrics()] if seat.is_leader else [own],
-        {"model": settings.name, "version": settings.version},
+        labels,
         settings.serving.metrics_period_seconds,
         pb_utils.Logger,
     )

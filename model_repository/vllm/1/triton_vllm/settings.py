@@ -8,13 +8,15 @@ The file holds vLLM's engine arguments under vLLM's own names, and one object of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from triton_vllm.errors import SettingsError, did_you_mean
 from triton_vllm.openai_settings import OPENAI_KEY, OpenAISettings
+from triton_vllm.placement import Placement
 
 ENGINE_ARGS_FILE = "vllm_engine_args.json"
 BACKEND_ENGINE_ARGS_FILE = "model.json"
@@ -54,7 +56,8 @@ class ServingSettings:
     sets no limit of its own, from its arrival to its end (0: no limit). ``drain_seconds`` is how
     long running requests may go on when the model is unloaded or the server stopped.
     ``grammar_timeout_seconds`` is how long a grammar of structured outputs may take to compile (0:
-    no limit, and no process to try it in).
+    no limit, and no process to try it in). ``cluster_timeout_seconds`` is how long the start of an
+    engine on several machines waits for the others.
     ``openai`` opens a port for OpenAI's protocol (None: no port).
     """
 
@@ -71,6 +74,7 @@ class ServingSettings:
     default_timeout_seconds: float = 0.0
     drain_seconds: float = 20.0
     grammar_timeout_seconds: float = 5.0
+    cluster_timeout_seconds: float = 600.0
     openai: OpenAISettings | None = None
 
     LIMITS = {  # noqa: RUF012 (a class constant, and not a field: it has no annotation)
@@ -85,6 +89,7 @@ class ServingSettings:
         "default_timeout_seconds": (0, 86_400),
         "drain_seconds": (0, 3600),
         "grammar_timeout_seconds": (0, 3600),
+        "cluster_timeout_seconds": (1, 86_400),
     }
     LOG_LEVELS = ("", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")  # as above
 
@@ -135,10 +140,9 @@ class ServingSettings:
 class ModelSettings:
     """Everything that ``initialize`` needs to know.
 
-    ``engine_args`` and ``chat`` are as written in the file; ``front_ends`` is the sum of the
-    instance groups' counts, that is how many processes share the one engine. ``gpu`` is the one
-    that Triton chose for the model, None where the engine chooses. ``report_metrics`` is false
-    where config.pbtxt has the parameter REPORT_CUSTOM_METRICS, with "false".
+    ``engine_args`` and ``chat`` are as written in the file; ``placement`` says on which GPUs, and
+    how many processes share an engine. ``report_metrics`` is false where config.pbtxt has the
+    parameter REPORT_CUSTOM_METRICS, with "false".
     """
 
     name: str
@@ -147,9 +151,13 @@ class ModelSettings:
     engine_args: Mapping[str, Any]
     chat: Mapping[str, Any] = field(default_factory=dict)
     serving: ServingSettings = field(default_factory=ServingSettings)
-    front_ends: int = 1
-    gpu: int | None = None
+    placement: Placement = field(default_factory=Placement)
     report_metrics: bool = True
+
+    @property
+    def front_ends(self) -> int:
+        """How many processes share this one's engine."""
+        return self.placement.front_ends
 
     @property
     def sender_threads(self) -> int:
@@ -174,7 +182,6 @@ class ModelSettings:
         directory = Path(args["model_repository"])
         where = directory / "config.pbtxt"
         config = json.loads(args["model_config"])
-        groups = config.get("instance_group", [])
         if not config.get("model_transaction_policy", {}).get("decoupled"):
             raise SettingsError(
                 f"{where}: model_transaction_policy {{ decoupled: true }} is missing: a stream has "
@@ -190,8 +197,9 @@ class ModelSettings:
             engine_args={k: v for k, v in engine_args.items() if k not in CHAT_KEYS},
             chat={k: v for k, v in engine_args.items() if k in CHAT_KEYS},
             serving=serving,
-            front_ends=max(1, sum(group.get("count", 1) for group in groups)),
-            gpu=_chosen_gpu(groups, where),
+            placement=Placement.from_triton(
+                config, args, where, os.environ.get("CUDA_VISIBLE_DEVICES")
+            ),
             report_metrics=_report_metrics(config, where),
         )
 
@@ -202,29 +210,6 @@ def _engine_args_path(directory: Path, version: str) -> Path:
     if ours.exists() and backends.exists():
         raise SettingsError(f"{backends}: {ours} is there, too: keep one of the two")
     return backends if backends.exists() else ours
-
-
-def _chosen_gpu(groups: Sequence[Mapping[str, Any]], where: Path) -> int | None:
-    """Return the GPU of a model that Triton placed on one, as it does where nothing is said.
-
-    Raises SettingsError for several: they would be as many engines, or as many front ends of one.
-    """
-    placed = [group for group in groups if group.get("kind") == "KIND_GPU"]
-    gpus = [gpu for group in placed for gpu in group.get("gpus", []) * group.get("count", 1)]
-    if placed and (len(gpus) != 1 or len(groups) != 1):
-        raise SettingsError(
-            f"{where}: instance_group has kind: KIND_GPU for {len(gpus)} instances, allowed: one, "
-            "or KIND_MODEL: then the engine places the model, by tensor_parallel_size and its like"
-        )
-    return int(gpus[0]) if gpus else None
-
-
-def visible_devices(gpu: int, visible: str | None) -> str:
-    """Return CUDA_VISIBLE_DEVICES for a process of ours that is to see one GPU only.
-
-    Triton counts GPUs as it sees them, that is within its own CUDA_VISIBLE_DEVICES, ``visible``.
-    """
-    return visible.split(",")[gpu].strip() if visible else str(gpu)
 
 
 def _report_metrics(config: Mapping[str, Any], where: Path) -> bool:

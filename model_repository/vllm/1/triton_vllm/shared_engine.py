@@ -4,7 +4,7 @@
 between them. Each takes a seat in a folder; the first one is the leader, which launches the engine
 core and publishes its addresses there; the others wait for them and join.
 
-    <tmp>/triton_vllm-<uid>/<server pid>-<its start time>/<model>/<version>/
+    <tmp>/triton_vllm-<uid>/<server pid>-<its start time>/<model>/<version>[.<engine>]/
     ├── lock             held while a seat is taken or left
     └── 0-of-4/          one generation: the N front ends of one load of the model
         ├── seat-0       locked by the leader as long as it lives
@@ -194,8 +194,10 @@ class Seat:
         (self._generation / "closing").touch()
 
 
-def meeting_place(model: str, version: str) -> Path:
+def meeting_place(model: str, version: str, engine: str = "") -> Path:
     """Return the folder where the front ends of this model of this server meet; create it.
+
+    Those of each ``engine`` meet in a folder of their own, where the model has several.
 
     The server is the parent process, told apart by its start time from one that had its id before.
     Folders of servers that are gone are removed; a server of another container, whose process
@@ -210,7 +212,7 @@ def meeting_place(model: str, version: str) -> Path:
         if pid.isdigit() and _start_time(int(pid)) != started and not _is_inhabited(server):
             shutil.rmtree(server, ignore_errors=True)
     server = root / f"{os.getppid()}-{_start_time(os.getppid())}"
-    place = server / model / version
+    place = server / model / (f"{version}.{engine}" if engine else version)
     place.mkdir(parents=True, exist_ok=True)
     return place
 

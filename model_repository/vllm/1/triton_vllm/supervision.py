@@ -63,7 +63,7 @@ class Supervisor:
         """Start the engine, or join the one that another front end starts."""
         async with self._changes:
             died = self._life.addresses if self._life else None
-            life = EngineLife(self._launch.vllm, self._loop, self._seat)
+            life = EngineLife(self._launch.vllm, self._loop, self._seat, self._launch.cluster)
             config = self._launch.take_config()
             await life.begin(
                 self._launch.args, config, self._launch.engine_cpus, self._on_death, died
@@ -84,6 +84,7 @@ class Supervisor:
     def close(self) -> None:
         """Restart the engine no more. Any thread."""
         self._closing = True
+        self._launch.cluster.close()
 
     def refuse(self, why: ServingError) -> None:
         """Let the engine serve no more. Any thread."""

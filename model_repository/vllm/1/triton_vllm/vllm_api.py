@@ -72,6 +72,11 @@ _LAUNCH_TAKES_COUNT = (
 )
 
 
+# What vLLM infers of these it writes back into the arguments, where a second look, for a restart or
+# for the engine behind several front ends, would take it for the operator's wish.
+_INFERRED = ("data_parallel_rank", "data_parallel_size_local", "data_parallel_hybrid_lb")
+
+
 def version() -> str:
     """Return vLLM's version."""
     return str(vllm.__version__)
@@ -112,7 +117,12 @@ def pooling_param_types() -> dict[str, Any]:
 
 def create_config(engine_args: AsyncEngineArgs) -> Any:
     """Resolve engine arguments to a ``VllmConfig``, with the defaults of ``vllm serve``."""
-    return engine_args.create_engine_config(usage_context=USAGE_CONTEXT)
+    given = {name: getattr(engine_args, name) for name in _INFERRED}
+    try:
+        return engine_args.create_engine_config(usage_context=USAGE_CONTEXT)
+    finally:
+        for name, value in given.items():
+            setattr(engine_args, name, value)
 
 
 def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -> GuardedLLM:
@@ -134,8 +144,16 @@ def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -
 
 def engine_processes(llm: AsyncLLM) -> list[int]:
     """Return the ids of the engine core's processes, as far as this front end started them."""
-    manager = llm.engine_core.resources.engine_manager
-    return [process.pid for process in getattr(manager, "processes", [])]
+    resources = llm.engine_core.resources
+    return _process_ids(resources.engine_manager, resources.coordinator)
+
+
+def _process_ids(manager: Any, coordinator: Any) -> list[int]:
+    """Return the engine cores, and the coordinator of data-parallel ones where there is one."""
+    processes = [*getattr(manager, "processes", [])]
+    if coordinator is not None:
+        processes.append(coordinator.proc)
+    return [process.pid for process in processes]
 
 
 class EngineCores:
@@ -169,7 +187,7 @@ class EngineCores:
             inputs=list(addresses.inputs),
             outputs=list(addresses.outputs),
             stats_update=self._coordinator and self._coordinator.get_stats_publish_address(),
-            processes=[p.pid for p in getattr(self._manager, "processes", [])],
+            processes=_process_ids(self._manager, self._coordinator),
         )
 
     def shutdown(self, timeout: float) -> None:

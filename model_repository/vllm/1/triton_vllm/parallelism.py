@@ -1,0 +1,88 @@
+"""How many GPUs the engine arguments ask for, and whether they are there: before anything loads.
+
+vLLM itself notices a missing GPU when a worker does not find it: minutes later, in many lines.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from triton_vllm.errors import SettingsError
+
+_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Parallelism:
+    """What one engine consists of.
+
+    ``workers`` is the number of processes, each with a GPU, over all machines; ``here`` those of
+    this machine, None where Ray places them. ``engines`` are vLLM's engine cores, one for each
+    data-parallel rank, of which ``engines_here`` run on this machine. ``text`` says which
+    arguments ask for that.
+    """
+
+    workers: int
+    here: int | None
+    engines: int
+    engines_here: int
+    text: str
+
+    @classmethod
+    def of(cls, args: Any) -> Parallelism:
+        """Read vLLM's ``AsyncEngineArgs``, as it reads them itself (``create_engine_config``)."""
+        sizes = {name: getattr(args, name, 1) for name in _SIZES}
+        sizes["data_parallel_size"] = engines = args.data_parallel_size
+        in_engine = math.prod(sizes[name] for name in _SIZES)
+        here: int | None = in_engine * engines
+        engines_here = engines
+        given = {name: size for name, size in sizes.items() if size > 1}
+        if "ray" in (args.distributed_executor_backend, args.data_parallel_backend):
+            here = None
+        elif args.data_parallel_rank is not None or args.data_parallel_external_lb:
+            engines_here, here = 1, in_engine
+        elif args.data_parallel_size_local is not None:
+            engines_here = args.data_parallel_size_local
+            here = in_engine * engines_here
+            given["data_parallel_size_local"] = engines_here
+        if here is not None and args.nnodes > 1:
+            here = in_engine * engines // args.nnodes
+            given["nnodes"] = args.nnodes
+        text = ", ".join(f'"{name}": {size}' for name, size in given.items())
+        return cls(in_engine * engines, here, engines, engines_here, text)
+
+
+def check_gpus(
+    parallelism: Parallelism, devices: str, count: Callable[[], int | None], where: str
+) -> None:
+    """Raise SettingsError unless this machine has the GPUs that the arguments in ``where`` ask for.
+
+    ``devices`` are those that config.pbtxt gives to the engine, as in CUDA_VISIBLE_DEVICES; empty
+    where it does not say. ``count`` tells how many this process sees, None where vLLM runs on no
+    GPUs.
+    """
+    needed = parallelism.here
+    asks = f"{where}: the engine arguments ask for {needed} GPU" + ("s" if needed != 1 else "")
+    asks += f" ({parallelism.text})" if parallelism.text else ""
+    if devices:
+        given = len(devices.split(","))
+        if needed is None:
+            raise SettingsError(
+                f"{where}: Ray places the engine by itself, and config.pbtxt chooses GPUs for it "
+                f"({devices}): use one of the two"
+            )
+        if given != needed:
+            raise SettingsError(
+                f"{asks}, and config.pbtxt gives {given} to each engine ({devices})"
+            )
+    if needed is None:
+        return
+    seen = count()
+    if seen is not None and seen < needed:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        only = "" if visible is None else f' (CUDA_VISIBLE_DEVICES is "{visible}")'
+        raise SettingsError(f"{asks}, and {seen} can be seen here{only}")

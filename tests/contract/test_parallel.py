@@ -1,0 +1,155 @@
+"""What vLLM says of GPUs and machines, by the vLLM at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+
+from triton_vllm import vllm_api, vllm_parallel
+from triton_vllm.cluster import OneMachine, cluster_of
+from triton_vllm.engine_args import parse_engine_args
+from triton_vllm.errors import SettingsError
+from triton_vllm.headless_args import headless_args
+from triton_vllm.machines import Machines, Meeting
+from triton_vllm.parallelism import Parallelism
+from triton_vllm.settings import ModelSettings
+
+WHERE = "/m/vllm_engine_args.json"
+CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
+CHECKPOINT = CACHE / "models/SmolLM2-135M-Instruct"
+
+
+class Gpus:
+    """A platform of vLLM's with so many GPUs: what is asked of it, and nothing else."""
+
+    ray_device_key = "GPU"
+
+    def __init__(self, count: int | None) -> None:
+        self._count = count
+
+    def is_cuda_alike(self) -> bool:
+        return self._count is not None
+
+    def is_unspecified(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        assert self._count is not None
+        return self._count
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return str(tmp_path)
+
+
+def parse(model: str, **given: Any) -> AsyncEngineArgs:
+    return parse_engine_args({"model": model, **given}, WHERE, print)
+
+
+def machines(args: AsyncEngineArgs) -> Any:
+    settings = ModelSettings("m", "1", Path("/m"), {"model": "m"})
+    log: Any = SimpleNamespace(log_info=print, log_error=print)
+    return cluster_of(args, "", settings, log)
+
+
+def test_the_platform_at_hand_says_what_it_needs() -> None:
+    """A vLLM for the CPU needs no GPU, and has no name of Ray's; the questions are vLLM's own."""
+    assert not current_platform.is_cuda_alike()
+    assert vllm_parallel.visible_gpus() is None
+    assert "" == vllm_parallel.ray_device()
+
+
+def test_too_few_gpus_are_said_before_anything_is_loaded(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arguments are real, the GPUs are not."""
+    monkeypatch.setattr(vllm_parallel, "current_platform", Gpus(1))
+    args = parse(model, tensor_parallel_size=2, data_parallel_size="2")
+    with pytest.raises(SettingsError, match=r"ask for 4 GPUs .*, and 1 can be seen here"):
+        machines(args)
+    monkeypatch.setattr(vllm_parallel, "current_platform", Gpus(4))
+    assert isinstance(machines(args), OneMachine)
+
+
+def test_ray_needs_gpus(model: str) -> None:
+    """Where vLLM has no name for its devices in Ray, that is said at once."""
+    with pytest.raises(SettingsError, match="needs GPUs"):
+        machines(parse(model, distributed_executor_backend="ray"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            {"data_parallel_size": 2, "data_parallel_size_local": 1},
+            Meeting("127.0.0.1", 29550, 2, "engines"),
+        ),
+        (
+            {
+                "data_parallel_size": 4,
+                "data_parallel_size_local": 2,
+                "data_parallel_address": "10.0.0.1",
+                "data_parallel_rpc_port": 13345,
+            },
+            Meeting("10.0.0.1", 13345, 4, "engines"),
+        ),
+        (
+            {"tensor_parallel_size": 2, "nnodes": 2, "master_addr": "10.0.0.1"},
+            Meeting("10.0.0.1", 29501, 2, "machines"),
+        ),
+        ({"data_parallel_size": 2, "data_parallel_rank": 1}, None),
+    ],
+    ids=["defaults", "data parallel", "tensor parallel", "another rank"],
+)
+def test_where_other_machines_connect(
+    model: str, given: dict[str, Any], expected: Meeting | None
+) -> None:
+    """As vLLM's own configuration has it."""
+    args = parse(model, **given)
+    assert expected == vllm_parallel.meeting(args)
+    assert isinstance(machines(args), Machines)
+
+
+def test_parallelism_is_read_as_vllm_reads_it(model: str) -> None:
+    """Every argument that counts GPUs is there in this vLLM, with the defaults of one GPU."""
+    assert Parallelism(1, 1, 1, 1, "") == Parallelism.of(AsyncEngineArgs(model=model))
+
+
+def test_headless_arguments_are_those_of_the_file(tmp_path: Path) -> None:
+    """What vLLM's command line makes of them is what we make of the file, but for the front end."""
+    given = {
+        "model": str(tmp_path),
+        "tensor_parallel_size": 2,
+        "data_parallel_size": "4",
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "hf_overrides": {"a": {"b": 1}},
+        "disable_log_requests": "true",
+    }
+    file = tmp_path / "vllm_engine_args.json"
+    ours = {"serving": {"max_requests": 3}, "tool_call_parser": "hermes"}
+    file.write_text(json.dumps(given | ours))
+    model, *options = headless_args(file)
+    parsed = vllm_api.EngineArgsParser.create().parse_args([f"--model={model}", *options])
+    expected = parse_engine_args(given, WHERE, print)
+    assert expected == AsyncEngineArgs.from_cli_args(parsed)
+
+
+def test_a_second_look_sees_what_the_first_saw() -> None:
+    """A restart resolves the same arguments again, though vLLM writes into them."""
+    args = parse(str(CHECKPOINT), data_parallel_size=2, data_parallel_size_local=1)
+    first, second = (vllm_api.create_config(args).parallel_config for _ in range(2))
+    assert (2, 1, 0) == (
+        second.data_parallel_size,
+        second.data_parallel_size_local,
+        second.data_parallel_rank,
+    )
+    assert first.data_parallel_external_lb == second.data_parallel_external_lb

@@ -1,0 +1,201 @@
+"""Engines of several workers, several engines, and several of both, on the CPU's own vLLM.
+
+What it cannot do here is told in docs/multi-gpu.md. CUDA_VISIBLE_DEVICES means nothing to it, so
+that it can be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.openai_port import client_of, eventually, is_open, metric
+from tests.e2e.tiny_models import SMALL, TinyModels
+from tests.e2e.triton_server import (
+    Response,
+    TritonServer,
+    add_model,
+    ask,
+    free_ports,
+    sampling,
+)
+
+pytestmark = pytest.mark.timeout(500)
+
+VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # as many workers as we like on few cores
+TOKENS = "vllm:generation_tokens_total"
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny: TinyModels) -> Path:
+    """The folder of the tiny models."""
+    return tiny.checkpoints
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server for these tests alone, to which each adds its model."""
+    server = TritonServer(tmp_path_factory.mktemp("parallel"), "parallel", variables=VARIABLES)
+    yield server
+    server.kill()
+
+
+def serve(
+    server: TritonServer,
+    checkpoints: Path,
+    name: str,
+    *,
+    instances: int = 1,
+    devices: str = "",
+    serving: dict[str, Any] | None = None,
+    **engine_args: Any,
+) -> None:
+    """Load the tiny chat model as ``name``, placed and split as told."""
+    args = SMALL | {"model": str(checkpoints / "chat")} | engine_args
+    args["serving"] = {"metrics_period_seconds": 0.3} | (serving or {})
+    config = add_model(server.repository, name, engine_args=json.dumps(args)) / "config.pbtxt"
+    text = config.read_text().replace("count: 1", f"count: {instances}")
+    if devices:
+        text += f'parameters {{ key: "gpu_device_ids" value {{ string_value: "{devices}" }} }}\n'
+    config.write_text(text)
+    error = server.load(name)
+    assert not error, f"{error}\n{server.log_tail()}"
+
+
+def end(server: TritonServer, name: str) -> None:
+    """Unload a model; nothing of its engines may be left."""
+    server.unload(name)
+    server.await_state(name, "UNAVAILABLE", 90)
+    assert [] == server.await_no_processes(10, "VLLM::")
+
+
+def continued(server: TritonServer, model: str, prompt: str, **parameters: Any) -> list[Response]:
+    """Ask for the twelve tokens that follow the prompt."""
+    inputs = {
+        "text_input": prompt,
+        "return_output_ids": True,
+        "sampling_parameters": sampling(max_tokens=12, min_tokens=12, **parameters),
+    }
+    return ask(server, inputs, model=model)
+
+
+def ids(responses: list[Response]) -> list[int]:
+    (response,) = [r for r in responses if r.outputs or r.error]
+    assert not response.error, response.error
+    return [int(token) for token in response.outputs["output_ids"]]
+
+
+def assert_answers_right(server: TritonServer, tiny: TinyModels, model: str) -> None:
+    """Every prompt is continued as transformers does it, from whichever process the answer is."""
+    greedy: dict[str, list[int]] = tiny.expected["greedy"]
+    prompts = [*greedy] * 4
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = list(pool.map(lambda prompt: ids(continued(server, model, prompt)), prompts))
+    assert [greedy[prompt] for prompt in prompts] == answers
+
+
+def variable(process: psutil.Process, name: str) -> str:
+    """Return a variable of a process's environment, as it was started with."""
+    text = Path(f"/proc/{process.pid}/environ").read_text()
+    (value,) = re.findall(rf"(?:^|\0){name}=([^\0]*)", text)
+    return str(value)
+
+
+def await_tokens(server: TritonServer, at_least: float, **labels: str) -> None:
+    """Wait until an engine has counted so many tokens."""
+    eventually(lambda: metric(server, TOKENS, **labels) >= at_least, f"{at_least} of {labels}")
+
+
+def await_quiet(server: TritonServer, model: str) -> None:
+    """Wait until what was answered has been counted, too."""
+    seen = [-1.0]
+
+    def unchanged() -> bool:
+        seen.append(metric(server, TOKENS, model=model))
+        return len(seen) > 6 and seen[-1] == seen[-6]
+
+    eventually(unchanged, "the metrics stand still")
+
+
+def port_pair() -> tuple[int, int]:
+    """Return a port that is free, and the next, which is, too."""
+    while True:
+        (port,) = free_ports(1)
+        if not is_open(port + 1):
+            return port, port + 1
+
+
+def test_instances_on_disjoint_gpus(
+    server: TritonServer, tiny: TinyModels, checkpoints: Path
+) -> None:
+    """Two engines of two workers each: on their own GPUs, all of them, with an OpenAI port each."""
+    port, _ = ports = port_pair()
+    serve(
+        server,
+        checkpoints,
+        "two",
+        instances=2,
+        devices="0,1;2,3",
+        serving={"openai": {"port": port, "served_model_name": "tiny"}},
+        tensor_parallel_size=2,
+    )
+    engines = server.processes("VLLM::EngineCore")
+    assert ["0,1", "2,3"] == sorted(variable(e, "CUDA_VISIBLE_DEVICES") for e in engines)
+    for worker in (workers := server.processes("VLLM::Worker")):
+        core = worker.parent()
+        assert core in engines
+        assert core is not None
+        visible = variable(core, "CUDA_VISIBLE_DEVICES")
+        assert visible == variable(worker, "CUDA_VISIBLE_DEVICES")
+    assert 4 == len(workers)
+    assert_answers_right(server, tiny, "two")
+    await_tokens(server, 1, model="two", gpu_set="0")
+    await_tokens(server, 1, model="two", gpu_set="1")
+    prompt = next(iter(tiny.expected["greedy"]))
+    for gpu_set, number in enumerate(ports):
+        before = metric(server, TOKENS, model="two", gpu_set=str(gpu_set))
+        client_of(number).completions.create(
+            model="tiny", prompt=prompt, max_tokens=12, temperature=0, extra_body={"min_tokens": 12}
+        )
+        await_tokens(server, before + 12, model="two", gpu_set=str(gpu_set))
+    end(server, "two")
+
+
+def test_data_parallel_engines(server: TritonServer, tiny: TinyModels, checkpoints: Path) -> None:
+    """Two ranks behind two front ends: each counts for itself, and can be chosen by its number."""
+    serve(server, checkpoints, "ranks", instances=2, data_parallel_size=2)
+    assert 2 == len(server.processes("VLLM::EngineCore"))
+    assert_answers_right(server, tiny, "ranks")
+    (prompt, expected), *_ = tiny.expected["greedy"].items()
+    for rank, other in (0, 1), (1, 0):
+        await_quiet(server, "ranks")
+        before = [metric(server, TOKENS, model="ranks", engine=str(e)) for e in (rank, other)]
+        for _ in range(4):  # which front end gets a request is Triton's choice
+            assert expected == ids(continued(server, "ranks", prompt, data_parallel_rank=rank))
+        await_tokens(server, before[0] + 4 * len(expected), model="ranks", engine=str(rank))
+        assert before[1] == metric(server, TOKENS, model="ranks", engine=str(other))
+    for rank in (2, -1):
+        (refused,) = [
+            r for r in continued(server, "ranks", prompt, data_parallel_rank=rank) if r.error
+        ]
+        assert f"data_parallel_rank {rank} is out of range [0, 2)" in refused.error
+    end(server, "ranks")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="vLLM compiles here, with g++")
+def test_pipeline_parallel_workers(
+    server: TritonServer, tiny: TinyModels, checkpoints: Path
+) -> None:
+    """A layer in each of two workers; the CPU's vLLM can do so only where it compiles the model."""
+    serve(server, checkpoints, "stages", pipeline_parallel_size=2, enforce_eager=False)
+    assert 2 == len(server.processes("VLLM::Worker"))
+    assert_answers_right(server, tiny, "stages")
+    end(server, "stages")
