@@ -141,7 +141,7 @@ def named(objects: list[Object], name: str) -> Object:
 def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
     """Yield (role, pod) for each kind of pod that would run, KServe's put together as it does."""
     for each in objects:
-        spec = each["spec"] if "spec" in each else {}
+        spec = each.get("spec", {})
         if each["kind"] == "Deployment":
             yield "server", _pod(spec["template"])
         elif each["kind"] == "LeaderWorkerSet":

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -213,7 +212,7 @@ def test_the_files_of_the_monitoring_are_not_copies() -> None:
 
 
 def test_the_autoscalers_ask_for_metrics_that_are_there() -> None:
-    """KEDA's queries and the adapter's series name families of the dashboard, which e2e tests run."""
+    """KEDA and the adapter name families of the dashboard, which the e2e tests run."""
     board = chart.file_of("deploy/monitoring/grafana/dashboards/vllm-on-triton.json")
     queries = chart.keda_queries(rendered("all"))
     assert 2 == len(queries)
