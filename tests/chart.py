@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -111,6 +112,12 @@ def render(values: Mapping[str, Any]) -> list[Object]:
     done = _helm("template", RELEASE, values=values)
     assert 0 == done.returncode, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+@functools.cache
+def rendered(case: str) -> list[Object]:
+    """Return the objects of a case, rendered once."""
+    return render(CASES[case])
 
 
 def lint(values: Mapping[str, Any]) -> str:

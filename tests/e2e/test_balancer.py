@@ -48,7 +48,7 @@ class Echo:
 
         self._servers = [serve(), serve()]
         http_port, openai_port = (server.server_address[1] for server in self._servers)
-        self.ports = Replica(int(http_port), *free_ports(1), int(openai_port))
+        self.ports = Replica(http=int(http_port), grpc=free_ports(1)[0], openai=int(openai_port))
 
     def stop(self) -> None:
         """End it: its ports take no more connections."""
