@@ -5,7 +5,8 @@
 #   scripts/prefix_routing.sh [--groups 12] [--requests 96] [--prefix 400] [--kv-mb 128]
 #
 # Needs what scripts/test.sh has put in place. Writes logs to .cache/test-logs. Takes five minutes on
-# two cores.
+# two cores. Talks to loopback only.
+set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

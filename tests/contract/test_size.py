@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm
 from transformers import DeepseekV2Config, Gemma3TextConfig, LlamaConfig
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,11 @@ def last_json(command: list[str], **variables: str) -> dict[str, Any]:
     return read
 
 
+# Another vLLM over the packages of the environment: its kernels want a torch of their own.
+OWN = Path(vllm.__file__).is_relative_to(sys.prefix)
+
+
+@pytest.mark.skipif(not OWN, reason="this vLLM's kernels are for another torch: no engine starts")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", list(MODELS))
 def test_the_kv_cache_is_vllms(name: str, tmp_path: Path) -> None:
@@ -124,3 +130,22 @@ def test_the_kv_cache_is_vllms(name: str, tmp_path: Path) -> None:
     )
     for figure in ("num_gpu_blocks", "kv_cache_size_tokens"):
         assert said[figure] == computed[figure], figure
+
+
+def test_a_name_of_the_hub_is_found_in_its_cache(tmp_path: Path) -> None:
+    """Only the small files of a model that was never downloaded: the index says how large it is."""
+    snapshot = tmp_path / "models--some--model/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("0123")
+    MODELS["grouped queries"][1].save_pretrained(snapshot)
+    index = {"metadata": {"total_size": 5 << 30}, "weight_map": {}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = last_json(
+        ["scripts/size.py", "some/model", "--json", "--gpu=80GiB", "--tp=2"],
+        HF_HUB_CACHE=str(tmp_path),
+        HF_HUB_OFFLINE="1",
+    )
+    assert (5 << 30, 5 << 29) == (found["weights"], found["weights_a_gpu"])
+    left = int((80 << 30) * 0.92) - (5 << 29) - (3 << 30)
+    assert left == found["kv_cache_bytes"]
