@@ -191,7 +191,7 @@ def test_the_model_config_is_the_images_own(tmp_path: Path) -> None:
     given = chart.named(rendered("all"), f"{RELEASE}-model")["data"]["config.pbtxt"]
     head, _, tail = given.partition('\n\nparameters {\n  key: "gpu_device_ids"')
     assert settled.strip() == head.strip()
-    assert 'value { string_value: "0,1;2,3" }' in tail
+    assert 'value { string_value: "2,3" }' in tail
     assert "config.pbtxt" not in chart.named(rendered("default"), f"{RELEASE}-model")["data"]
 
 
@@ -213,8 +213,9 @@ def test_the_workers_of_a_group_join_its_leader() -> None:
     )
     (group,) = of_kind(rendered("multi-node"), "LeaderWorkerSet")
     assert 4 == group["spec"]["leaderWorkerTemplate"]["size"]
-    assert "ray start --head --port=6379 " in leader["command"][2]
-    assert leader["command"][2].rstrip().endswith('exec tritonserver "$@"')
+    assert '"${ray[@]}" start --head --port=6379 ' in leader["command"][2]
+    start = 'exec env RAY_ADDRESS="$VLLM_HOST_IP:6379" tritonserver "$@"'
+    assert leader["command"][2].rstrip().endswith(start)
     assert '--address="$LWS_LEADER_ADDRESS:6379"' in worker["command"][2]
     for container in (leader, worker):
         check = ["bash", "-n", "-c", container["command"][2]]

@@ -74,6 +74,10 @@ def test_the_schema_knows_every_value() -> None:
         ({"engineArgs": {"serving": {"openai": {"port": 1}}}}, "set openai.enabled"),
         ({"extraArgs": ["--exit-timeout-secs=5"]}, "rely on the chart's own"),
         ({"extraArgs": ["--metrics-port=1"]}, "rely on the chart's own"),
+        (
+            {"openai": {"enabled": True}, "modelParameters": {"gpu_device_ids": "0;1"}},
+            "several engines in a pod have a port each",
+        ),
         ({"kserve": {"storageUri": "s3://a/b"}}, "only for workload KServe"),
         (
             {"cache": {"ephemeral": True}, "autoscaling": {"kind": "keda", "minReplicas": 9}},

@@ -80,6 +80,9 @@ parameters {
 {{- if and (hasKey $serving "openai") (not .Values.openai.enabled) -}}
 {{- fail "engineArgs.serving.openai: set openai.enabled, which also opens the port; further options may stand here" -}}
 {{- end -}}
+{{- if and .Values.openai.enabled (contains ";" (default "" .Values.modelParameters.gpu_device_ids)) -}}
+{{- fail "openai: several engines in a pod have a port each, and a service has one: use replicas instead of gpu_device_ids" -}}
+{{- end -}}
 {{- range .Values.extraArgs -}}
 {{- if regexMatch "^--(exit-timeout-secs|allow-metrics|allow-http|(http|grpc|metrics)-(port|address)|model-(store|repository))(=|$)" . -}}
 {{- fail (printf "extraArgs: %s: probes, services or the grace period rely on the chart's own" .) -}}

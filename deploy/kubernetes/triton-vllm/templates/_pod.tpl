@@ -13,8 +13,9 @@ probe.py, which reads the metrics on loopback. See docs/reliability.md for the p
     - bash
     - -ec
     - |
-      /models/vllm/vllm_env/bin/ray start --head --port={{ $.Values.multiNode.rayPort }} --disable-usage-stats --include-dashboard=false --object-store-memory=536870912
-      exec tritonserver "$@"
+      {{- include "triton-vllm.ray" $ | nindent 6 }}
+      "${ray[@]}" start --head --port={{ $.Values.multiNode.rayPort }} --include-dashboard=false {{ include "triton-vllm.rayOptions" $ }}
+      exec env RAY_ADDRESS="$VLLM_HOST_IP:{{ $.Values.multiNode.rayPort }}" tritonserver "$@"
     - tritonserver
   {{- else }}
   command: [tritonserver]
@@ -65,8 +66,9 @@ probe.py, which reads the metrics on loopback. See docs/reliability.md for the p
     - bash
     - -ec
     - |
-      until /models/vllm/vllm_env/bin/ray health-check --address="$LWS_LEADER_ADDRESS:{{ .Values.multiNode.rayPort }}"; do sleep 2; done
-      exec /models/vllm/vllm_env/bin/ray start --block --address="$LWS_LEADER_ADDRESS:{{ .Values.multiNode.rayPort }}" --disable-usage-stats --object-store-memory=536870912
+      {{- include "triton-vllm.ray" . | nindent 6 }}
+      until "${ray[@]}" health-check --address="$LWS_LEADER_ADDRESS:{{ .Values.multiNode.rayPort }}"; do sleep 2; done
+      exec "${ray[@]}" start --block --address="$LWS_LEADER_ADDRESS:{{ .Values.multiNode.rayPort }}" {{ include "triton-vllm.rayOptions" . }}
   env:
     {{- include "triton-vllm.env" . | nindent 4 }}
   lifecycle:
@@ -75,9 +77,24 @@ probe.py, which reads the metrics on loopback. See docs/reliability.md for the p
   {{- include "triton-vllm.containerRest" . | nindent 2 }}
 {{- end }}
 
+{{/* Ray of the execution environment, with what that finds as in Triton's Python backend. */}}
+{{- define "triton-vllm.ray" -}}
+environment=/models/vllm/vllm_env
+libraries="$environment/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+ray=(env PATH="$environment/bin:$PATH" LD_LIBRARY_PATH="$libraries" python -m ray.scripts.scripts)
+{{- end }}
+
+{{/* Half a GiB of /dev/shm: weights and activations do not pass through Ray's store. */}}
+{{- define "triton-vllm.rayOptions" -}}
+--node-ip-address="$VLLM_HOST_IP" --object-store-memory=536870912 --disable-usage-stats
+{{- end }}
+
 {{- define "triton-vllm.env" -}}
 # Nothing is written beside the code, where nothing can be.
 - { name: PYTHONDONTWRITEBYTECODE, value: "1" }
+{{- if eq .Values.workload "LeaderWorkerSet" }}
+- { name: VLLM_HOST_IP, valueFrom: { fieldRef: { fieldPath: status.podIP } } }
+{{- end }}
 {{- if .Values.huggingFace.tokenSecret }}
 - name: HF_TOKEN
   valueFrom: { secretKeyRef: { name: {{ .Values.huggingFace.tokenSecret }}, key: {{ .Values.huggingFace.tokenSecretKey }} } }
