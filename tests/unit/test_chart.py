@@ -206,17 +206,39 @@ def test_images_are_pinned_and_one_version_runs_through(case: str) -> None:
     assert images.pop().endswith(f"triton-vllm:{version}")
 
 
-def test_the_workers_of_a_group_join_its_leader() -> None:
-    """Ray's port is the same on both sides, and the server gets its own arguments."""
-    (leader, worker) = (
-        pod["spec"]["containers"][0] for _, pod in chart.pods(rendered("multi-node"))
-    )
+def test_the_workers_of_a_group_join_its_leader(tmp_path: Path) -> None:
+    """What the two shells start, seen by programs in the place of Ray's Python and the server."""
+    for name in ("python", "tritonserver"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "{name} $@ $RAY_ADDRESS"\n')
+        program.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "VLLM_HOST_IP": "10.0.0.1"}
+    started = {}
+    for role, pod in chart.pods(rendered("multi-node")):
+        (container,) = pod["spec"]["containers"]
+        (shell, flags, script, *rest) = container["command"]
+        script = script.replace("/models/vllm/vllm_env", str(tmp_path))
+        done = subprocess.run(
+            [shell, flags, script, *rest, *container.get("args", [])],
+            env=variables | {"LWS_LEADER_ADDRESS": "leader"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        started[role] = done.stdout.splitlines()
+    ray = "python -m ray.scripts.scripts"
+    options = "--node-ip-address=10.0.0.1 --object-store-memory=536870912 --disable-usage-stats "
+    assert started == {
+        "server": [
+            f"{ray} start --head --port=6379 --include-dashboard=false {options}",
+            "tritonserver --model-store=/models --exit-timeout-secs=30 10.0.0.1:6379",
+        ],
+        "worker": [
+            f"{ray} health-check --address=leader:6379 ",
+            f"{ray} start --block --address=leader:6379 {options}",
+        ],
+    }
     (group,) = of_kind(rendered("multi-node"), "LeaderWorkerSet")
     assert 4 == group["spec"]["leaderWorkerTemplate"]["size"]
-    assert '"${ray[@]}" start --head --port=6379 ' in leader["command"][2]
-    start = 'exec env RAY_ADDRESS="$VLLM_HOST_IP:6379" tritonserver "$@"'
-    assert leader["command"][2].rstrip().endswith(start)
-    assert '--address="$LWS_LEADER_ADDRESS:6379"' in worker["command"][2]
-    for container in (leader, worker):
-        check = ["bash", "-n", "-c", container["command"][2]]
-        assert 0 == subprocess.run(check, timeout=60, check=False).returncode
