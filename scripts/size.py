@@ -89,7 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dp", type=int, default=1, help="data_parallel_size, or replicas")
     parser.add_argument("--dtype", choices=["auto", *DTYPE_BYTES], default="auto")
     parser.add_argument("--kv-cache-dtype", choices=["auto", *KV_BYTES], default="auto")
-    parser.add_argument("--max-model-len", type=int, help="default: what the model allows")
+    parser.add_argument("--max-model-len", type=int, help="default: the model's")
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
     parser.add_argument("--block-size", type=int, default=16)
@@ -132,8 +132,6 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     if available is None:
         available = max(0, usable - share - options.other)
     limit = options.max_model_len or shape.max_length
-    if limit > shape.max_length:
-        raise UnknownError(f"--max-model-len {limit}: the model allows {shape.max_length}")
     lengths = sorted({limit, *(length for length in LENGTHS if length < limit)})
     many = sorted({options.max_num_seqs, *CONCURRENCIES})
     return {
@@ -167,7 +165,7 @@ def table(found: Mapping[str, Any]) -> str:
     gib = {name: f"{found[name] / GIB:.2f} GiB" for name in found if isinstance(found[name], int)}
     lines = [
         f"{found['model']}: {found['kind']}",
-        f"{found['gpus']} GPUs, {found['replicas']} of them or of their groups with an engine each",
+        f"engines: {found['replicas']}, GPUs: {found['gpus']}",
         "",
         f"weights              {gib['weights']}, {gib['weights_a_gpu']} on each GPU",
         f"memory for vLLM      {gib['usable_a_gpu']} on each GPU",

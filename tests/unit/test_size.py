@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -159,8 +160,12 @@ def test_a_size_of_another_unit_is_refused() -> None:
         size.parse_size("80 gigs")
 
 
-def test_it_says_what_it_wants() -> None:
-    """The help works without transformers."""
+def test_the_options_are_documented() -> None:
+    """docs/scaling.md names each option; the help works without transformers."""
     command = [sys.executable, str(ROOT / "scripts/size.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "--gpu" in done.stdout
+    options = set(re.findall(r"^  (--[a-z-]+)", done.stdout, re.MULTILINE))
+    text = (ROOT / "docs/scaling.md").read_text()
+    rows = re.findall(r"^\| (`--.*?) \| ", text, re.MULTILINE)
+    named = {option for row in rows for option in re.findall(r"`(--[a-z-]+)`", row)}
+    assert options == named
