@@ -9,19 +9,32 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.e2e.balancer import CONFIGURATION, KEY, Replica, balancing
-from tests.e2e.triton_server import ROOT, free_ports
+from tests.e2e.balancer import CONFIGURATION, KEY, Balancer, Replica, balancing
+from tests.e2e.triton_server import ROOT
 
 PATHS = ("/v2/models/vllm/generate", "/v1/completions")
 
 
+class Named(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Triton's gRPC service, of which only the server's name can be asked."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def ServerMetadata(self, request: object, context: object) -> object:  # noqa: N802
+        return service_pb2.ServerMetadataResponse(name=self._name)
+
+
 class Echo:
-    """An HTTP server on two ports, Triton's and OpenAI's, that answers with its name."""
+    """A replica that answers with its name: HTTP on Triton's port and OpenAI's, and gRPC."""
 
     def __init__(self, name: str) -> None:
         self.status = 200
@@ -48,7 +61,11 @@ class Echo:
 
         self._servers = [serve(), serve()]
         http_port, openai_port = (server.server_address[1] for server in self._servers)
-        self.ports = Replica(http=int(http_port), grpc=free_ports(1)[0], openai=int(openai_port))
+        self._grpc = grpc.server(ThreadPoolExecutor(4))
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Named(name), self._grpc)
+        grpc_port = self._grpc.add_insecure_port("127.0.0.1:0")
+        self._grpc.start()
+        self.ports = Replica(int(http_port), int(grpc_port), int(openai_port))
 
     def stop(self) -> None:
         """End it: its ports take no more connections."""
@@ -56,6 +73,7 @@ class Echo:
             server.shutdown()
             server.server_close()
         self._servers = []
+        self._grpc.stop(None)
 
 
 @pytest.fixture
@@ -69,10 +87,16 @@ def echoes() -> Iterator[list[Echo]]:
 
 
 @pytest.fixture
-def port(echoes: list[Echo], tmp_path: Path) -> Iterator[int]:
-    """The HTTP port of an nginx in front of them."""
-    with balancing(tmp_path, [echo.ports for echo in echoes]) as ports:
-        yield ports.http
+def ports(echoes: list[Echo], tmp_path: Path) -> Iterator[Balancer]:
+    """An nginx in front of them."""
+    with balancing(tmp_path, [echo.ports for echo in echoes]) as found:
+        yield found
+
+
+@pytest.fixture
+def port(ports: Balancer) -> int:
+    """Its HTTP port."""
+    return ports.http
 
 
 def ask(port: int, key: str = "", path: str = PATHS[0]) -> str:
@@ -95,6 +119,23 @@ def test_a_key_stays_with_a_replica_and_keys_are_spread(port: int, path: str) ->
     assert {"a", "b", "c"} == set(chosen.values())
     assert min(Counter(chosen.values()).values()) >= 6
     assert chosen == {key: ask(port, key, path) for key in chosen}
+
+
+def test_a_key_counts_over_grpc_too(ports: Balancer) -> None:
+    """There it is metadata."""
+    with grpc.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+        def name(key: str) -> str:
+            metadata = [(KEY.lower(), key)]
+            answer = stub.ServerMetadata(
+                service_pb2.ServerMetadataRequest(), metadata=metadata, timeout=60
+            )
+            return str(answer.name)
+
+        chosen = {f"key-{n}": name(f"key-{n}") for n in range(60)}
+        assert {"a", "b", "c"} == set(chosen.values())
+        assert chosen == {key: name(key) for key in chosen}
 
 
 def test_without_a_key_every_replica_has_its_share(port: int) -> None:
