@@ -189,4 +189,4 @@ def test_the_compose_file_has_the_replicas_that_nginx_names() -> None:
         assert ["CMD", "python3", "/opt/triton_vllm/probe.py", "ready"] == (
             service["healthcheck"]["test"]
         )
-        assert ("1000:1000", True) == (service["user"], service["read_only"])
+        assert ("1000:1000", ["ALL"]) == (service["user"], service["cap_drop"])

@@ -69,7 +69,8 @@ def test_every_pod_is_valid_and_may_do_little(case: str) -> None:
         }
         (container,) = spec["containers"]
         limits = container["securityContext"]
-        assert (1000, True) == (limits["runAsUser"], limits["readOnlyRootFilesystem"])
+        read_only = CASES[case].get("readOnlyRootFilesystem", False)
+        assert (1000, read_only) == (limits["runAsUser"], limits["readOnlyRootFilesystem"])
         assert {"drop": ["ALL"]} == limits["capabilities"]
         assert limits["allowPrivilegeEscalation"] is False
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
