@@ -53,12 +53,14 @@ FROM ${BASE_IMAGE} AS repository
 
 # The one place that knows how config.pbtxt names its environment.
 COPY scripts/vllm_env.py /build/
-# After the tool, because it changes most often of all.
+# For a container's health checks: docs/reliability.md says what each of its probes means.
+COPY scripts/probe.py /opt/triton_vllm/
+# After the tools, because it changes most often of all.
 COPY model_repository/ /models/
 # The folder instead of the archive. No stub: Triton's own, in the base, is the one that fits.
 # chmod, because the server's user must read files that a strict umask kept for their owner.
 RUN python3 /build/vllm_env.py settle --stub none --format dir --model-dir /models/vllm \
-    && chmod -R a+rX /models
+    && chmod -R a+rX /models /opt/triton_vllm
 
 
 # What is shipped: the base and two copies, without build tools and their caches.
@@ -71,6 +73,8 @@ ENV HOME=/cache HF_HOME=/cache/huggingface VLLM_CACHE_ROOT=/cache/vllm
 
 # A folder and not an archive, which Triton would unpack at each start. First: it changes least.
 COPY --from=environment /models/vllm/vllm_env /models/vllm/vllm_env
+# Where deploy/kubernetes and deploy/compose look for the probes.
+COPY --from=repository /opt/triton_vllm /opt/triton_vllm
 # Last, and small: the only layer that changes with the model's code.
 COPY --from=repository /models /models
 

@@ -47,6 +47,7 @@ main() {
 
     phase "test environment" make_venv
     phase lint lint
+    phase Helm scripts/get_helm.sh
     if [ "$unit" = yes ]; then
         phase "unit tests" last_tests python -m pytest tests/unit
     else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import chart
 from tests.e2e.prometheus import MONITORING, PROGRAMS, Prometheus, dashboard_queries, scraping
 from tests.e2e.triton_server import (
     ENGINE_ARGS,
@@ -174,12 +176,17 @@ def test_prometheus_answers_every_query_of_the_dashboard(
         try:
             prometheus.await_scrapes(8)
             empty = [(panel, q) for panel, q in dashboard_queries() if not finite(prometheus, q)]
+            # Those of the Helm chart's autoscaler, without the labels that Kubernetes gives.
+            scaling = chart.keda_queries(chart.rendered("all"))
+            asked = [re.sub(r',namespace="[^}]*', "", query) for query in scaling]
+            empty += [("autoscaling", q) for q in asked if not finite(prometheus, q)]
             rules = prometheus.get("rules")["groups"][0]["rules"]
         finally:
             stop.set()
             for each in loads:
                 each.result()
     assert [] == empty
+    assert 2 == len(asked)
     assert 10 == len(rules)
     assert {("ok", "inactive")} == {(rule["health"], rule["state"]) for rule in rules}
 

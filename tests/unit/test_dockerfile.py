@@ -94,6 +94,7 @@ def test_the_model_does_not_rebuild_the_environment() -> None:
     copies = [each.rest for each in INSTRUCTIONS if (each.stage, each.word) == ("server", "COPY")]
     assert copies == [
         f"--from=environment {ENVIRONMENT} {ENVIRONMENT}",
+        "--from=repository /opt/triton_vllm /opt/triton_vllm",
         "--from=repository /models /models",
     ]
 
