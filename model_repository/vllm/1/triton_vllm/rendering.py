@@ -36,6 +36,7 @@ class Renderers:
         # For any model: it guards what vLLM's own code fetches, too.
         from triton_vllm import vllm_media
 
+        vllm_media.guard(self._llm)
         if self._vllm.is_pooling(self._llm.vllm_config):
             from triton_vllm.vllm_pooling import PoolingRenderer
 

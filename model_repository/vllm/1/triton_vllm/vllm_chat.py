@@ -27,7 +27,7 @@ from vllm.tool_parsers import ToolParserManager
 from triton_vllm import vllm_api, vllm_text
 from triton_vllm.delta import Delta, DeltaReader, SequenceDetails
 from triton_vllm.engine_args import command_line
-from triton_vllm.errors import RequestError, SettingsError, one_line
+from triton_vllm.errors import MediaError, RequestError, SettingsError, one_line
 from triton_vllm.generation import ChatPrompt, GenerationRequest
 from triton_vllm.work import Work
 
@@ -100,7 +100,10 @@ class ChatRenderer:
         """Apply the chat template and tokenize. Raises RequestError for wrong messages or tools."""
         chat = _checked(request)
         before = chat.to_sampling_params(1, {})
-        rendered = await self._online.render_chat(chat)
+        try:
+            rendered = await self._online.render_chat(chat)
+        except MediaError as error:
+            raise MediaError(f"messages: {error}") from error
         if not isinstance(rendered, tuple):
             raise RequestError(f"messages: {one_line(ValueError(rendered.error.message))}")
         _, (engine_input,) = rendered
