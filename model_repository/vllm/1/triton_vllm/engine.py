@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from triton_vllm.adapters import Adapters, NoAdapters
 from triton_vllm.admission import Admission
+from triton_vllm.chat_options import ChatOptions
 from triton_vllm.cpus import parse_cpus
 from triton_vllm.deadline import Deadline, NoDeadline
 from triton_vllm.drain import Drain, drain_seconds, watch_server
@@ -121,7 +121,7 @@ class Engine:
             raise SettingsError(
                 f'{where}: model "{self._args.model}": {one_line(error)}'
             ) from error
-        self._chat_args = self._read_chat_args(where)
+        self._chat = ChatOptions(self._settings.chat, self._args, where)
         self._adapters = self._read_adapters()
         self.parser = self._parser()
         since = self._log_phase(f"configuration of {self._args.model} resolved", since)
@@ -200,11 +200,6 @@ class Engine:
         args.disable_log_stats = not self.reports_metrics
         return self._vllm.as_front_end(args, self.seat.index, self.seat.count)
 
-    def _read_chat_args(self, where: str) -> argparse.Namespace:
-        from triton_vllm.vllm_chat import parse_chat_args
-
-        return parse_chat_args(self._settings.chat, self._args, where)
-
     def _read_adapters(self) -> Adapters | NoAdapters:
         settings = self._settings
         if not self._args.enable_lora:
@@ -231,7 +226,7 @@ class Engine:
             await life.begin(self._args, config, self._engine_cpus, self._on_death, died)
             self._life = life
             self._renderers = Renderers(self._vllm, life.llm, self._adapters)
-            await self._renderers.prepare(self._chat_args)
+            await self._renderers.prepare(self._chat)
             await self.openai.serve(life.llm)
         if self.seat.count > 1:
             front_end = f"front end {self.seat.index + 1} of {self.seat.count}"

@@ -144,10 +144,11 @@ class GuardedConnector(MediaConnector):  # type: ignore[misc]
 
 def missing_package(error: ImportError) -> str:
     """Say what the execution environment lacks, and how it gets there."""
+    package = one_line(error)
     cause: BaseException | None = error
-    while cause is not None and not getattr(cause, "name", None):
-        cause = cause.__cause__
-    package = getattr(cause, "name", None) or one_line(error)
+    while cause is not None:  # vLLM's own lines around the first one name vLLM
+        package = getattr(cause, "name", None) or package
+        cause = cause.__cause__ or cause.__context__
     return (
         f"this server's environment has no package {package}, which decodes it: the operator adds "
         "it with VLLM_EXTRAS=audio when building the environment"

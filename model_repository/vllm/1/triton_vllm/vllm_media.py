@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.transformers_utils.processor import get_video_processor_cls_name
 
@@ -25,8 +26,8 @@ def guard(llm: Any) -> None:
     """Check what vLLM makes of media before the engine gets it, for all requests of this process.
 
     vLLM's engine core ends with the first exception in a model's code, and with it every request.
-    So an item that has taken no place in the prompt, which some models' code cannot bear, is the
-    client's error; and so is whatever a model's own processor raises.
+    So an item of which nothing is left, which some models' code cannot bear, is the client's error;
+    and so is whatever a model's own processor raises.
     """
     if llm.model_config.multimodal_config is None:
         return
@@ -36,15 +37,28 @@ def guard(llm: Any) -> None:
 
     def process_for_engine(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
         try:
-            return _checked(whole(prompt, *args, **options))
+            made = whole(prompt, *args, **options)
+            if (lost := _lost(made)) is not None:
+                # vLLM takes the engine for a holder of all that was ever made.
+                self.clear_mm_cache()
+                raise lost
+            return made
         except Exception as error:
-            raise _explained(error, prompt) from error
+            if (explained := _explained(error, prompt)) is None:
+                raise
+            raise explained from error
 
     async def process_for_engine_async(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
         try:
-            return _checked(await whole_async(prompt, *args, **options))
+            made = await whole_async(prompt, *args, **options)
+            if (lost := _lost(made)) is not None:
+                await self.clear_mm_cache_async()
+                raise lost
+            return made
         except Exception as error:
-            raise _explained(error, prompt) from error
+            if (explained := _explained(error, prompt)) is None:
+                raise
+            raise explained from error
 
     renderer.process_for_engine = types.MethodType(process_for_engine, renderer)
     renderer.process_for_engine_async = types.MethodType(process_for_engine_async, renderer)
@@ -52,40 +66,52 @@ def guard(llm: Any) -> None:
 
 def _resample_with_what_there_is(renderer: Any) -> None:
     """Have PyAV resample where torchaudio, newer vLLM's choice, is missing: PyPI's wants CUDA."""
-    info = renderer.get_mm_processor().info
-    resampler = getattr(info.data_parser, "audio_resampler", None)
-    if getattr(resampler, "method", None) == "torchaudio" and not _is_there("torchaudio"):
+    resampler = renderer.get_mm_processor().info.data_parser.audio_resampler
+    if resampler.method == "torchaudio" and importlib.util.find_spec("torchaudio") is None:
         resampler.method = "pyav"
 
 
-def _is_there(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-def _checked(engine_input: Any) -> Any:
-    for kind, place, taken in _placeholders(engine_input):
-        if taken.get_num_embeds() == 0:
-            raise MediaError(
-                f"{kind}[{place}]: the model's processor makes nothing of it: too small, or cut "
-                "away by the processor's options"
+def _lost(engine_input: Any) -> MediaError | None:
+    """Return the error for the first item of which nothing is left, if there is one."""
+    for kind, place, taken, item in _items(engine_input):
+        if taken.get_num_embeds() == 0 or _is_empty(item):
+            return MediaError(
+                f"{kind}[{place}]: the model's processor makes nothing of it: it is too small, or "
+                "the processor's options leave nothing"
             )
-    return engine_input
+    return None
 
 
-def _placeholders(engine_input: Any) -> Iterator[tuple[str, int, Any]]:
-    """Yield what each item takes of the prompt, of the encoder's prompt where there is one."""
+def _items(engine_input: Any) -> Iterator[tuple[str, int, Any, Any]]:
+    """Yield what each item takes of the prompt, and what is made of it, None where cached."""
     prompt = engine_input.get("encoder_prompt", engine_input)
     for kind, ranges in prompt.get("mm_placeholders", {}).items():
-        for place, taken in enumerate(ranges):
-            yield kind, place, taken
+        items = prompt.get("mm_kwargs", {}).get(kind) or [None] * len(ranges)
+        for place, (taken, item) in enumerate(zip(ranges, items, strict=True)):
+            yield kind, place, taken, item
 
 
-def _explained(error: Exception, prompt: Any) -> Exception:
-    """Return the error as the client is to see it; what is not about media, as it is."""
+def _is_empty(item: Any) -> bool:
+    """Return whether there are no pixels and no samples in it: nothing in its float tensors."""
+    fields = [] if item is None else [field.data for field in item.values()]
+    sizes = [data.numel() for data in _tensors(fields) if data.is_floating_point()]
+    return bool(sizes) and not any(sizes)
+
+
+def _tensors(data: Any) -> Iterator[torch.Tensor]:
+    if isinstance(data, torch.Tensor):
+        yield data
+    elif isinstance(data, list | tuple):
+        for each in data:
+            yield from _tensors(each)
+
+
+def _explained(error: Exception, prompt: Any) -> MediaError | None:
+    """Return the error as the client is to see it; None where it is not about media."""
     given = prompt.get("encoder_prompt", prompt)
     media = given.get("multi_modal_data") if isinstance(given, dict) else None
     if isinstance(error, ServingError) or not media:
-        return error
+        return None
     kinds = ", ".join(media)
     if isinstance(error, ImportError):
         return MediaError(f"{kinds}: {missing_package(error)}")
