@@ -35,30 +35,30 @@ def guard(llm: Any) -> None:
     _resample_with_what_there_is(renderer)
     whole, whole_async = renderer.process_for_engine, renderer.process_for_engine_async
 
+    # After a refusal vLLM's cache of items is cleared: it takes the engine for a holder of them.
     def process_for_engine(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
         try:
             made = whole(prompt, *args, **options)
-            if (lost := _lost(made)) is not None:
-                # vLLM takes the engine for a holder of all that was ever made.
-                self.clear_mm_cache()
-                raise lost
-            return made
         except Exception as error:
             if (explained := _explained(error, prompt)) is None:
                 raise
             raise explained from error
+        if (lost := _lost(made)) is not None:
+            self.clear_mm_cache()
+            raise lost
+        return made
 
     async def process_for_engine_async(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
         try:
             made = await whole_async(prompt, *args, **options)
-            if (lost := _lost(made)) is not None:
-                await self.clear_mm_cache_async()
-                raise lost
-            return made
         except Exception as error:
             if (explained := _explained(error, prompt)) is None:
                 raise
             raise explained from error
+        if (lost := _lost(made)) is not None:
+            await self.clear_mm_cache_async()
+            raise lost
+        return made
 
     renderer.process_for_engine = types.MethodType(process_for_engine, renderer)
     renderer.process_for_engine_async = types.MethodType(process_for_engine_async, renderer)
