@@ -95,7 +95,8 @@ class TinyModels:
                 (model / path).write_text(content)
             if name in ("audio", "video"):
                 for package in MEDIA_PACKAGES.iterdir():
-                    (model / "1" / package.name).symlink_to(package)
+                    if package.name != "__pycache__":
+                        (model / "1" / package.name).symlink_to(package)
         error = self.server.load(name)
         assert not error, f"{error}\n{self.server.log_tail()}"
         self._served = name
