@@ -34,6 +34,7 @@ class Renderer:
 
     def __init__(self, what: Any) -> None:
         self._what = what
+        self.cleared = False
         self.resampler = AudioResampler()
         info = SimpleNamespace(data_parser=SimpleNamespace(audio_resampler=self.resampler))
         self.get_mm_processor = lambda: SimpleNamespace(info=info)
@@ -53,10 +54,25 @@ class Renderer:
         return Renderer.process_for_engine(self, prompt, arrival_time)
 
 
+def engine(renderer: Any, refusal: Exception | None = None) -> Any:
+    """Return an engine of media, which refuses each request with ``refusal`` if there is one."""
+
+    def process_inputs(request_id: str, prompt: Any, params: Any) -> Any:
+        if refusal is not None:
+            raise refusal
+        return prompt
+
+    return SimpleNamespace(
+        renderer=renderer,
+        model_config=SimpleNamespace(multimodal_config=1),
+        input_processor=SimpleNamespace(process_inputs=process_inputs),
+    )
+
+
 def process(what: Any, prompt: Any, *, wait: bool) -> Any:
     """Have a guarded renderer process a prompt."""
     renderer = Renderer(what)
-    guard(SimpleNamespace(renderer=renderer, model_config=SimpleNamespace(multimodal_config=1)))
+    guard(engine(renderer))
     if wait:
         return asyncio.run(renderer.process_for_engine_async(prompt, 0.0))
     return renderer.process_for_engine(prompt, 0.0)
@@ -129,6 +145,26 @@ class TestTheGuard:
             process(error, WITH_MEDIA, wait=wait)
 
 
+@pytest.mark.parametrize(
+    ("refusal", "items", "cleared"),
+    [(None, 1, False), (ValueError("too long"), 1, True), (ValueError("too long"), 0, False)],
+)
+def test_what_is_refused_later_is_forgotten(
+    refusal: Exception | None, items: int, cleared: bool
+) -> None:
+    """To the cache of vLLM the engine would be a holder of it."""
+    renderer = Renderer({})
+    llm = engine(renderer, refusal)
+    guard(llm)
+    prompt = {"mm_placeholders": {"image": [place(True)] * items}}
+    if refusal is None:
+        assert prompt is llm.input_processor.process_inputs("r", prompt, None)
+    else:
+        with pytest.raises(ValueError, match="too long"):
+            llm.input_processor.process_inputs("r", prompt, None)
+    assert cleared == renderer.cleared
+
+
 def test_an_openai_client_is_answered_that_it_is_its_mistake() -> None:
     """VLLM's OpenAI-compatible front end knows a ValueError as one, and Triton's side too."""
     respond = first(
@@ -145,7 +181,7 @@ def test_pyav_resamples_where_torchaudio_is_missing(monkeypatch: pytest.MonkeyPa
     for spec, expected in ((None, {"pyav"}), (object(), {"pyav", "torchaudio"})):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
         renderer = Renderer({})
-        guard(SimpleNamespace(renderer=renderer, model_config=SimpleNamespace(multimodal_config=1)))
+        guard(engine(renderer))
         assert renderer.resampler.method in expected
         assert AudioResampler().method in ("pyav", "torchaudio")
 
@@ -222,7 +258,8 @@ def test_an_image_that_vllm_loses_does_not_reach_the_engine(tmp_path: Path) -> N
         vllm_api.AsyncEngineArgs(model=str(tmp_path), max_model_len=128, dtype="float32")
     )
     renderer = renderer_from_config(config)
-    llm = SimpleNamespace(renderer=renderer, model_config=config.model_config)
+    llm = engine(renderer)
+    llm.model_config = config.model_config
     guard(llm)
     image = Image.new("RGB", (32, 32), "red")
     given = {"prompt": "<image>What?", "multi_modal_data": {"image": [image]}}

@@ -62,6 +62,25 @@ def guard(llm: Any) -> None:
 
     renderer.process_for_engine = types.MethodType(process_for_engine, renderer)
     renderer.process_for_engine_async = types.MethodType(process_for_engine_async, renderer)
+    _forget_what_is_refused(llm)
+
+
+def _forget_what_is_refused(llm: Any) -> None:
+    """Clear vLLM's cache of items when a request with some is refused after they were made.
+
+    It takes the engine for a holder of them, and the next request with one of them would fail.
+    """
+    process_inputs = llm.input_processor.process_inputs
+
+    def process(request_id: str, prompt: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return process_inputs(request_id, prompt, *args, **options)
+        except Exception:
+            if any(_items(prompt)):
+                llm.renderer.clear_mm_cache()
+            raise
+
+    llm.input_processor.process_inputs = process
 
 
 def _resample_with_what_there_is(renderer: Any) -> None:
