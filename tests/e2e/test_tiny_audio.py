@@ -132,7 +132,7 @@ def test_sounds_in_a_chat(tiny: TinyModels, sounds: int) -> None:
         (PLACE * 2 + ONE, [wav(1)] * 3, "At most 2 audio(s)"),
         (PLACE, [wav(1)] * 2, "audio: the model's processor does not take it"),
         ("What?", [wav(1)], "audio: the model's processor does not take it"),
-        (PLACE * 2, [wav(30)] * 2, "context"),
+        (PLACE * 2, [wav(30)] * 2, "longer than the maximum model length of 1024"),
         (ONE, ["http://example.com/a.wav"], "audio[0]: example.com is not in allowed"),
         (ONE, ["http://127.0.0.1:PORT/elsewhere"], "answered with HTTP status 302"),
         (ONE, ["http://127.0.0.1:PORT/missing"], "answered with HTTP status 404"),
