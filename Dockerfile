@@ -33,6 +33,8 @@ ARG DEVICE=cuda
 ARG CHANNEL=auto
 # Empty: the vLLM that gen_vllm_env.sh pins.
 ARG VLLM_VERSION=
+# Empty: none of vLLM's extras. With `audio` the model can hear.
+ARG VLLM_EXTRAS=
 # Empty: the Python of Triton's stub, the only minor that works.
 ARG PYTHON_VERSION=
 # Empty: vLLM's own numpy, or 1.26 where this Triton is too old for numpy 2.

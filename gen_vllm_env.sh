@@ -20,6 +20,7 @@
 # Versions and limits, from the environment if set there. An empty one is chosen to fit, as said.
 PYTHON_VERSION=${PYTHON_VERSION:-}  # that of Triton's stub, else that of python3
 VLLM_VERSION=${VLLM_VERSION:-0.32.0}
+VLLM_EXTRAS=${VLLM_EXTRAS:-}        # vLLM's own: audio (what decodes sound), runai, tensorizer, ...; by commas
 NUMPY_VERSION=${NUMPY_VERSION:-}    # 1.26.4 if Triton is older than 24.11 or unknown, else vLLM's own
 TRITON_VERSION=${TRITON_VERSION:-}  # the server's, such as 2.51.0; read from the install
 CONDA_PACK_VERSION=${CONDA_PACK_VERSION:-0.9.2}
@@ -80,7 +81,7 @@ parse_flags() {
 }
 
 list_inputs() {
-  printf '%s\n' "device $device" "format $format" "channel $channel" "python $PYTHON_VERSION" "vllm $VLLM_VERSION" \
+  printf '%s\n' "device $device" "format $format" "channel $channel" "python $PYTHON_VERSION" "vllm $VLLM_VERSION" "extras $VLLM_EXTRAS" \
     "numpy $NUMPY_VERSION" "conda-pack $CONDA_PACK_VERSION" "py-rattler $PY_RATTLER_VERSION" "level $COMPRESS_LEVEL"
   cat "${BASH_SOURCE[0]}" "$here"/scripts/{conda_channel,conda_env,vllm_env}.py | sha256sum | sed 's/-/scripts/'
   [ "$stub" = none ] || sha256sum <"$stub" | sed 's/-/stub/'
@@ -97,7 +98,7 @@ build() {
   rm -rf "$work" && mkdir "$work"
   create_env
   step "installing vLLM $VLLM_VERSION for $device"
-  in_env "$work/env" install --device "$device" --vllm "$VLLM_VERSION" --numpy "$NUMPY_VERSION" || exit 1
+  in_env "$work/env" install --device "$device" --vllm "$VLLM_VERSION" --extras "$VLLM_EXTRAS" --numpy "$NUMPY_VERSION" || exit 1
   step "checking the environment"
   in_env "$work/env" check --freeze "$work/freeze.txt" || exit 1
   pack

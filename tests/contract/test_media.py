@@ -15,9 +15,9 @@ from PIL import Image
 from vllm import envs
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
-from triton_vllm import vllm_media
+from triton_vllm import vllm_fetch
 from triton_vllm.errors import RequestError
-from triton_vllm.vllm_media import GuardedConnector, is_public
+from triton_vllm.vllm_fetch import GuardedConnector, is_public
 
 BODY = 100_000
 
@@ -127,7 +127,7 @@ def test_anything_else_is_refused(
 
 def test_size_and_time_are_bounded(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an endless body nor a server that says nothing holds a request up."""
-    monkeypatch.setattr(vllm_media, "_MAX_BYTES", BODY // 2)
+    monkeypatch.setattr(vllm_fetch, "_MAX_BYTES", BODY // 2)
     with pytest.raises(RequestError, match="the operator's limit"):
         fetch(f"{site}/large", "127.0.0.1")
     monkeypatch.setenv("VLLM_IMAGE_FETCH_TIMEOUT", "1")

@@ -3,9 +3,10 @@
     vllm_env/bin/python tests/e2e/make_tiny_models.py DEST
 
 ``DEST`` gets ``chat`` (a causal model with a chat template), ``adapters/loud`` and
-``adapters/quiet`` (LoRA adapters of it), ``vision`` (Idefics3), ``embedding`` and ``reranker`` (a
-cross-encoder with one label), ``classifier`` (three labels). ``expected.json`` says what
-transformers makes of some inputs.
+``adapters/quiet`` (LoRA adapters of it), ``vision`` (Idefics3), ``audio`` (Qwen2-Audio), ``video``
+(Qwen2-VL), ``embedding`` and ``reranker`` (a cross-encoder with one label), ``classifier`` (three
+labels). ``expected.json`` says what transformers makes of some inputs. ``clips`` has short sounds
+and films. Torchvision and PyAV, which video and clips need, may be on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<|im_start|>", "<|im_end|>"]
 SPECIAL += ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 SPECIAL += ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+AUDIO = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
+VIDEO = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 CHAT_TEMPLATE = (
     "{% if tools %}<|im_start|>tools {{ tools | tojson }}<|im_end|>{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
@@ -30,6 +34,7 @@ CHAT_TEMPLATE = (
     "{% if shout %}LOUD {% endif %}"
 )
 CONTEXT = 1024
+FRAMES = 8
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -42,12 +47,15 @@ SIZES: dict[str, Any] = {
 }
 
 
-def make_tokenizer(*, pairs: bool = False) -> transformers.PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes. ``pairs`` puts ``</s>`` between two texts and after them."""
+def make_tokenizer(*more: str, pairs: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes, and of ``more`` tokens of their own.
+
+    ``pairs`` puts ``</s>`` between two texts and after them.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet, *more])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.add_tokens(SPECIAL[7:])  # found in a text, and part of it
+    tokenizer.add_tokens([*SPECIAL[7:], *more])  # found in a text, and part of it
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if pairs:
@@ -148,6 +156,96 @@ def make_vision(dest: Path) -> None:
     save(model, dest, processor)
 
 
+def make_audio(dest: Path) -> None:
+    """Write a Qwen2-Audio. A second of sound takes 25 tokens of the prompt."""
+    tokenizer = make_tokenizer(*AUDIO)
+    tokenizer.model_max_length = 32 * CONTEXT  # the processor would cut the prompt
+    config = transformers.Qwen2AudioConfig(
+        audio_config={
+            "num_mel_bins": 16,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "d_model": 32,
+        },
+        text_config=transformers.Qwen2Config(
+            **SIZES, num_key_value_heads=2, vocab_size=len(tokenizer)
+        ),
+        audio_token_index=tokenizer.convert_tokens_to_ids(AUDIO[0]),
+    )
+    model = transformers.Qwen2AudioForConditionalGeneration(config)
+    widen(model)
+    processor = transformers.Qwen2AudioProcessor(
+        transformers.WhisperFeatureExtractor(feature_size=16),
+        tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    )
+    save(model, dest, processor)
+    # Released checkpoints, and vLLM, call them so; transformers 5 saves one "model." more.
+    weights = load_file(dest / "model.safetensors")
+    named = {name.replace(".model.model.", ".model."): weight for name, weight in weights.items()}
+    save_file(named, dest / "model.safetensors", {"format": "pt"})
+
+
+def make_video(dest: Path) -> None:
+    """Write a Qwen2-VL, in which 28 by 28 pixels of an image, or of two frames, are a token."""
+    tokenizer = make_tokenizer(*VIDEO)
+    start, end, image, video = (tokenizer.convert_tokens_to_ids(token) for token in VIDEO)
+    config = transformers.Qwen2VLConfig(
+        text_config={
+            **SIZES,
+            "num_key_value_heads": 2,
+            "vocab_size": len(tokenizer),
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]},
+        },
+        vision_config={"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64},
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        image_token_id=image,
+        video_token_id=video,
+    )
+    model = transformers.Qwen2VLForConditionalGeneration(config)
+    widen(model)
+    pixels = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+    processor = transformers.Qwen2VLProcessor(
+        transformers.Qwen2VLImageProcessorPil(size=pixels),
+        tokenizer,
+        transformers.Qwen2VLVideoProcessor(size=pixels),
+        chat_template=CHAT_TEMPLATE,
+    )
+    save(model, dest, processor)
+
+
+def make_clips(dest: Path) -> None:
+    """Write a second of two tones, of high ones in other formats, and films of one color each."""
+    import av  # not in every environment, and the other models do without
+
+    dest.mkdir()
+    for name, rate, codec in (
+        ("low.wav", 16_000, "pcm_s16le"),
+        ("high.wav", 16_000, "pcm_s16le"),
+        ("high.flac", 44_100, "flac"),
+        ("high.m4a", 44_100, "aac"),
+    ):
+        pitch = 200 if name.startswith("low") else 2000
+        tone = np.sin(np.arange(rate) * (2 * np.pi * pitch / rate)) * 0.5
+        with av.open(dest / name, "w") as file:
+            stream = file.add_stream(codec, rate=rate, layout="mono")
+            samples = (tone * 32767).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate = rate
+            file.mux([*stream.encode(frame), *stream.encode()])
+    for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        with av.open(dest / f"{name}.mp4", "w") as file:
+            film = file.add_stream("mpeg4", rate=8)
+            film.width = film.height = 56
+            picture = av.VideoFrame.from_ndarray(np.full((56, 56, 3), color, np.uint8))
+            for number in range(FRAMES):
+                picture.pts = number
+                file.mux(film.encode(picture))
+            file.mux(film.encode())
+
+
 def make_encoder(dest: Path, labels: int) -> tuple[Any, Any]:
     """Write a BERT: an embedding model, or one that classifies where there are ``labels``."""
     tokenizer = make_tokenizer(pairs=True)
@@ -167,6 +265,9 @@ def main(dest: Path) -> None:
     make_adapter(dest / "adapters/quiet", seed=2)
     speaker, chat = make_chat(dest / "chat")
     make_vision(dest / "vision")
+    make_audio(dest / "audio")
+    make_video(dest / "video")
+    make_clips(dest / "clips")
     embedding, tokenizer = make_encoder(dest / "embedding", labels=0)
     classifier, _ = make_encoder(dest / "classifier", labels=3)
     reranker, _ = make_encoder(dest / "reranker", labels=1)

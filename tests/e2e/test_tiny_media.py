@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import json
-import struct
-import threading
-import zlib
+import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from tests.e2e.tiny_models import TinyModels, document_lines, serve_vision
 from tests.e2e.triton_server import sampling
+from tests.hostile import DAMAGED_IMAGES
+from tests.hostile import encoded as as_base64
+from tests.pictures import odd_images, png, site
 
 pytestmark = pytest.mark.timeout(300)
+HOSTILE_CASES = int(os.environ.get("HOSTILE_MEDIA_CASES", "50"))
 ONE = "<image>What?"
 GREEDY = sampling(temperature=0, max_tokens=8, ignore_eos=True)
-
-
-def png(width: int, height: int, color: tuple[int, int, int]) -> bytes:
-    """Return an image of one color; it is small whatever its size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    compressor = zlib.compressobj(9)
-    row = b"\0" + bytes(color) * width
-    pixels = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 RED, BLUE = png(30, 40, (255, 0, 0)), png(20, 20, (0, 0, 255))
@@ -44,29 +31,11 @@ def encoded(image: bytes) -> str:
     return base64.b64encode(image).decode()
 
 
-class Pictures(http.server.BaseHTTPRequestHandler):
-    """Serves an image, and what a client of ours must not be led by."""
-
-    def do_GET(self) -> None:
-        status = {"/red.png": 200, "/text": 200, "/elsewhere": 302}.get(self.path, 404)
-        self.send_response(status)
-        if status == 302:
-            self.send_header("Location", "/red.png")
-        self.end_headers()
-        if status == 200:
-            self.wfile.write(RED if self.path == "/red.png" else b"no image")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture(scope="module")
 def pictures() -> Iterator[int]:
     """The port of a server of images on the loopback interface."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_address[1]
-        server.shutdown()
+    with site({"red.png": RED, "text": b"no image"}) as port:
+        yield port
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,16 +45,7 @@ def _vision(tiny: TinyModels) -> None:
 
 def see(tiny: TinyModels, prompt: str, images: list[str]) -> tuple[str, int]:
     """Return what the model says to images, and how many tokens the prompt has."""
-    inputs = {
-        "text_input": prompt,
-        "image": images,
-        "sampling_parameters": GREEDY,
-        "exclude_input_in_output": True,
-        "return_num_input_tokens": True,
-    }
-    response = tiny.ask("vision", inputs)
-    assert not response.error, response.error
-    return response.outputs["text_output"][0], int(response.outputs["num_input_tokens"][0])
+    return tiny.perceive("vision", prompt, GREEDY, image=list(images))
 
 
 def test_the_model_sees_the_images(tiny: TinyModels) -> None:
@@ -139,6 +99,8 @@ def test_an_image_in_a_chat(tiny: TinyModels, pictures: int) -> None:
         (ONE, ["http://127.0.0.1@example.com/a.png"], "example.com is not in"),
         (ONE, ["file:///etc/passwd"], 'only http, https and data URLs are fetched, got "file"'),
         (ONE, ["/etc/passwd"], "image[0]:"),
+        (ONE, [""], "image[0]:"),
+        ("<image>", [encoded(RED)] * 2, "image: the model's processor does not take it"),
     ],
     ids=[
         "not base64",
@@ -155,6 +117,8 @@ def test_an_image_in_a_chat(tiny: TinyModels, pictures: int) -> None:
         "user part",
         "file",
         "path",
+        "empty",
+        "a place too few",
     ],
 )
 def test_wrong_images_are_refused(
@@ -167,6 +131,42 @@ def test_wrong_images_are_refused(
     assert expected in error
     assert "Traceback" not in error
     see(tiny, ONE, [encoded(RED)])
+
+
+@pytest.mark.parametrize("name", odd_images())
+def test_odd_images_do_no_harm(tiny: TinyModels, name: str) -> None:
+    """An image of any size and mode is seen, or refused as the client's mistake."""
+    image = encoded(odd_images()[name])
+    response = tiny.ask("vision", {"text_input": ONE, "image": [image]})
+    assert response.error or response.outputs["text_output"]
+    if response.error:
+        assert response.error.startswith("image"), response.error
+    see(tiny, ONE, [encoded(RED)])
+
+
+def test_damaged_images_do_no_harm(tiny: TinyModels) -> None:
+    """Whatever the bytes are, the engine that was there before is there afterwards."""
+    truth = see(tiny, ONE, [encoded(RED)])
+    engine = tiny.server.processes("VLLM::EngineCore")
+    ends: Counter[bool] = Counter()
+
+    @settings(
+        max_examples=HOSTILE_CASES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(image=as_base64(DAMAGED_IMAGES))
+    def check(image: bytes) -> None:
+        error = tiny.ask("vision", {"text_input": ONE, "image": [image.decode()]}).error
+        assert not error or error.startswith("image"), error
+        ends[bool(error)] += 1
+
+    check()
+    assert min(ends[True], ends[False]) > HOSTILE_CASES // 20
+    assert truth == see(tiny, ONE, [encoded(RED)])
+    assert engine == tiny.server.processes("VLLM::EngineCore")
 
 
 def test_no_adapters_yet(tiny: TinyModels) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -11,9 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.triton_server import EXECUTION_ENV, ROOT, Response, TritonServer, add_model, ask
+from tests.e2e.triton_server import (
+    CACHE,
+    EXECUTION_ENV,
+    ROOT,
+    Response,
+    TritonServer,
+    add_model,
+    ask,
+)
 
 MAKE_SECONDS = 240
+# What decodes sound and film: not in every environment, so it is laid beside the models that hear
+# and see (scripts/test.sh makes the folder).
+MEDIA_PACKAGES = Path(os.environ.get("TRITON_VLLM_MEDIA_PACKAGES", CACHE / "media-packages"))
 SMALL: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -25,13 +38,19 @@ SMALL: dict[str, Any] = {
 
 def make(dest: Path) -> None:
     """Make the checkpoints, with the execution environment's transformers."""
+    assert MEDIA_PACKAGES.is_dir(), f"{MEDIA_PACKAGES} is missing: run scripts/test.sh once"
     made = subprocess.run(
         [EXECUTION_ENV / "bin/python", ROOT / "tests/e2e/make_tiny_models.py", dest],
         capture_output=True,
         text=True,
         timeout=MAKE_SECONDS,
         check=False,
-        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        env={
+            "HF_HUB_OFFLINE": "1",
+            "PATH": "/usr/bin:/bin",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONPATH": str(MEDIA_PACKAGES),
+        },
     )
     assert made.returncode == 0, made.stderr[-4000:]
 
@@ -57,6 +76,10 @@ class TinyModels:
         """Return a model's folder in the server's repository."""
         return self.server.repository / name
 
+    def clip(self, name: str) -> bytes:
+        """Return a short sound or film."""
+        return (self.checkpoints / "clips" / name).read_bytes()
+
     def serve(self, name: str, files: dict[str, str] | None = None, **engine_args: Any) -> None:
         """Load the checkpoint ``name``; ``files`` go into the model's folder by relative path."""
         if name == self._served:
@@ -70,6 +93,10 @@ class TinyModels:
             model = add_model(self.server.repository, name, engine_args=json.dumps(args))
             for path, content in (files or {}).items():
                 (model / path).write_text(content)
+            if name in ("audio", "video"):
+                for package in MEDIA_PACKAGES.iterdir():
+                    if package.name != "__pycache__":
+                        (model / "1" / package.name).symlink_to(package)
         error = self.server.load(name)
         assert not error, f"{error}\n{self.server.log_tail()}"
         self._served = name
@@ -83,6 +110,28 @@ class TinyModels:
         assert status == 200, text
         answer: dict[str, Any] = json.loads(text)
         return answer
+
+    def perceive(
+        self, model: str, prompt: str, parameters: str, **media: list[bytes | str]
+    ) -> tuple[str, int]:
+        """Return what the model says to ``media``, and how many tokens the prompt has.
+
+        Bytes are sent as base64.
+        """
+        items = {
+            kind: [base64.b64encode(i).decode() if isinstance(i, bytes) else i for i in items]
+            for kind, items in media.items()
+        }
+        inputs = {
+            "text_input": prompt,
+            **items,
+            "sampling_parameters": parameters,
+            "exclude_input_in_output": True,
+            "return_num_input_tokens": True,
+        }
+        response = self.ask(model, inputs)
+        assert not response.error, response.error
+        return response.outputs["text_output"][0], int(response.outputs["num_input_tokens"][0])
 
     def ask(self, model: str, inputs: dict[str, Any], **how: Any) -> Response:
         """Send a request that is not streamed; return its one response."""
@@ -143,3 +192,18 @@ def serve_vision(tiny: TinyModels) -> None:
         limit_mm_per_prompt={"image": 2},
         allowed_media_domains=["127.0.0.1", "localhost"],
     )
+
+
+def serve_audio(tiny: TinyModels) -> None:
+    """Load the model that hears, with a host listed."""
+    tiny.serve(
+        "audio",
+        max_model_len=1024,
+        limit_mm_per_prompt={"audio": 2},
+        allowed_media_domains=["127.0.0.1"],
+    )
+
+
+def serve_video(tiny: TinyModels) -> None:
+    """Load the model that sees films, with a host listed."""
+    tiny.serve("video", max_model_len=1024, allowed_media_domains=["127.0.0.1"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import triton_vllm
 from triton_vllm.auto_complete import complete_config
-from triton_vllm.decoding import INPUTS
+from triton_vllm.forms import INPUTS
 from triton_vllm.outputs import OUTPUT_TENSORS
 
 PACKAGE = Path(triton_vllm.__file__).parents[1]

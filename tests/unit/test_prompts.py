@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit.fakes import FakeRequest
+from triton_vllm import decoding, prompts
 from triton_vllm.decoding import decode
 from triton_vllm.errors import RequestError
 from triton_vllm.generation import ChatPrompt, MediaPrompt, Pairs, PoolingOptions, TextPrompt, Texts
@@ -99,6 +100,25 @@ def test_what_the_openai_front_end_sends(pooling: PoolingParser, given: Any, exp
     assert Texts(expected, as_json=True) == request.prompt
     assert ("text_output", ()) == (request.text_output, request.outputs)
     assert 16 == request.sampling_params.dimensions
+
+
+def test_an_embedding_request_is_parsed_once(
+    pooling: PoolingParser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold a whole batch of texts."""
+    parsed: list[str] = []
+
+    def load(text: str, where: str) -> dict[str, Any]:
+        parsed.append(where)
+        value: dict[str, Any] = json.loads(text)
+        return value
+
+    for module in (prompts, decoding):
+        monkeypatch.setattr(module, "load_json_object", load)
+    asked = json.dumps({"input": "a", "pooling_params": {"dimensions": 16}})
+    request = decode(FakeRequest({"embedding_request": asked}), pooling)
+    assert 16 == request.sampling_params.dimensions
+    assert ["embedding_request"] == parsed
 
 
 @pytest.mark.parametrize(

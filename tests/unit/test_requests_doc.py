@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-from triton_vllm.decoding import INPUTS
+from triton_vllm.forms import INPUTS
 from triton_vllm.generation import EngineOptions
 from triton_vllm.outputs import OUTPUT_TENSORS, OUTPUTS
 from triton_vllm.tensors import Tensor

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import FakeRequest
-from triton_vllm.decoding import BACKEND, INPUTS, POOLING, TUTORIAL
 from triton_vllm.errors import RequestError
+from triton_vllm.forms import BACKEND, INPUTS, POOLING, TUTORIAL
 from triton_vllm.outputs import OUTPUT_TENSORS
 from triton_vllm.tensors import Inputs, Tensor
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from triton_vllm.decoding import INPUTS
+from triton_vllm.forms import INPUTS
 from triton_vllm.outputs import OUTPUT_TENSORS
 from triton_vllm.tensors import Tensor
 

@@ -1,137 +1,32 @@
-"""The way in: a Triton request becomes a ``GenerationRequest``, or an error that says why not.
-
-Two sets of names are understood, that of Triton's own vLLM backend and that of the 2023 tutorial.
-"""
+"""The way in: a Triton request becomes a ``GenerationRequest``, or an error that says why not."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from triton_vllm.deadline import shorter
 from triton_vllm.errors import RequestError
+from triton_vllm.forms import (
+    BACKEND,
+    EXCLUDE_INPUT,
+    FLAGS,
+    GENERATION_FORMS,
+    POOLING_FORMS,
+    TUTORIAL,
+    Form,
+    Names,
+)
 from triton_vllm.generation import EngineOptions, GenerationRequest, Prompt, TextPrompt
-from triton_vllm.outputs import (
-    CHAT_OUTPUTS,
-    LOGPROBS,
-    NO_LOGPROBS,
-    OUTPUTS,
-    SCORES,
-    VECTORS,
-    Output,
-)
+from triton_vllm.outputs import LOGPROBS, NO_LOGPROBS, Output
 from triton_vllm.pooling import PoolingParser
-from triton_vllm.prompts import (
-    CHAT_OPTIONS,
-    MEDIA,
-    embedding_parameters,
-    read_chat,
-    read_embedding_request,
-    read_pairs,
-    read_text,
-    read_texts,
-    read_token_ids,
-    read_tutorial_text,
-)
+from triton_vllm.prompts import PromptWithParameters
 from triton_vllm.sampling import SamplingParser, load_json_object
-from triton_vllm.tensors import Inputs, Tensor
-
-EXCLUDE_INPUT = "exclude_input_in_output"
-FLAGS = {output.flag: output for output in OUTPUTS}
-CHAT_FLAGS = {output.flag: output for output in CHAT_OUTPUTS}
-INPUTS = (
-    Tensor("text_input", "STRING", 1, "the prompt, UTF-8"),
-    Tensor("input_ids", "INT64", -1, "the prompt as token ids, in place of text_input"),
-    Tensor("image", "STRING", -1, "images that text_input speaks of: base64, or URLs"),
-    Tensor("audio", "STRING", -1, "likewise, audio"),
-    Tensor("video", "STRING", -1, "likewise, videos"),
-    Tensor("messages", "STRING", 1, "JSON list of OpenAI's chat messages, in place of text_input"),
-    Tensor("tools", "STRING", 1, "JSON list of OpenAI's tools, for messages"),
-    Tensor("tool_choice", "STRING", 1, '"auto", "none", "required", or JSON naming a function'),
-    Tensor("chat_template_kwargs", "STRING", 1, "JSON object for the model's chat template"),
-    Tensor("stream", "BOOL", 1, "true: a response for each piece of new text"),
-    Tensor("sampling_parameters", "STRING", 1, "JSON object of vLLM's SamplingParams"),
-    Tensor(EXCLUDE_INPUT, "BOOL", 1, "true: the text without the prompt"),
-    *(
-        Tensor(flag, "BOOL", 1, f"true: {o.tensor.name} in each response")
-        for flag, o in FLAGS.items()
-    ),
-    *(Tensor(flag, "BOOL", 1, f"false: no {o.tensor.name}") for flag, o in CHAT_FLAGS.items()),
-    Tensor("texts", "STRING", -1, "texts for a pooling model, which answers a vector for each"),
-    Tensor("queries", "STRING", -1, "one query, or as many as documents, for a model that scores"),
-    Tensor("documents", "STRING", -1, "what to score the queries against"),
-    Tensor("pooling_parameters", "STRING", 1, "JSON object of vLLM's PoolingParams"),
-    Tensor("embedding_request", "STRING", 1, "JSON, what Triton's OpenAI front end sends"),
-    Tensor("PROMPT", "STRING", 1, "text_input of the tutorial's clients"),
-    Tensor("STREAM", "BOOL", 1, "stream of the tutorial's clients"),
-    Tensor("SAMPLING_PARAMETERS", "STRING", 1, "sampling_parameters of the tutorial's clients"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """One set of names: what is called differently in each, and all inputs of the set."""
-
-    stream: str
-    parameters: str
-    text_output: str
-    inputs: frozenset[str]
-
-
-TUTORIAL = Names(
-    "STREAM",
-    "SAMPLING_PARAMETERS",
-    "TEXT",
-    frozenset({"PROMPT", "STREAM", "SAMPLING_PARAMETERS"}),
-)
-_COUNTS = frozenset({"return_num_input_tokens", "return_num_output_tokens"})
-POOLING = Names(
-    "stream",
-    "pooling_parameters",
-    "text_output",
-    frozenset({"texts", "queries", "documents", "pooling_parameters", "embedding_request"}),
-)
-BACKEND = Names(
-    "stream",
-    "sampling_parameters",
-    "text_output",
-    frozenset(tensor.name for tensor in INPUTS) - TUTORIAL.inputs - POOLING.inputs,
-)
-_CHAT = CHAT_OPTIONS | CHAT_FLAGS.keys()
-_PLAIN = BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids", "messages"}
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One way to ask, by the input that holds the prompt: how this is read, and what goes along.
-
-    ``outputs`` are sent without being asked for, unless a flag says no; ``has_text`` tells whether
-    there is a text beside them.
-    """
-
-    read: Callable[[Inputs], Prompt]
-    along: frozenset[str]
-    names: Names = BACKEND
-    outputs: tuple[Output, ...] = ()
-    has_text: bool = True
-
-
-GENERATION_FORMS = {
-    "text_input": Form(read_text, _PLAIN | MEDIA),
-    "input_ids": Form(read_token_ids, _PLAIN),
-    "messages": Form(read_chat, _PLAIN | _CHAT, outputs=CHAT_OUTPUTS),
-    "PROMPT": Form(read_tutorial_text, TUTORIAL.inputs, TUTORIAL),
-}
-_POOLED = _COUNTS | {"pooling_parameters"}
-POOLING_FORMS = {
-    "texts": Form(read_texts, _POOLED, POOLING, (VECTORS,), has_text=False),
-    "queries": Form(read_pairs, _POOLED | {"documents"}, POOLING, (SCORES,), has_text=False),
-    "embedding_request": Form(read_embedding_request, _COUNTS, POOLING),
-}
+from triton_vllm.tensors import Inputs
 
 # Request parameters that speak to Triton and not to the sampler, and headers without a hyphen that
 # --http-header-forward-pattern or --grpc-header-forward-pattern may put among them.
@@ -156,13 +51,14 @@ def decode(request: Any, parser: SamplingParser | PoolingParser) -> GenerationRe
     for name in inputs.names() - form.along - {prompt_name}:
         allowed = ", ".join(sorted(form.along))
         raise RequestError(f"{name}: does not go with {prompt_name}, allowed: {allowed}")
-    prompt = form.read(inputs)
-    stream = inputs.boolean(names.stream)
+    asked = form.read(inputs)
     own = json.loads(request.parameters() or "{}")
-    if prompt_name == "embedding_request":
-        where, given = embedding_parameters(inputs)
+    if isinstance(asked, PromptWithParameters):
+        prompt, where, given = asked
     else:
+        prompt = asked
         where, given = _parameters(own, inputs, names.parameters)
+    stream = inputs.boolean(names.stream)
     params, options = parser.parse(given, stream=stream, where=where)
     return GenerationRequest(
         request_id=f"{request.request_id() or 'request'}-{uuid.uuid4().hex[:8]}",

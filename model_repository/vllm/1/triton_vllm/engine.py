@@ -97,7 +97,7 @@ class Engine:
         self._vllm = launch.vllm
         self._args = launch.args
         self.seat, self.label = launch.seat, launch.label
-        self._chat_args = launch.chat_args
+        self._chat = launch.chat
         self.reports_metrics = launch.reports_metrics
         self.admission = Admission(
             -(-settings.serving.max_requests // settings.placement.instances),
@@ -148,7 +148,7 @@ class Engine:
             self._cleanup.callback(self._grammars.stop)
         life.llm.check_grammar = self._grammars.check
         self._renderers = Renderers(self._vllm, life.llm, self._adapters)
-        await self._renderers.prepare(self._chat_args)
+        await self._renderers.prepare(self._chat)
         await self.openai.serve(life.llm)
 
     def _guard(self) -> None:

@@ -2,7 +2,8 @@
 
 ServingError
 ├── RequestError       the client sent something wrong          INVALID_ARG
-│   └── AdapterNotFoundError   a LoRA adapter that is not there  NOT_FOUND
+│   ├── AdapterNotFoundError   a LoRA adapter that is not there  NOT_FOUND
+│   └── MediaError             an image, audio or video that cannot be used
 ├── UnavailableError   the engine cannot take or finish it now  UNAVAILABLE
 │   └── EngineDownError    because it died                      UNAVAILABLE
 ├── CancelledError     the client cancelled or went away        CANCELLED
@@ -38,6 +39,13 @@ class AdapterNotFoundError(RequestError):
     """A request names a LoRA adapter that is not there. Says which are."""
 
     status = "NOT_FOUND"
+
+
+class MediaError(RequestError, ValueError):
+    """An image, audio or video cannot be used. Says which, and why.
+
+    It is a ValueError, too: vLLM's OpenAI-compatible front end answers such with HTTP 400.
+    """
 
 
 class UnavailableError(ServingError):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 from typing import Any
 
+from triton_vllm.chat_options import ChatOptions
 from triton_vllm.cluster import cluster_of
 from triton_vllm.cpus import parse_cpus
 from triton_vllm.engine_args import parse_engine_args
@@ -23,7 +23,7 @@ class Launch:
     ``settings`` are those of the engine that this front end belongs to, ``label`` tells it from
     others of the model, ``seat`` is the place among its front ends. ``vllm`` is the module
     ``vllm_api``, ``args`` vLLM's engine arguments as they concern this front end, ``cluster`` the
-    machines, ``chat_args`` the options of the chat.
+    machines, ``chat`` the options of its chat.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Launch:
         except Exception as error:
             raise SettingsError(f'{where}: model "{self.args.model}": {one_line(error)}') from error
         self._config_is_new = True
-        self.chat_args = self._read_chat_args()
+        self.chat = ChatOptions(settings.chat, self.args, where)
         phases.done(f"configuration of {self.args.model} resolved")
 
     def take_config(self) -> Any:
@@ -96,11 +96,6 @@ class Launch:
         # whole; so do not pay for collecting them, unless they are exported.
         args.disable_log_stats = not self.reports_metrics
         self.args = self.vllm.as_front_end(args, self.seat.index, self.seat.count)
-
-    def _read_chat_args(self) -> argparse.Namespace:
-        from triton_vllm.vllm_chat import parse_chat_args
-
-        return parse_chat_args(self.settings.chat, self.args, self._where)
 
 
 def unusable_vllm(error: ImportError) -> SettingsError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from triton_vllm.errors import RequestError
 from triton_vllm.generation import (
@@ -21,6 +21,14 @@ MEDIA = frozenset({"image", "audio", "video"})
 CHAT_OPTIONS = frozenset({"tools", "tool_choice", "chat_template_kwargs"})
 _TOOL_CHOICES = ("auto", "none", "required")
 _EMBEDDING_KEYS = {"input", "pooling_params"}
+
+
+class PromptWithParameters(NamedTuple):
+    """A prompt, and the parameters that came in the same input: where they stand, and they."""
+
+    prompt: Prompt
+    where: str
+    parameters: dict[str, Any]
 
 
 def read_text(inputs: Inputs) -> Prompt:
@@ -87,7 +95,7 @@ def read_pairs(inputs: Inputs) -> Prompt:
     return Pairs(queries, documents)
 
 
-def read_embedding_request(inputs: Inputs) -> Prompt:
+def read_embedding_request(inputs: Inputs) -> PromptWithParameters:
     """Read ``embedding_request``: ``input`` is a text or its token ids, or a list of such."""
     where = "embedding_request"
     given = load_json_object(inputs.string(where), where)
@@ -100,22 +108,20 @@ def read_embedding_request(inputs: Inputs) -> Prompt:
         raise RequestError(
             f'{where}: "input" must be a string, a list of token ids, or a list of either'
         )
-    return Texts(texts, as_json=True)
+    parameters = _embedding_parameters(given.get("pooling_params", {}), where)
+    return PromptWithParameters(
+        Texts(texts, as_json=True), f'{where}: "pooling_params"', parameters
+    )
 
 
-def embedding_parameters(inputs: Inputs) -> tuple[str, dict[str, Any]]:
-    """Return where the parameters of an ``embedding_request`` stand, and the parameters.
-
-    Triton's OpenAI front end sends ``dimensions`` as a list of one.
-    """
-    where = "embedding_request"
-    given = load_json_object(inputs.string(where), where).get("pooling_params", {})
+def _embedding_parameters(given: Any, where: str) -> dict[str, Any]:
+    """Return the parameters. Triton's OpenAI front end sends ``dimensions`` as a list of one."""
     if not isinstance(given, dict):
         raise RequestError(f'{where}: "pooling_params" must be an object')
     dimensions = given.get("dimensions")
     if isinstance(dimensions, list) and len(dimensions) == 1:
-        given["dimensions"] = dimensions[0]
-    return f'{where}: "pooling_params"', given
+        return {**given, "dimensions": dimensions[0]}
+    return given
 
 
 def _is_text(value: object) -> bool:

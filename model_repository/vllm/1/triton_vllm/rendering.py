@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from triton_vllm.adapters import Adapter, Adapters, LoadedAdapters, NoAdapters
+from triton_vllm.chat_options import ChatOptions
 from triton_vllm.generation import (
     ChatPrompt,
     GenerationRequest,
@@ -31,27 +32,26 @@ class Renderers:
         self._adapters = LoadedAdapters(adapters)
         self._of: dict[type, Render] = {}
 
-    async def prepare(self, chat_args: argparse.Namespace) -> None:
+    async def prepare(self, chat: ChatOptions) -> None:
         """Choose the renderers of what this model does."""
         # For any model: it guards what vLLM's own code fetches, too.
         from triton_vllm import vllm_media
 
+        vllm_media.guard(self._llm)
         if self._vllm.is_pooling(self._llm.vllm_config):
             from triton_vllm.vllm_pooling import PoolingRenderer
 
             tasks = await self._llm.get_supported_tasks()
-            pooling = PoolingRenderer(self._llm, tasks, chat_args.chat_template)
+            pooling = PoolingRenderer(self._llm, tasks, chat.template)
             self._of = {Texts: pooling.render_texts, Pairs: pooling.render_pairs}
         else:
             from triton_vllm import vllm_text
-            from triton_vllm.vllm_chat import ChatRenderer
 
-            chat = ChatRenderer(self._llm, chat_args)
             self._of = {
                 TextPrompt: vllm_text.render,
                 TokenPrompt: vllm_text.render,
                 MediaPrompt: vllm_media.render,
-                ChatPrompt: chat.render,
+                ChatPrompt: LateChat(self._llm, chat).render,
             }
 
     async def render(self, request: GenerationRequest) -> Work:
@@ -66,3 +66,29 @@ class Renderers:
     async def _load(self, adapter: Adapter) -> Adapter:
         loaded: Adapter = await self._vllm.load_adapter(self._llm, adapter)
         return loaded
+
+
+class LateChat:
+    """Chat, whose renderer the first request with messages starts. Event loop only.
+
+    Importing vLLM's chat takes a second, which a model that never chats need not spend. Where the
+    operator has given options for chat it is imported already, and starts with the model.
+    """
+
+    def __init__(self, llm: Any, options: ChatOptions) -> None:
+        self._llm = llm
+        self._options = options
+        self._starting = asyncio.Lock()
+        self._started: Render | None = self._start() if options.are_given else None
+
+    async def render(self, llm: Any, request: GenerationRequest, lora: Any) -> Work:
+        """Render with vLLM's chat."""
+        async with self._starting:
+            if self._started is None:
+                self._started = await asyncio.to_thread(self._start)
+        return await self._started(llm, request, lora)
+
+    def _start(self) -> Render:
+        from triton_vllm.vllm_chat import ChatRenderer
+
+        return ChatRenderer(self._llm, self._options.args).render

@@ -1,6 +1,6 @@
-"""The file that imports vLLM's chat: its renderer, and its parsers of reasoning and tool calls.
+"""From messages to a generation: the file that imports vLLM's chat.
 
-Supported: vLLM 0.26 to 0.32. What has moved between them is looked for in both places.
+Supported: vLLM 0.26 to 0.32.
 """
 
 from __future__ import annotations
@@ -8,45 +8,26 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
-from vllm.entrypoints.openai.chat_completion.protocol import (
-    ChatCompletionNamedToolChoiceParam,
-    ChatCompletionRequest,
-)
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.parser import ParserManager
 from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tool_parsers import ToolParserManager
 
 from triton_vllm import vllm_api, vllm_text
-from triton_vllm.delta import Delta, DeltaReader, SequenceDetails
 from triton_vllm.engine_args import command_line
-from triton_vllm.errors import RequestError, SettingsError, one_line
+from triton_vllm.errors import MediaError, RequestError, SettingsError, one_line
 from triton_vllm.generation import ChatPrompt, GenerationRequest
+from triton_vllm.vllm_chat_reader import ChatReader
+from triton_vllm.vllm_moved import chat_utils, first
 from triton_vllm.work import Work
 
-
-def _first(*modules: str) -> ModuleType:
-    """Import the first of ``modules`` that there is."""
-    for name in modules[:-1]:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-    return importlib.import_module(modules[-1])
-
-
-cli_args = _first("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
-chat_utils = _first("vllm.renderers.chat_utils", "vllm.entrypoints.chat_utils")
-protocol = _first(
-    "vllm.entrypoints.generate.base.protocol", "vllm.entrypoints.openai.engine.protocol"
-)
+cli_args = first("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
 
 
 def parse_chat_args(given: Mapping[str, Any], engine_args: Any, where: str) -> argparse.Namespace:
@@ -100,7 +81,10 @@ class ChatRenderer:
         """Apply the chat template and tokenize. Raises RequestError for wrong messages or tools."""
         chat = _checked(request)
         before = chat.to_sampling_params(1, {})
-        rendered = await self._online.render_chat(chat)
+        try:
+            rendered = await self._online.render_chat(chat)
+        except MediaError as error:
+            raise MediaError(f"messages: {error}") from error
         if not isinstance(rendered, tuple):
             raise RequestError(f"messages: {one_line(ValueError(rendered.error.message))}")
         _, (engine_input,) = rendered
@@ -187,79 +171,3 @@ def _reasoning_state(
         ended = parser.is_reasoning_end(prompt) if parser.reasoning_parser else None
     kwargs = {"chat_template_kwargs": template_kwargs} if parser.reasoning_parser else None
     return {"reasoning_ended": ended, "reasoning_parser_kwargs": kwargs}
-
-
-class ChatReader:
-    """Reads vLLM's outputs of a chat: content, reasoning and tool calls, each for itself.
-
-    What says nothing, as a parser waits for the rest of it, is held back until there is something.
-    """
-
-    def __init__(self, chat: Any, parsers: list[Any], *, stream: bool) -> None:
-        """``parsers`` has one of each sequence's own, or None."""
-        self._chat = chat
-        self._parsers = parsers
-        self._said = self._said_new if stream else self._said_all
-        self._plain = DeltaReader(len(parsers), detailed=True)
-        self._has_called = [False] * len(parsers)
-        self._held: Delta | None = None
-
-    def read(self, output: Any) -> Delta:
-        """Return vLLM's ``RequestOutput`` as a delta."""
-        delta = self._plain.read(output)
-        assert delta.details is not None, "as the reader is a detailed one"
-        texts, sequences = list(delta.texts), list(delta.details.sequences)
-        for completion in output.outputs:
-            i = completion.index
-            if self._parsers[i] is not None:
-                texts[i], sequences[i] = self._parsed(completion, output, sequences[i])
-        details = dataclasses.replace(delta.details, sequences=tuple(sequences))
-        delta = dataclasses.replace(delta, texts=tuple(texts), details=details)
-        if self._held is not None:
-            delta = self._held + delta
-        says = any(delta.texts) or any(s.reasoning or s.tool_calls for s in details.sequences)
-        self._held = None if says or delta.final else delta
-        return delta if self._held is None else Delta(tuple("" for _ in texts), 0)
-
-    def _parsed(
-        self, completion: Any, output: Any, plain: SequenceDetails
-    ) -> tuple[str, SequenceDetails]:
-        """Return a sequence's new content and details."""
-        i = completion.index
-        content, reasoning, calls = self._said(self._parsers[i], completion, output)
-        self._has_called[i] |= bool(calls)
-        reason = plain.finish_reason
-        named = isinstance(self._chat.tool_choice, ChatCompletionNamedToolChoiceParam)
-        if reason == "stop" and self._has_called[i] and not named:
-            reason = "tool_calls"
-        return content, dataclasses.replace(
-            plain, finish_reason=reason, reasoning=reasoning, tool_calls=calls
-        )
-
-    def _said_new(self, parser: Any, completion: Any, output: Any) -> tuple[str, str, list[Any]]:
-        message = parser.parse_delta(
-            delta_text=completion.text,
-            delta_token_ids=list(completion.token_ids),
-            request=self._chat,
-            prompt_token_ids=output.prompt_token_ids,
-            finished=completion.finish_reason is not None,
-        )
-        if message is None:
-            return "", "", []
-        calls = [call.model_dump(exclude_none=True) for call in message.tool_calls]
-        return message.content or "", message.reasoning or "", calls
-
-    def _said_all(self, parser: Any, completion: Any, output: Any) -> tuple[str, str, list[Any]]:
-        if hasattr(parser, "set_prompt_token_ids"):  # newer than 0.26
-            parser.set_prompt_token_ids(output.prompt_token_ids or [])
-        reasoning, content, calls = parser.parse(
-            completion.text,
-            self._chat,
-            enable_auto_tools=type(parser).tool_parser_cls is not None,
-            model_output_token_ids=completion.token_ids,
-        )
-        made = [
-            protocol.ToolCall(id=call.id or chat_utils.make_tool_call_id(), function=call)
-            for call in calls or []
-        ]
-        return content or "", reasoning or "", [call.model_dump() for call in made]

@@ -1,146 +1,147 @@
-"""The file that imports vLLM's loading of images, audio and video, and keeps it within bounds.
+"""The file that renders prompts with images, audio and video, and keeps harm from the engine.
 
-vLLM's own loader takes any URL where the operator lists no domains, follows redirects to anywhere,
-and in some versions downloads without end. Ours stands in its place, for all requests of this
-process. Supported: vLLM 0.26 to 0.32.
+Supported: vLLM 0.26 to 0.32.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
-import socket
-from collections.abc import Collection
+import importlib.util
+import types
+from collections.abc import Iterator
 from typing import Any
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from vllm.connections import HTTPConnection
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+import torch
 from vllm.renderers.inputs.preprocess import parse_model_prompt
-from yarl import URL
+from vllm.transformers_utils.processor import get_video_processor_cls_name
 
 from triton_vllm import vllm_text
-from triton_vllm.errors import RequestError, ServingError, one_line
+from triton_vllm.errors import MediaError, RequestError, ServingError, one_line
 from triton_vllm.generation import GenerationRequest, MediaPrompt
+from triton_vllm.vllm_fetch import GuardedConnector, missing_package
 from triton_vllm.work import Work
 
-_MAX_BYTES = int(os.environ.get("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "256")) << 20
-_TIMEOUT = 30.0  # seconds, where vLLM names none
-_CHUNK = 65536
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # may lead to any IPv4 address
 
+def guard(llm: Any) -> None:
+    """Check what vLLM makes of media before the engine gets it, for all requests of this process.
 
-class PublicResolver(AbstractResolver):  # type: ignore[misc]
-    """Resolves names, to public addresses only: a listed name must not lead into our network."""
-
-    def __init__(self) -> None:
-        self._system = aiohttp.DefaultResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Return the addresses of ``host``. Raises RequestError if one is not public."""
-        found: list[ResolveResult] = await self._system.resolve(host, port, family)
-        for each in found:
-            if not is_public(each["host"]):
-                raise RequestError(f"{host} is at a private address")
-        return found
-
-    async def close(self) -> None:
-        """Close the system's resolver."""
-        await self._system.close()
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the internet's, whatever form it is written in."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip in _NAT64 or ip.teredo:
-            return False
-        ip = ip.ipv4_mapped or ip.sixtofour or ip
-    return ip.is_global and not ip.is_multicast
-
-
-class GuardedConnection(HTTPConnection):  # type: ignore[misc]
-    """Fetches from listed hosts, without following redirects, in bounded size and time.
-
-    A private address counts as listed only where it stands in the list itself, as an address.
+    vLLM's engine core ends with the first exception in a model's code, and with it every request.
+    So an item of which nothing is left, which some models' code cannot bear, is the client's error;
+    and so is whatever a model's own processor raises.
     """
+    if llm.model_config.multimodal_config is None:
+        return
+    renderer = llm.renderer
+    _resample_with_what_there_is(renderer)
+    whole, whole_async = renderer.process_for_engine, renderer.process_for_engine_async
 
-    def __init__(self, hosts: Collection[str]) -> None:
-        super().__init__()
-        self._hosts = hosts
-
-    async def async_get_bytes(
-        self,
-        url: str,
-        *,
-        timeout: float | None = None,
-        **ignored: Any,
-    ) -> bytes:
-        """Return what is at ``url``. Raises RequestError."""
-        target = URL(url)
-        check_host(target, self._hosts)
-        limit = aiohttp.ClientTimeout(total=timeout or _TIMEOUT)
-        connector = aiohttp.TCPConnector(resolver=PublicResolver())
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=limit) as session,
-            session.get(target, allow_redirects=False) as response,
-        ):
-            if response.status != 200:
-                raise RequestError(f"{target.host} answered with HTTP status {response.status}")
-            content = bytearray()
-            async for chunk in response.content.iter_chunked(_CHUNK):
-                content += chunk
-                if len(content) > _MAX_BYTES:
-                    raise RequestError(f"more than {_MAX_BYTES >> 20} MB (the operator's limit)")
-            return bytes(content)
-
-
-def check_host(url: URL, hosts: Collection[str]) -> None:
-    """Raise RequestError unless the operator has listed the URL's host."""
-    if url.scheme not in ("http", "https"):
-        raise RequestError(f'only http, https and data URLs are fetched, got "{url.scheme}"')
-    if url.host not in hosts:
-        listed = f"allowed are {', '.join(hosts)}" if hosts else "no domain is allowed"
-        raise RequestError(f"{url.host} is not in allowed_media_domains: {listed}")
-
-
-@MEDIA_CONNECTOR_REGISTRY.register("http")
-class GuardedConnector(MediaConnector):  # type: ignore[misc]
-    """vLLM's media loader, within bounds; no file is ever read. Registered in its place."""
-
-    def __init__(self, media_io_kwargs: Any = None, **options: Any) -> None:
-        """Allow the hosts of ``allowed_media_domains``, none by default."""
-        domains = options.get("allowed_media_domains") or []
-        super().__init__(
-            media_io_kwargs,
-            connection=GuardedConnection(domains),
-            allowed_media_domains=domains,
-        )
-
-    async def load_from_url_async(
-        self, url: str, media_io: Any, *, fetch_timeout: float | None = None
-    ) -> Any:
-        """Load from a data URL or a listed host. Raises RequestError, whatever is wrong with it."""
+    # After a refusal vLLM's cache of items is cleared: it takes the engine for a holder of them.
+    def process_for_engine(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
         try:
-            if url[:5].lower() != "data:":
-                check_host(URL(url), self.allowed_media_domains)
-            elif ";base64" not in url.partition(",")[0]:
-                raise RequestError("a data URL must be base64")
-            return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
-        except (ServingError, ImportError):
-            raise
-        except TimeoutError:
-            raise RequestError("it took too long to fetch") from None
-        except Exception as error:  # of Pillow, OpenCV, aiohttp, ...: as many as there are formats
-            raise RequestError(one_line(error)) from error
+            made = whole(prompt, *args, **options)
+        except Exception as error:
+            if (explained := _explained(error, prompt)) is None:
+                raise
+            raise explained from error
+        if (lost := _lost(made)) is not None:
+            self.clear_mm_cache()
+            raise lost
+        return made
 
-    def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: float | None = None) -> Any:
-        """Do the same for those of vLLM's threads that wait."""
-        return asyncio.run(self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout))
+    async def process_for_engine_async(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
+        try:
+            made = await whole_async(prompt, *args, **options)
+        except Exception as error:
+            if (explained := _explained(error, prompt)) is None:
+                raise
+            raise explained from error
+        if (lost := _lost(made)) is not None:
+            await self.clear_mm_cache_async()
+            raise lost
+        return made
+
+    renderer.process_for_engine = types.MethodType(process_for_engine, renderer)
+    renderer.process_for_engine_async = types.MethodType(process_for_engine_async, renderer)
+    _forget_what_is_refused(llm)
+
+
+def _forget_what_is_refused(llm: Any) -> None:
+    """Clear vLLM's cache of items when a request with some is refused after they were made.
+
+    It takes the engine for a holder of them, and the next request with one of them would fail.
+    """
+    process_inputs = llm.input_processor.process_inputs
+
+    def process(request_id: str, prompt: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return process_inputs(request_id, prompt, *args, **options)
+        except Exception:
+            if any(_items(prompt)):
+                llm.renderer.clear_mm_cache()
+            raise
+
+    llm.input_processor.process_inputs = process
+
+
+def _resample_with_what_there_is(renderer: Any) -> None:
+    """Have PyAV resample where torchaudio, newer vLLM's choice, is missing: PyPI's wants CUDA."""
+    resampler = renderer.get_mm_processor().info.data_parser.audio_resampler
+    if resampler.method == "torchaudio" and importlib.util.find_spec("torchaudio") is None:
+        resampler.method = "pyav"
+
+
+def _lost(engine_input: Any) -> MediaError | None:
+    """Return the error for the first item of which nothing is left, if there is one."""
+    for kind, place, taken, item in _items(engine_input):
+        if taken.get_num_embeds() == 0 or _is_empty(item):
+            return MediaError(
+                f"{kind}[{place}]: the model's processor makes nothing of it: it is too small, or "
+                "the processor's options leave nothing"
+            )
+    return None
+
+
+def _items(engine_input: Any) -> Iterator[tuple[str, int, Any, Any]]:
+    """Yield what each item takes of the prompt, and what is made of it, None where cached."""
+    prompt = engine_input.get("encoder_prompt", engine_input)
+    for kind, ranges in prompt.get("mm_placeholders", {}).items():
+        items = prompt.get("mm_kwargs", {}).get(kind) or [None] * len(ranges)
+        for place, (taken, item) in enumerate(zip(ranges, items, strict=True)):
+            yield kind, place, taken, item
+
+
+def _is_empty(item: Any) -> bool:
+    """Return whether there are no pixels and no samples in it: nothing in its float tensors."""
+    fields = [] if item is None else [field.data for field in item.values()]
+    sizes = [data.numel() for data in _tensors(fields) if data.is_floating_point()]
+    return bool(sizes) and not any(sizes)
+
+
+def _tensors(data: Any) -> Iterator[torch.Tensor]:
+    if isinstance(data, torch.Tensor):
+        yield data
+    elif isinstance(data, list | tuple):
+        for each in data:
+            yield from _tensors(each)
+
+
+def _explained(error: Exception, prompt: Any) -> MediaError | None:
+    """Return the error as the client is to see it; None where it is not about media."""
+    given = prompt.get("encoder_prompt", prompt)
+    media = given.get("multi_modal_data") if isinstance(given, dict) else None
+    if isinstance(error, ServingError) or not media:
+        return None
+    kinds = ", ".join(media)
+    if isinstance(error, ImportError):
+        return MediaError(f"{kinds}: {missing_package(error)}")
+    return MediaError(f"{kinds}: the model's processor does not take it: {_innermost(error)}")
+
+
+def _innermost(error: BaseException) -> str:
+    """Return what was first wrong: vLLM's own line around it prints all that was given."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 async def render(llm: Any, request: GenerationRequest, lora: Any) -> Work:
@@ -150,12 +151,21 @@ async def render(llm: Any, request: GenerationRequest, lora: Any) -> Work:
     config = llm.model_config.multimodal_config
     if config is None:
         raise RequestError(f"{', '.join(prompt.media)}: this model takes text only")
+    known = llm.renderer.get_mm_processor().info.supported_mm_limits
+    for kind in prompt.media.keys() - known.keys():
+        raise RequestError(f"{kind}: this model takes {', '.join(sorted(known))} only")
     connector = GuardedConnector(
         config.media_io_kwargs, allowed_media_domains=llm.model_config.allowed_media_domains
     )
+    # The model's own processor says which frames of a video it wants.
+    video = {"video_processor": get_video_processor_cls_name(llm.model_config)}
+    options = {"video": video} if "video" in prompt.media else {}
     data = {
         kind: await asyncio.gather(
-            *(_load(connector, kind, place, item) for place, item in enumerate(items))
+            *(
+                _load(connector, kind, place, item, options.get(kind, {}))
+                for place, item in enumerate(items)
+            )
         )
         for kind, items in prompt.media.items()
     }
@@ -168,14 +178,12 @@ async def render(llm: Any, request: GenerationRequest, lora: Any) -> Work:
     return vllm_text.generation(llm, engine_input, request, lora)
 
 
-async def _load(connector: GuardedConnector, kind: str, place: int, item: str) -> Any:
+async def _load(
+    connector: GuardedConnector, kind: str, place: int, item: str, options: dict[str, Any]
+) -> Any:
     url = item if item[:5] == "data:" or "://" in item[:16] else f"data:;base64,{item.strip()}"
     fetch = getattr(connector, f"fetch_{kind}_async")
     try:
-        return await fetch(url)
+        return await fetch(url, **options)
     except RequestError as error:
-        raise RequestError(f"{kind}[{place}]: {error}") from error
-    except ImportError as error:  # a decoder that vLLM has as an extra
-        raise RequestError(
-            f"{kind}: this server's environment cannot decode {kind}: {one_line(error)}"
-        ) from error
+        raise MediaError(f"{kind}[{place}]: {error}") from error

@@ -22,7 +22,7 @@ from triton_vllm import vllm_text
 from triton_vllm.delta import Delta, Details, SequenceDetails
 from triton_vllm.errors import GenerationError, RequestError
 from triton_vllm.generation import GenerationRequest, Pairs, PoolingOptions, Texts
-from triton_vllm.vllm_chat import chat_utils
+from triton_vllm.vllm_moved import chat_utils
 from triton_vllm.work import Work
 
 

@@ -1,0 +1,162 @@
+"""The file that imports vLLM's loading of images, audio and video, and keeps it within bounds.
+
+vLLM's own loader takes any URL where the operator lists no domains, follows redirects to anywhere,
+and in some versions downloads without end. Ours stands in its place, for all requests of this
+process. Supported: vLLM 0.26 to 0.32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+from collections.abc import Collection
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from vllm.connections import HTTPConnection
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from yarl import URL
+
+from triton_vllm.errors import MediaError, RequestError, one_line
+
+_MAX_BYTES = int(os.environ.get("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "256")) << 20
+_TIMEOUT = 30.0  # seconds, where vLLM names none
+_CHUNK = 65536
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # may lead to any IPv4 address
+
+
+class PublicResolver(AbstractResolver):  # type: ignore[misc]
+    """Resolves names, to public addresses only: a listed name must not lead into our network."""
+
+    def __init__(self) -> None:
+        self._system = aiohttp.DefaultResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of ``host``. Raises RequestError if one is not public."""
+        found: list[ResolveResult] = await self._system.resolve(host, port, family)
+        for each in found:
+            if not is_public(each["host"]):
+                raise RequestError(f"{host} is at a private address")
+        return found
+
+    async def close(self) -> None:
+        """Close the system's resolver."""
+        await self._system.close()
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address is one of the internet's, whatever form it is written in."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip in _NAT64 or ip.teredo:
+            return False
+        ip = ip.ipv4_mapped or ip.sixtofour or ip
+    return ip.is_global and not ip.is_multicast
+
+
+class GuardedConnection(HTTPConnection):  # type: ignore[misc]
+    """Fetches from listed hosts, without following redirects, in bounded size and time.
+
+    A private address counts as listed only where it stands in the list itself, as an address.
+    """
+
+    def __init__(self, hosts: Collection[str]) -> None:
+        super().__init__()
+        self._hosts = hosts
+
+    async def async_get_bytes(
+        self,
+        url: str,
+        *,
+        timeout: float | None = None,
+        **ignored: Any,
+    ) -> bytes:
+        """Return what is at ``url``. Raises RequestError."""
+        target = URL(url)
+        check_host(target, self._hosts)
+        limit = aiohttp.ClientTimeout(total=timeout or _TIMEOUT)
+        connector = aiohttp.TCPConnector(resolver=PublicResolver())
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=limit) as session,
+            session.get(target, allow_redirects=False) as response,
+        ):
+            if response.status != 200:
+                raise RequestError(f"{target.host} answered with HTTP status {response.status}")
+            content = bytearray()
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                content += chunk
+                if len(content) > _MAX_BYTES:
+                    raise RequestError(f"more than {_MAX_BYTES >> 20} MB (the operator's limit)")
+            return bytes(content)
+
+
+def check_host(url: URL, hosts: Collection[str]) -> None:
+    """Raise RequestError unless the operator has listed the URL's host."""
+    if url.scheme not in ("http", "https"):
+        raise RequestError(f'only http, https and data URLs are fetched, got "{url.scheme}"')
+    if url.host not in hosts:
+        listed = f"allowed are {', '.join(hosts)}" if hosts else "no domain is allowed"
+        raise RequestError(f"{url.host} is not in allowed_media_domains: {listed}")
+
+
+@MEDIA_CONNECTOR_REGISTRY.register("http")
+class GuardedConnector(MediaConnector):  # type: ignore[misc]
+    """vLLM's media loader, within bounds; no file is ever read. Registered in its place."""
+
+    def __init__(self, media_io_kwargs: Any = None, **options: Any) -> None:
+        """Allow the hosts of ``allowed_media_domains``, none by default."""
+        domains = options.get("allowed_media_domains") or []
+        super().__init__(
+            media_io_kwargs,
+            connection=GuardedConnection(domains),
+            allowed_media_domains=domains,
+        )
+
+    async def load_from_url_async(
+        self, url: str, media_io: Any, *, fetch_timeout: float | None = None
+    ) -> Any:
+        """Load from a data URL or a listed host. Raises MediaError, whatever is wrong with it."""
+        try:
+            if url[:5].lower() != "data:":
+                check_host(URL(url), self.allowed_media_domains)
+            elif ";base64" not in url.partition(",")[0]:
+                raise RequestError("a data URL must be base64")
+            loaded = await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
+        except ImportError as error:  # a decoder that vLLM has as an extra
+            raise MediaError(missing_package(error)) from error
+        except TimeoutError:
+            raise MediaError("it took too long to fetch") from None
+        except Exception as error:  # of Pillow, OpenCV, aiohttp, ...: as many as there are formats
+            raise MediaError(one_line(error)) from error
+        if _is_empty(loaded):
+            raise MediaError("it is empty: it has no samples or no frames")
+        return loaded
+
+    def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: float | None = None) -> Any:
+        """Do the same for those of vLLM's threads that wait."""
+        return asyncio.run(self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout))
+
+
+def missing_package(error: ImportError) -> str:
+    """Say what the execution environment lacks, and how it gets there."""
+    package = one_line(error)
+    cause: BaseException | None = error
+    while cause is not None:  # vLLM's own lines around the first one name vLLM
+        package = getattr(cause, "name", None) or package
+        cause = cause.__cause__ or cause.__context__
+    return (
+        f"this server's environment has no package {package}, which decodes it: the operator adds "
+        "it with VLLM_EXTRAS=audio when building the environment"
+    )
+
+
+def _is_empty(loaded: Any) -> bool:
+    """Return whether audio, ``(samples, rate)``, or a video, ``(frames, ...)``, holds nothing."""
+    media = getattr(loaded, "media", loaded)
+    content = media[0] if isinstance(media, tuple) else None
+    return content is not None and 0 in content.shape
