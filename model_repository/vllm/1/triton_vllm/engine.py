@@ -97,7 +97,6 @@ class Engine:
         self._vllm = launch.vllm
         self._args = launch.args
         self.seat, self.label = launch.seat, launch.label
-        self._chat = launch.chat
         self.reports_metrics = launch.reports_metrics
         self.admission = Admission(
             -(-settings.serving.max_requests // settings.placement.instances),
@@ -108,6 +107,8 @@ class Engine:
             settings, self._args, self.seat, self.check, self.admit, self._log
         )
         self._cleanup.callback(self.openai.close)
+        launch.resolve(phases)
+        self._chat = launch.chat
         self._adapters = self._read_adapters()
         self.parser = self._parser(launch.config)
         self._bring_to_life(launch)

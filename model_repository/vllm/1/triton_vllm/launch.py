@@ -23,7 +23,7 @@ class Launch:
     ``settings`` are those of the engine that this front end belongs to, ``label`` tells it from
     others of the model, ``seat`` is the place among its front ends. ``vllm`` is the module
     ``vllm_api``, ``args`` vLLM's engine arguments as they concern this front end, ``cluster`` the
-    machines, ``chat`` the options of its chat.
+    machines. ``resolve`` sets ``config``, vLLM's, and ``chat``, the options of its chat.
     """
 
     def __init__(
@@ -62,12 +62,20 @@ class Launch:
         )
         self._adapt_args()
         self.cluster = cluster_of(self.args, instance.devices, settings, log)
+
+    def resolve(self, phases: Phases) -> None:
+        """Read the model's configuration, which sets ``config`` and ``chat``. Takes seconds.
+
+        Raises SettingsError for a model that cannot be had, or options of chat that are wrong.
+        """
         try:
-            self.config = vllm_api.create_config(self.args)
+            self.config = self.vllm.create_config(self.args)
         except Exception as error:
-            raise SettingsError(f'{where}: model "{self.args.model}": {one_line(error)}') from error
+            raise SettingsError(
+                f'{self._where}: model "{self.args.model}": {one_line(error)}'
+            ) from error
         self._config_is_new = True
-        self.chat = ChatOptions(settings.chat, self.args, where)
+        self.chat = ChatOptions(self.settings.chat, self.args, self._where)
         phases.done(f"configuration of {self.args.model} resolved")
 
     def take_config(self) -> Any:
