@@ -5,8 +5,9 @@
 #   scripts/test.sh [--unit | --faults] [pytest option...]
 #
 #   --unit    lint and unit tests only: two minutes, and neither Triton nor vLLM
-#   --faults  also, as root, the tests of engines over two machines (with Ray, which is installed for
-#             them), 10 minutes more; CI leaves them out
+#   --faults  also the tests of load and faults that want a machine of their own, and as root those
+#             of two machines (with Ray, which is installed for it), 15 minutes more; CI leaves them
+#             out: docs/reliability.md says which of them are not reliable yet
 #   further options go to the last run of pytest, such as -k cancel or -x
 #
 # Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and
@@ -31,7 +32,7 @@ MEDIA_PACKAGES=$CACHE/media-packages
 REPORT=$CACHE/last-pytest.txt
 
 unit=no
-faults=(--ignore=tests/e2e/test_cluster.py)
+faults=(--ignore=tests/e2e/test_reliability.py --ignore=tests/e2e/test_pipeline.py --ignore=tests/e2e/test_cluster.py)
 options=()
 times=()
 

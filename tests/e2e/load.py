@@ -27,17 +27,18 @@ class Refused:
 def infer_request(inputs: Mapping[str, Any], request_id: str = "", timeout: int = 0) -> Any:
     """Return a ModelInferRequest for the model `vllm`, with whatever stands in ``inputs``.
 
-    bytes become BYTES [1], a bool BOOL [1], a list of integers INT64 [its length]. ``timeout`` is
-    Triton's, in microseconds.
+    bytes become BYTES [1], a list of them BYTES [its length], a bool BOOL [1], a list of integers
+    INT64 [its length]. ``timeout`` is Triton's, in microseconds.
     """
     message = service_pb2.ModelInferRequest(model_name="vllm", id=request_id)
     for name, value in inputs.items():
         if isinstance(value, bool):
             tensor = message.inputs.add(name=name, datatype="BOOL", shape=[1])
             tensor.contents.bool_contents.append(value)
-        elif isinstance(value, bytes):
-            tensor = message.inputs.add(name=name, datatype="BYTES", shape=[1])
-            tensor.contents.bytes_contents.append(value)
+        elif isinstance(value, bytes) or (value and isinstance(value[0], bytes)):
+            values = [value] if isinstance(value, bytes) else value
+            tensor = message.inputs.add(name=name, datatype="BYTES", shape=[len(values)])
+            tensor.contents.bytes_contents.extend(values)
         else:
             tensor = message.inputs.add(name=name, datatype="INT64", shape=[len(value)])
             tensor.contents.int64_contents.extend(value)

@@ -111,13 +111,21 @@ def refusal(port: int) -> str:
 
 @contextlib.contextmanager
 def streams(port: int, number: int, tokens: int) -> Iterator[list[Any]]:
-    """Begin so many streams, each on a connection of its own; each has had its first chunk."""
-    with ExitStack() as stack:
-        begun = []
-        for _ in range(number):
-            client = stack.enter_context(client_of(port))
-            begun.append(stack.enter_context(complete(client, tokens, stream=True)))
-            next(begun[-1])
+    """Begin so many streams, each on a connection of its own; each has had its first chunk.
+
+    All at once: on a busy machine one may begin many seconds after another.
+    """
+    with ExitStack() as stack, ThreadPoolExecutor(number) as pool:
+        clients = [stack.enter_context(client_of(port)) for _ in range(number)]
+
+        def begin(client: openai.OpenAI) -> Any:
+            stream = complete(client, tokens, stream=True)
+            next(stream)
+            return stream
+
+        begun = list(pool.map(begin, clients))
+        for stream in begun:
+            stack.enter_context(stream)
         yield begun
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -188,14 +187,3 @@ def test_data_parallel_engines(server: TritonServer, tiny: TinyModels, checkpoin
         ]
         assert f"data_parallel_rank {rank} is out of range [0, 2)" in refused.error
     end(server, "ranks")
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="vLLM compiles here, with g++")
-def test_pipeline_parallel_workers(
-    server: TritonServer, tiny: TinyModels, checkpoints: Path
-) -> None:
-    """A layer in each of two workers; the CPU's vLLM can do so only where it compiles the model."""
-    serve(server, checkpoints, "stages", pipeline_parallel_size=2, enforce_eager=False)
-    assert 2 == len(server.processes("VLLM::Worker"))
-    assert_answers_right(server, tiny, "stages")
-    end(server, "stages")
