@@ -12,7 +12,7 @@
 #
 # Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and
 # shares with the demo what both need: Triton, the execution environment and the model. The servers'
-# logs are in .cache/test-logs. Takes about 35 minutes on two cores in a fresh clone, 25 after that.
+# logs are in .cache/test-logs. Takes about 45 minutes on two cores in a fresh clone, 35 after that.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
