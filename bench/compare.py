@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from typing import Any
 
 from loadgen import workload
 from loadgen.clients import Clients
-from peers import plots
+from peers import cpus, plots
 from peers.comparison import Comparison, Plan
 from peers.fleet import say
 from peers.peer import NAMES, Peer, PeerError
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        with Clients(flags.processes) as clients:
+        with clients_of(flags) as clients:
             comparison = Comparison(plan, clients, flags.out, config)
             complete = comparison.run(peers, setup)
     except KeyboardInterrupt:
@@ -60,6 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report)
     draw(flags.out / "results.json", results)
     return int(not complete)
+
+
+def clients_of(flags: argparse.Namespace) -> Clients:
+    """Start the client processes; where they have CPUs of their own, all else runs on the others.
+
+    A process runs where the one runs that started it.
+    """
+    if not flags.client_cpus:
+        return Clients(flags.processes)
+    others = os.sched_getaffinity(0) - flags.client_cpus
+    os.sched_setaffinity(0, flags.client_cpus)
+    try:
+        return Clients(flags.processes)
+    finally:
+        os.sched_setaffinity(0, others)
 
 
 def interrupt(number: int, frame: object) -> None:
@@ -167,6 +183,13 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     flag("--engine-args", type=json.loads, default={}, metavar="JSON", help="further ones")
     flag("--tokenizer", type=Path, help="tokenizer.json (the model's folder, if it has one)")
     flag("--processes", type=int, default=4, help="client processes (%(default)s)")
+    flag(
+        "--client-cpus",
+        type=cpus.parse,
+        default=set(),
+        metavar="0-3",
+        help="for the clients alone, as if they were elsewhere; needs others for the servers",
+    )
     flag("--out", type=Path, default=Path("bench-results"), help="%(default)s")
     flag("--plot-only", type=Path, metavar="RESULTS.JSON", help="draw, and do nothing else")
     flag = parser.add_argument_group("how the servers run").add_argument
@@ -193,7 +216,11 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     flag("--triton-env", type=variable, action="append", default=[], metavar="KEY=VALUE")
     option = "of tritonserver: --triton-option=--allow-gpu-metrics=false"
     flag("--triton-option", action="append", default=[], metavar="--OPTION=VALUE", help=option)
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    everywhere = os.sched_getaffinity(0)
+    if given.client_cpus and not set() < given.client_cpus < everywhere:
+        parser.error(f"--client-cpus: must be some of {cpus.as_list(everywhere)}, and not all")
+    return given
 
 
 if __name__ == "__main__":

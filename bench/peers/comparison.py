@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +142,7 @@ class Comparison:
         row = {"peer": peer.name, "stream": stream, "streams": streams, "repeat": repeat, **found}
         if seconds := found.get("seconds"):
             row["server_cores"] = round(sum(used.values()) / seconds, 2)
+            row["cores_by_process"] = {n: round(s / seconds, 2) for n, s in by_process(used)}
             row["busiest_threads"] = {n: round(s / seconds, 2) for n, s in used.most_common(6)}
         return row
 
@@ -200,3 +201,11 @@ class Comparison:
             f"{rate:9,.0f} tokens/s, TTFT {ttft or '-'} ms, {row['failed']} failed"
         )
         (self._folder / "results.json").write_text(json.dumps(self.results, indent=1))
+
+
+def by_process(used: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the CPU seconds of the processes of each name, most first, of ``cpu_seconds``."""
+    total: dict[str, float] = defaultdict(float)
+    for name, seconds in used.items():
+        total[name.split("/", 1)[0]] += seconds
+    return sorted(total.items(), key=lambda item: -item[1])

@@ -9,7 +9,7 @@ _NAME = re.compile(
     r"(?P<kind>vllm|official|ours|send|offline)"
     r"(?P<rust>-rust)?(-api(?P<api>\d+))?"
     r"(-(?P<front_ends>\d+)(x(?P<threads>\d+))?)?"
-    r"(-tp(?P<tp>\d+))?(-dp(?P<dp>\d+))?(-sets(?P<sets>\d+))?"
+    r"(-tp(?P<tp>\d+))?(-dp(?P<dp>\d+))?(-sets(?P<sets>\d+))?(-pin(?P<pin>\d+))?"
     r"(?P<http>-http)?(?P<openai>-openai)?(?P<nometrics>-nometrics)?"
 )
 NAMES = """\
@@ -21,7 +21,8 @@ NAMES = """\
   send-N[xT]          our send path alone, no engine: N front ends, T sender threads in each
   offline             LLM.generate on the same requests, for answers that are not streamed
 vllm and ours may be followed by -tpN and -dpN: N GPUs for each engine, N data-parallel engines;
-ours by -setsN, too: N engines on GPUs of their own, each with its share of the front ends.
+ours by -setsN, too: N engines on GPUs of their own, each with its share of the front ends;
+and by -pinN: N CPUs for the engine core alone (whole physical cores where N allows).
 ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics, ours also in
 -openai (a server with the OpenAI-compatible port open, and asked there)."""
 
@@ -32,7 +33,7 @@ class PeerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One way to serve. ``sender_threads`` 0: the model's default."""
+    """One way to serve. ``sender_threads`` 0: the model's default. ``engine_cpus`` 0: all."""
 
     name: str
     kind: str
@@ -43,6 +44,7 @@ class Peer:
     tensor_parallel: int = 1
     data_parallel: int = 1
     gpu_sets: int = 1
+    engine_cpus: int = 0
     http: bool = False
     openai: bool = False
     metrics: bool = True
@@ -61,7 +63,7 @@ class Peer:
                 "send": {"front_ends", "threads", "http", "nometrics"},
             }.get(
                 kind,
-                {"front_ends", "threads", "tp", "dp", "sets", "http", "openai", "nometrics"},
+                set(_NAME.groupindex) - {"rust", "api"},
             )
             if not given - {"kind"} - allowed:
                 return cls(
@@ -74,6 +76,7 @@ class Peer:
                     tensor_parallel=int(found["tp"] or 1),
                     data_parallel=int(found["dp"] or 1),
                     gpu_sets=int(found["sets"] or 1),
+                    engine_cpus=int(found["pin"] or 0),
                     http=bool(found["http"]),
                     openai=bool(found["openai"]),
                     metrics=not found["nometrics"],

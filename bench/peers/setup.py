@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peers import cpus
 from peers.peer import Peer, PeerError
 
 BENCH = Path(__file__).resolve().parents[1]
@@ -71,6 +72,8 @@ def check(peer: Peer, setup: Setup) -> None:
         return
     if not (setup.triton / "bin/tritonserver").exists():
         raise PeerError(f"{peer.name}: no {setup.triton}/bin/tritonserver; --triton says where")
+    if peer.engine_cpus:
+        _engine_cpus(peer)
     if peer.kind == "official" and not setup.official_backend:
         raise PeerError(f"{peer.name}: --official-backend says where its model.py is")
 
@@ -154,6 +157,7 @@ def _triton(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
         _ours(peer, setup, model, ports[3])
     http, grpc, metrics, openai = ports
     arguments = (
+        *_on_other_cpus(peer),
         str(setup.triton / "bin/tritonserver"),
         f"--model-repository={folder / 'models'}",
         f"--backend-directory={backends}",
@@ -173,6 +177,19 @@ def _triton(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
     return Command(arguments, setup.triton_env, addresses[0], ready, *addresses[1:])
 
 
+def _engine_cpus(peer: Peer) -> tuple[set[int], set[int]]:
+    """Return the CPUs of the peer's engine core, and those of all else."""
+    try:
+        return cpus.split(peer.engine_cpus)
+    except ValueError as error:
+        raise PeerError(f"{peer.name}: {error}") from None
+
+
+def _on_other_cpus(peer: Peer) -> tuple[str, ...]:
+    """Return what keeps tritonserver off the engine core's CPUs."""
+    return ("taskset", "-c", cpus.as_list(_engine_cpus(peer)[1])) if peer.engine_cpus else ()
+
+
 def _ours(peer: Peer, setup: Setup, model: Path, openai_port: int) -> None:
     shutil.copytree(
         setup.template, model, ignore=shutil.ignore_patterns("__pycache__", "vllm_env*")
@@ -180,7 +197,8 @@ def _ours(peer: Peer, setup: Setup, model: Path, openai_port: int) -> None:
     threads = {"sender_threads": peer.sender_threads} if peer.sender_threads else {}
     openai = {"port": openai_port, "served_model_name": [MODEL_NAME]}
     port = {"openai": openai} if peer.openai else {}
-    serving = {**setup.serving, **threads, **port}
+    pinned = {"engine_cpus": cpus.as_list(_engine_cpus(peer)[0])} if peer.engine_cpus else {}
+    serving = {**setup.serving, **threads, **port, **pinned}
     content = {**setup.engine_args, **peer.parallelism, "serving": serving}
     (model / "vllm_engine_args.json").write_text(json.dumps(content, indent=1))
     config = (setup.template / "config.pbtxt").read_text()

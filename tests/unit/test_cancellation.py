@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.fakes import FakeLog, FakeSender, fake_pb_utils, generation_request
 from triton_vllm.cancellation import CancellationWatcher
+from triton_vllm.responses import ResponseMaker
 from triton_vllm.streaming import ResponseStream
 
 PERIOD = 0.01
@@ -25,7 +26,7 @@ def watcher(log: FakeLog) -> Iterator[CancellationWatcher]:
 
 
 def stream_of(sender: Any) -> ResponseStream:
-    return ResponseStream(fake_pb_utils, sender, SimpleQueue(), generation_request())
+    return ResponseStream(ResponseMaker(fake_pb_utils), sender, SimpleQueue(), generation_request())
 
 
 def test_the_task_of_a_client_that_left_is_cancelled(watcher: CancellationWatcher) -> None:

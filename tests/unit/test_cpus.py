@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,18 @@ WHERE = "args.json: serving.engine_cpus"
 
 
 @pytest.fixture
-def sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+def sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """A machine with 16 CPUs. Returns those of this process, to be changed."""
+    here = set(range(16))
+
+    def set_here(pid: int, cpus: Iterable[int]) -> None:
+        wanted = set(cpus) & set(range(16))
+        here.clear()
+        here.update(wanted)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(here))
+    monkeypatch.setattr(os, "sched_setaffinity", set_here)
+    return here
 
 
 @pytest.mark.usefixtures("sixteen_cpus")
@@ -42,15 +53,24 @@ def test_a_cpu_list_is_read_as_linux_writes_it(text: str, expected: set[int]) ->
         ("1-", "must be a list of CPUs"),
         ("3-1", "must be a list of CPUs"),
         ("-1", "must be a list of CPUs"),
-        ("16", r"among the CPUs of this process \(0-15\)"),
+        ("16", r"that this process may have \(0-15\)"),
         ("0-99999999999", "among the CPUs"),
-        ("0-15", "leave some to the front ends"),
+        ("0-15", r"leave some of its own \(0-15\) to the front ends"),
     ],
 )
 def test_a_wrong_cpu_list_is_refused(text: str, complaint: str) -> None:
     """The error says where it stands, what came and what is allowed."""
     with pytest.raises(SettingsError, match=f"^{WHERE}.*{complaint}"):
         parse_cpus(text, WHERE)
+
+
+def test_the_engines_cpus_may_be_others_than_the_servers(sixteen_cpus: set[int]) -> None:
+    """With tritonserver on CPUs 2 to 15 (taskset), 0 and 1 are the engine's; nothing has moved."""
+    sixteen_cpus -= {0, 1}
+    assert {0, 1} == parse_cpus("0-1", WHERE)
+    assert set(range(2, 16)) == sixteen_cpus
+    with pytest.raises(SettingsError, match=r"leave some of its own \(2-15\)"):
+        parse_cpus("2-15", WHERE)
 
 
 @given(st.sets(st.integers(0, 300)))

@@ -17,6 +17,7 @@ from tests.unit.fakes import FakeLog, FakeSender, Sent, fake_pb_utils, generatio
 from triton_vllm.delta import Delta, Details, SequenceDetails
 from triton_vllm.errors import GenerationError, RequestError, UnavailableError
 from triton_vllm.outputs import OUTPUTS
+from triton_vllm.responses import ResponseMaker
 from triton_vllm.streaming import Message, ResponseStream, SenderPool, merge
 
 
@@ -29,7 +30,9 @@ def pool(log: FakeLog) -> Iterator[SenderPool]:
 
 
 def stream_of(sender: FakeSender, **request: Any) -> ResponseStream:
-    return ResponseStream(fake_pb_utils, sender, SimpleQueue(), generation_request(**request))
+    return ResponseStream(
+        ResponseMaker(fake_pb_utils), sender, SimpleQueue(), generation_request(**request)
+    )
 
 
 def deliver(sender: FakeSender, *messages: Message, **request: Any) -> list[Sent]:
@@ -112,7 +115,9 @@ def test_a_large_echoed_prompt_makes_a_response_large() -> None:
 def test_an_undecoded_request_can_fail() -> None:
     """A request that could not be decoded still gets its error and its FINAL flag."""
     sender = FakeSender()
-    ResponseStream(fake_pb_utils, sender, SimpleQueue(), None).deliver(RequestError("bad"))
+    ResponseStream(ResponseMaker(fake_pb_utils), sender, SimpleQueue(), None).deliver(
+        RequestError("bad")
+    )
     assert [Sent((), True, "INVALID_ARG", "bad", "")] == sender.sent
 
 

@@ -15,11 +15,15 @@ from pathlib import Path
 
 from triton_vllm.errors import SettingsError
 
+_MOST_CPUS = 8192  # of Linux on x86
+
 
 def parse_cpus(text: str, where: str) -> frozenset[int]:
     """Return the CPUs of a Linux CPU list such as ``"0-1,16"``; none for an empty one.
 
-    Raises SettingsError unless this process may use them all, and at least one more.
+    They may be others than those that this process was started on (``taskset``), so that nothing
+    else of the server runs there. Raises SettingsError unless the machine, or the container, lets
+    it have them all, and another CPU is left.
     """
     cpus: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
@@ -28,13 +32,22 @@ def parse_cpus(text: str, where: str) -> frozenset[int]:
         if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
             raise SettingsError(f'{where}: must be a list of CPUs such as "0-1,16", got "{text}"')
         cpus.update(range(int(first), min(int(last), 1 << 16) + 1))
-    allowed = os.sched_getaffinity(0)
-    if cpus - allowed or (cpus and not allowed - cpus):
+    here = os.sched_getaffinity(0)
+    allowed = _all_allowed(here)
+    if cpus - allowed or (cpus and not here - cpus):
         raise SettingsError(
-            f"{where}: must be among the CPUs of this process ({as_list(allowed)}), and leave some "
-            f'to the front ends, got "{text}"'
+            f"{where}: must be among the CPUs that this process may have ({as_list(allowed)}), and "
+            f'leave some of its own ({as_list(here)}) to the front ends, got "{text}"'
         )
     return frozenset(cpus)
+
+
+def _all_allowed(here: set[int]) -> set[int]:
+    """Return the CPUs that this thread could have: the kernel tells when it is asked for all."""
+    os.sched_setaffinity(0, range(_MOST_CPUS))
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, here)
+    return allowed
 
 
 def as_list(cpus: set[int] | frozenset[int]) -> str:

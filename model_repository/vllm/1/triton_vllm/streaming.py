@@ -16,17 +16,13 @@ from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from triton_vllm.delta import Delta
 from triton_vllm.errors import GenerationError, ServingError, one_line
 from triton_vllm.front_end_metrics import Traffic
 from triton_vllm.generation import GenerationRequest
-from triton_vllm.outputs import strings
+from triton_vllm.responses import ResponseMaker
 
 Message = Delta | ServingError
-_LARGE = 16_384  # bytes
 
 
 class Log(Protocol):
@@ -52,7 +48,7 @@ class ResponseStream:
     __slots__ = (
         "_closed",
         "_closing",
-        "_pb_utils",
+        "_maker",
         "_queue",
         "_sender",
         "_so_far",
@@ -61,9 +57,13 @@ class ResponseStream:
     )
 
     def __init__(
-        self, pb_utils: Any, sender: Any, queue: SimpleQueue[Any], request: GenerationRequest | None
+        self,
+        maker: ResponseMaker,
+        sender: Any,
+        queue: SimpleQueue[Any],
+        request: GenerationRequest | None,
     ) -> None:
-        self._pb_utils = pb_utils
+        self._maker = maker
         self._sender = sender
         self._queue = queue
         self._closed = False
@@ -95,14 +95,13 @@ class ResponseStream:
             return 0
         sent = 1
         if isinstance(message, ServingError):
-            response = self._error(message)
+            response = self._maker.of_error(message)
         else:
-            arrays = self._arrays(message)
-            response = self._response(arrays)
+            response, is_large = self._response(message)
             # A send with the FINAL flag that fails, for want of shared memory, can never be
             # repeated: after a large response the flag travels alone, and a failure is still
             # answered.
-            if not message.final or _size(arrays) > _LARGE:
+            if not message.final or is_large:
                 self._sender.send(response, 0)
                 if not message.final:
                     return sent
@@ -110,39 +109,16 @@ class ResponseStream:
                 sent = 2
         with self._closing:
             self._closed = True
-        self._sender.send(response, self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        self._sender.send(response, self._maker.final_flag)
         return sent
 
-    def _error(self, error: ServingError) -> Any:
-        codes = self._pb_utils.TritonError
-        code = getattr(codes, error.status, codes.INVALID_ARG)  # older ones have fewer
-        triton_error = self._pb_utils.TritonError(one_line(error), code)
-        return self._pb_utils.InferenceResponse(output_tensors=[], error=triton_error)
-
-    def _arrays(self, delta: Delta) -> list[tuple[str, NDArray[Any]]]:
-        """Return the tensors of a delta's response: names and contents."""
+    def _response(self, delta: Delta) -> tuple[Any, bool]:
+        """Return the response with a delta, and whether it is large."""
         request = self.request
         assert request is not None, "only an undecoded request has none, and it only fails"
         if request.text_from_start:
             self._so_far = delta = delta if self._so_far is None else self._so_far + delta
-        texts = delta.texts
-        if request.prefix:
-            texts = tuple(request.prefix + text for text in texts)
-        arrays: list[tuple[str, NDArray[Any]]] = []
-        if request.text_output:
-            arrays.append((request.text_output, strings(texts)))
-        if delta.details:
-            arrays += [(o.tensor.name, o.encode(delta.details)) for o in request.outputs]
-        return arrays
-
-    def _response(self, arrays: list[tuple[str, NDArray[Any]]]) -> Any:
-        tensors = [self._pb_utils.Tensor(name, array) for name, array in arrays]
-        return self._pb_utils.InferenceResponse(output_tensors=tensors)
-
-
-def _size(arrays: Iterable[tuple[str, NDArray[Any]]]) -> int:
-    """Return about how many bytes the tensors take."""
-    return sum(sum(map(len, a)) if a.dtype == np.object_ else a.nbytes for _, a in arrays)
+        return self._maker.of_delta(delta, request)
 
 
 class SenderPool:
@@ -153,11 +129,11 @@ class SenderPool:
 
     def __init__(self, pb_utils: Any, threads: int, max_tokens_per_response: int, log: Log) -> None:
         """Start ``threads`` threads. ``max_tokens_per_response`` bounds merging; 0: no bound."""
-        self._pb_utils = pb_utils
         self._log = log
         self._max_tokens = max_tokens_per_response or None
         self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads)]
-        self._next_queue = itertools.cycle(self._queues)
+        self._makers = [ResponseMaker(pb_utils) for _ in range(threads)]
+        self._next = itertools.cycle(zip(self._makers, self._queues, strict=True))
         self.traffic = [Traffic() for _ in self._queues]
         self._threads = [
             threading.Thread(target=self._run, args=(q, t), name=f"sender-{i}", daemon=True)
@@ -168,7 +144,8 @@ class SenderPool:
 
     def open(self, sender: Any, request: GenerationRequest | None = None) -> ResponseStream:
         """Return the stream of responses to one request. Called by one thread only."""
-        return ResponseStream(self._pb_utils, sender, next(self._next_queue), request)
+        maker, queue = next(self._next)
+        return ResponseStream(maker, sender, queue, request)
 
     def stop(self, timeout: float) -> None:
         """Send what is queued, then end the threads. Returns after ``timeout`` seconds at most."""
@@ -176,6 +153,8 @@ class SenderPool:
             queue.put(None)
         for thread in self._threads:
             thread.join(timeout / len(self._threads))
+        for maker in self._makers:
+            maker.forget()
 
     def _run(self, queue: SimpleQueue[Any], traffic: Traffic) -> None:
         while True:
