@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _NAME = re.compile(
     r"(?P<kind>vllm|official|ours|send|offline)"
     r"(?P<rust>-rust)?(-api(?P<api>\d+))?"
     r"(-(?P<front_ends>\d+)(x(?P<threads>\d+))?)?"
-    r"(-tp(?P<tp>\d+))?(-dp(?P<dp>\d+))?(-sets(?P<sets>\d+))?(-pin(?P<pin>\d+))?"
+    r"((-tp(?P<tp>\d+))?(-dp(?P<dp>\d+))?(-sets(?P<sets>\d+))?|-gpu(?P<gpu>\d+))"
+    r"(-pin(?P<pin>\d+))?"
     r"(?P<http>-http)?(?P<openai>-openai)?(?P<nometrics>-nometrics)?"
 )
 NAMES = """\
@@ -23,6 +25,7 @@ NAMES = """\
 vllm and ours may be followed by -tpN and -dpN: N GPUs for each engine, N data-parallel engines;
 ours by -setsN, too: N engines on GPUs of their own, each with its share of the front ends;
 and by -pinN: N CPUs for the engine core alone (whole physical cores where N allows).
+Any on one GPU may be followed by -gpuN, the GPU that it sees, counted from 0.
 ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics, ours also in
 -openai (a server with the OpenAI-compatible port open, and asked there)."""
 
@@ -33,7 +36,10 @@ class PeerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One way to serve. ``sender_threads`` 0: the model's default. ``engine_cpus`` 0: all."""
+    """One way to serve.
+
+    ``sender_threads`` 0: the model's default; ``gpu`` None: it sees all; ``engine_cpus`` 0: all.
+    """
 
     name: str
     kind: str
@@ -45,6 +51,7 @@ class Peer:
     data_parallel: int = 1
     gpu_sets: int = 1
     engine_cpus: int = 0
+    gpu: int | None = None
     http: bool = False
     openai: bool = False
     metrics: bool = True
@@ -65,7 +72,7 @@ class Peer:
                 kind,
                 set(_NAME.groupindex) - {"rust", "api"},
             )
-            if not given - {"kind"} - allowed:
+            if not given - {"kind", "gpu"} - allowed:
                 return cls(
                     name=name,
                     kind=kind,
@@ -77,6 +84,7 @@ class Peer:
                     data_parallel=int(found["dp"] or 1),
                     gpu_sets=int(found["sets"] or 1),
                     engine_cpus=int(found["pin"] or 0),
+                    gpu=int(found["gpu"]) if found["gpu"] else None,
                     http=bool(found["http"]),
                     openai=bool(found["openai"]),
                     metrics=not found["nometrics"],
@@ -105,6 +113,20 @@ class Peer:
         size = self.tensor_parallel * self.data_parallel
         sets = (range(i * size, (i + 1) * size) for i in range(self.gpu_sets))
         return ";".join(",".join(map(str, gpus)) for gpus in sets)
+
+    def visible(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return the variable by which it sees its GPU alone, of those seen in an environment.
+
+        Raises PeerError where there are too few.
+        """
+        if self.gpu is None:
+            return {}
+        name = "CUDA_VISIBLE_DEVICES"
+        seen = environment.get(name, "")
+        gpus = seen.split(",") if seen else [str(gpu) for gpu in range(self.gpu + 1)]
+        if self.gpu >= len(gpus):
+            raise PeerError(f"{self.name}: {name} has {len(gpus)} GPUs, counted from 0: {seen}")
+        return {name: gpus[self.gpu].strip()}
 
     @property
     def server(self) -> str:
