@@ -10,10 +10,15 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 seconds=60
-if [ $# -gt 0 ]; then
-    [[ $# -eq 2 && $1 == --seconds && $2 =~ ^[1-9][0-9]*$ ]] || err "usage: scripts/fuzz.sh [--seconds N]"
-    seconds=$2
-fi
+case "${1:-}" in
+    "") ;;
+    -h | --help) usage; exit 0 ;;
+    --seconds)
+        [[ $# -eq 2 && $2 =~ ^[1-9][0-9]*$ ]] || err "--seconds wants a whole number from 1: see --help"
+        seconds=$2
+        ;;
+    *) err "unknown option $1: see --help" ;;
+esac
 python=$CACHE/model_repository/vllm/vllm_env/bin/python deps=$CACHE/fuzz-deps
 [ -x "$python" ] && [ -d "$CACHE/contract-deps" ] || err "run scripts/test.sh first"
 if [ ! -e "$deps/stamp" ]; then

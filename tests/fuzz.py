@@ -14,14 +14,14 @@ import sys
 from pathlib import Path
 
 import atheris
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 with atheris.instrument_imports(include=["triton_vllm"]):
     from tests.contract.test_hostile import check
     from triton_vllm import vllm_api
     from triton_vllm.sampling import SamplingParser
 
-from tests.hostile import tensors
+from tests.hostile import cases, tensors
 
 PARSER = SamplingParser({})
 NAMES = [*vllm_api.sampling_param_types(), "timeout_seconds", "use_beam_search", "lora_name"]
@@ -32,7 +32,7 @@ TENSORS = ("sampling_parameters", "image", *CHAT_TENSORS)
 VALUES = [0, 1.5, "a", True, None, ["a"], [1], {"1": 2}, {"regex": "a+"}]
 
 
-@settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@cases(1)  # of as many as the fuzzer makes
 @given(inputs=tensors())
 def structured(inputs: dict[str, object]) -> None:
     """Check one request of the strategies."""

@@ -1,4 +1,7 @@
-"""Requests that nobody should send: strategies for the parsing layer and for the real server."""
+"""Requests that nobody should send, and some that are right or nearly right.
+
+Strategies for the parsing layer and for the real server, and how many of them a test tries.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,22 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from tests.pictures import odd_images, png
+
+
+def cases(count: int) -> settings:
+    """Return hypothesis' settings: as many cases, the same in each run, however long one takes."""
+    return settings(
+        max_examples=count,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
 
 # Names that the parser knows, and some that it does not.
 NAMES = st.sampled_from(
@@ -132,18 +148,94 @@ URLS = st.sampled_from(
 MEDIA_ITEMS = st.lists(encoded(DAMAGED_IMAGES) | URLS, max_size=3)
 
 
-def tensors() -> st.SearchStrategy[dict[str, Any]]:
-    """Return inputs: a prompt most of the time, and whatever else."""
-    strings = {"sampling_parameters": JSONS, "SAMPLING_PARAMETERS": JSONS, "PROMPT": PROMPTS}
-    flags = [
-        *("stream", "exclude_input_in_output", "STREAM", "return_finish_reason"),
-        *("return_logprobs", "return_output_ids", "return_num_cached_tokens"),
-    ]
-    tokens = {"input_ids": st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5)}
-    media = dict.fromkeys(("image", "audio", "video"), MEDIA_ITEMS)
-    others = {**strings, **dict.fromkeys(flags, st.booleans()), **tokens, **media}
+# What goes with text_input, right or wrong.
+STRINGS = {"sampling_parameters": JSONS, "SAMPLING_PARAMETERS": JSONS, "PROMPT": PROMPTS}
+FLAGS = [
+    *("stream", "exclude_input_in_output", "STREAM", "return_finish_reason"),
+    *("return_logprobs", "return_output_ids", "return_num_cached_tokens"),
+]
+OTHERS: dict[str, st.SearchStrategy[Any]] = {
+    **STRINGS,
+    **dict.fromkeys(FLAGS, st.booleans()),
+    "input_ids": st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5),
+    **dict.fromkeys(("image", "audio", "video"), MEDIA_ITEMS),
+}
+
+WORDS = st.text(st.characters(min_codepoint=32, codec="utf-8"), min_size=1, max_size=20)
+# Each may come with each of the others.
+RIGHT_PARAMETERS = st.fixed_dictionaries(
+    {"max_tokens": st.integers(1, 4)},
+    optional={
+        "n": st.integers(1, 2),
+        "temperature": st.floats(0.1, 2),
+        "top_p": st.floats(0.1, 1),
+        "top_k": st.integers(0, 100),
+        "min_p": st.floats(0, 1),
+        "seed": st.integers(0, 2**32),
+        "stop": WORDS | st.lists(WORDS, max_size=2),
+        "stop_token_ids": st.lists(st.integers(0, 1000), max_size=2),
+        "min_tokens": st.integers(0, 1),
+        "logprobs": st.integers(0, 3),
+        "logit_bias": st.dictionaries(st.integers(0, 9).map(str), st.floats(-9, 9), max_size=2),
+        "frequency_penalty": st.floats(-2, 2),
+        "repetition_penalty": st.floats(0.5, 2),
+        "ignore_eos": st.booleans(),
+        "skip_special_tokens": st.booleans(),
+        "structured_outputs": st.sampled_from([{"choice": ["yes", "no"]}, {"regex": "[ab]{1,3}"}]),
+    },
+)
+
+
+def right() -> st.SearchStrategy[dict[str, Any]]:
+    """Return inputs that ask for a text in one of the ways there are, with nothing wrong."""
+    parameters = RIGHT_PARAMETERS.map(lambda given: json.dumps(given).encode())
+    words = WORDS.map(str.encode)
+    chat = WORDS.map(lambda text: json.dumps([{"role": "user", "content": text}]).encode())
+    returned = {name: st.booleans() for name in FLAGS if name.startswith("return_")}
+    along = {"stream": st.booleans(), "exclude_input_in_output": st.just(True), **returned}
+    both = {"sampling_parameters": parameters}
     return st.one_of(
+        st.fixed_dictionaries({"text_input": words, **both}, optional=along),
+        st.fixed_dictionaries({"messages": chat, **both}, optional=along),
+        st.fixed_dictionaries(
+            {"input_ids": st.lists(st.integers(0, 9999), min_size=1, max_size=5), **both},
+            optional=along,
+        ),
+        st.fixed_dictionaries(
+            {"PROMPT": words, "SAMPLING_PARAMETERS": parameters}, optional={"STREAM": st.booleans()}
+        ),
+    )
+
+
+@st.composite
+def nearly_right(draw: st.DrawFn) -> dict[str, Any]:
+    """Return inputs of ``right`` with one thing changed, which may do no harm."""
+    inputs = draw(right())
+    name = draw(st.sampled_from(sorted(inputs)))
+    where = next(name for name in inputs if name.lower() == "sampling_parameters")
+    parameters = json.loads(inputs[where])
+    match draw(st.sampled_from(["left out", "added", "cut", "parameter", "misspelt"])):
+        case "left out":
+            del inputs[name]
+        case "added":
+            other = draw(st.sampled_from(sorted(OTHERS)))
+            inputs[other] = draw(OTHERS[other])
+        case "cut":
+            inputs[where] = inputs[where][: draw(st.integers(0, len(inputs[where])))]
+        case "parameter":
+            inputs[where] = json.dumps({**parameters, draw(NAMES): draw(VALUES)}).encode()
+        case "misspelt":
+            key = draw(st.sampled_from(sorted(parameters)))
+            inputs[where] = json.dumps({**parameters, key[:-1]: parameters.pop(key)}).encode()
+    return inputs
+
+
+def tensors() -> st.SearchStrategy[dict[str, Any]]:
+    """Return inputs: some right, some nearly, and a prompt or not with whatever else."""
+    return st.one_of(
+        st.builds(dict, right()),  # one of five: one_of would take each of its own for one
+        nearly_right(),
         st.fixed_dictionaries({"text_input": PROMPTS, "sampling_parameters": JSONS}),
-        st.fixed_dictionaries({"text_input": PROMPTS}, optional=others),
-        st.fixed_dictionaries({}, optional={"text_input": PROMPTS, **others}),
+        st.fixed_dictionaries({"text_input": PROMPTS}, optional=OTHERS),
+        st.fixed_dictionaries({}, optional={"text_input": PROMPTS, **OTHERS}),
     )

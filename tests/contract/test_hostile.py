@@ -6,16 +6,16 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
-from tests.hostile import tensors
+from tests.hostile import cases, right, tensors
 from tests.unit.fakes import FakeRequest
 from triton_vllm.decoding import decode
 from triton_vllm.errors import RequestError
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.sampling import SamplingParser
 
-CASES = int(os.environ.get("HOSTILE_CASES", "1000"))
+CASES = int(os.environ.get("HOSTILE_CASES", "20000"))
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +25,21 @@ def sampling() -> SamplingParser:
 
 
 @pytest.mark.timeout(1800)
-@settings(
-    max_examples=CASES,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@cases(CASES)
 @given(inputs=tensors())
 def test_whatever_comes_is_a_request_or_an_error_that_says_why(
     sampling: SamplingParser, inputs: dict[str, Any]
 ) -> None:
     """No input makes the parsing layer raise anything but a RequestError of one readable line."""
     check(sampling, inputs)
+
+
+@pytest.mark.timeout(1800)
+@cases(CASES // 20)
+@given(inputs=right())
+def test_what_is_right_is_a_request(sampling: SamplingParser, inputs: dict[str, Any]) -> None:
+    """The requests that the others are compared with, and made of, are such."""
+    assert isinstance(decode(FakeRequest(inputs), sampling), GenerationRequest)
 
 
 def check(sampling: SamplingParser, inputs: dict[str, Any]) -> None:

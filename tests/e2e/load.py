@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.e2e.triton_server import TritonServer, sampling
+from tests.e2e.tiny_server import CONTEXT, await_metric
+from tests.e2e.triton_server import Request, TritonServer, sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,22 @@ def prompt_request(prompt: str, request_id: str, parameters: str) -> Any:
     """Return a request for a text without its prompt, not streamed."""
     inputs = {"text_input": prompt.encode(), "sampling_parameters": parameters.encode()}
     return infer_request(inputs | {"exclude_input_in_output": True}, request_id)
+
+
+def endless(prompt: str = "Hello", *, stream: bool = True, **parameters: Any) -> dict[str, Any]:
+    """Return the inputs of a request that does not end in any test's time."""
+    return {
+        "text_input": prompt,
+        "stream": stream,
+        "sampling_parameters": sampling(max_tokens=CONTEXT - 10, ignore_eos=True, **parameters),
+    }
+
+
+def occupy(server: TritonServer, stack: ExitStack, count: int) -> list[Request]:
+    """Start endless requests, not streamed, so that this process has no work with them."""
+    requests = [stack.enter_context(Request(server, endless(stream=False))) for _ in range(count)]
+    await_metric(server, "vllm:num_requests_running", lambda n: n >= count)
+    return requests
 
 
 class OneByOne:
@@ -153,12 +172,22 @@ def http_stream(server: TritonServer, prompt: str, max_tokens: int) -> socket.so
 
 
 def read_http_stream(connection: socket.socket) -> str:
-    """Read a stream to its end; return the text, with the error after it if there was one."""
+    """Read an answer to its end; return the text, with the error after it if there was one."""
     received = b""
-    while not received.endswith(b"0\r\n\r\n"):
+    while not _is_whole(received):
         part = connection.recv(65536)
         assert part, "the connection was closed in the middle of the text"
         received += part
-    lines = [line for line in received.decode().splitlines() if line.startswith("data: ")]
+    head, _, body = received.decode().partition("\r\n\r\n")
+    if " 200 " not in head.partition("\r\n")[0]:  # refused before it was a stream
+        return str(json.loads(body)["error"])
+    lines = [line for line in body.splitlines() if line.startswith("data: ")]
     events = [json.loads(line.removeprefix("data: ")) for line in lines]
     return "".join(event.get("text_output", "") + event.get("error", "") for event in events)
+
+
+def _is_whole(received: bytes) -> bool:
+    """Return whether an HTTP response has come to its end: of its length, or in chunks."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: *([0-9]+)", head)
+    return len(body) >= int(length[1]) if length else received.endswith(b"0\r\n\r\n")

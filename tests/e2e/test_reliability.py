@@ -1,61 +1,32 @@
-"""Clients that cancel, vanish, do not read, or come in crowds; and the end of the server.
-
-One server with a tiny model, on which the tests run in the order in which they stand here: the last
-ones unload the model and stop the server.
-"""
+"""Clients that cancel, vanish, do not read, are in a hurry, or come in crowds."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 
-from tests.e2e.load import (
-    OneByOne,
-    Refused,
-    flood,
-    http_stream,
-    infer_request,
-    read_http_stream,
-)
-from tests.e2e.tiny_server import CONTEXT, add_tiny_model
-from tests.e2e.triton_server import (
-    EXIT_TIMEOUT_SECONDS,
-    STOP_SECONDS,
-    Request,
-    TritonServer,
-    ask,
-    generate,
-    sampling,
-    start_requests,
-)
-from tests.hostile import SLOW_SCHEMA, tensors
+from tests.e2e.load import Refused, endless, flood, http_stream, occupy, read_http_stream
+from tests.e2e.tiny_server import CONTEXT, add_tiny_model, await_idle, await_metric, metric
+from tests.e2e.triton_server import Request, TritonServer, ask, generate
 
 pytestmark = pytest.mark.timeout(300)
 
 BATCH = 4
 MAX_REQUESTS = 24
 MAX_QUEUED_TOKENS = 5_000
-DRAIN_SECONDS = 3
 SLACK = 15.0  # seconds that a loaded machine may add to what takes a tenth of one
 
 SERVING = {
     "metrics_period_seconds": 0.1,
     "max_requests": MAX_REQUESTS,
     "max_queued_tokens": MAX_QUEUED_TOKENS,
-    "drain_seconds": DRAIN_SECONDS,
     "default_max_tokens": 16,
-    "grammar_timeout_seconds": 2,
 }
 
 
@@ -72,52 +43,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     server = TritonServer(repository, "reliability", "vllm")
     yield server
     server.kill()
-
-
-def metric(server: TritonServer, name: str, label: str = "") -> float:
-    """Return the value of one of the model's metrics."""
-    for line in server.metrics().splitlines():
-        if line.startswith(f"{name}{{") and label in line:
-            return float(line.rpartition(" ")[2])
-    return 0.0
-
-
-def await_metric(
-    server: TritonServer, name: str, good: Callable[[float], bool], seconds: float = 30
-) -> None:
-    """Wait until a metric has a good value."""
-    deadline = time.monotonic() + seconds
-    while not good(metric(server, name)):
-        assert time.monotonic() < deadline, f"{name} is {metric(server, name)}"
-        time.sleep(0.02)
-
-
-def await_idle(server: TritonServer) -> None:
-    """Wait until nothing runs.
-
-    vLLM writes the gauge with each step of the engine: after an abort one more step is needed.
-    """
-    deadline = time.monotonic() + 60
-    while metric(server, "vllm:num_requests_running"):
-        assert time.monotonic() < deadline, "requests are still running"
-        generate(server, "Hello", max_tokens=1)
-        time.sleep(0.2)
-
-
-def endless(prompt: str = "Hello", *, stream: bool = True, **parameters: Any) -> dict[str, Any]:
-    """Return the inputs of a request that does not end in any test's time."""
-    return {
-        "text_input": prompt,
-        "stream": stream,
-        "sampling_parameters": sampling(max_tokens=CONTEXT - 10, ignore_eos=True, **parameters),
-    }
-
-
-def occupy(server: TritonServer, stack: ExitStack, count: int) -> list[Request]:
-    """Start endless requests, not streamed, so that this process has no work with them."""
-    requests = [stack.enter_context(Request(server, endless(stream=False))) for _ in range(count)]
-    await_metric(server, "vllm:num_requests_running", lambda n: n >= count)
-    return requests
 
 
 def count_aborts(server: TritonServer, since: int) -> int:
@@ -270,107 +195,3 @@ def test_while_prompts_wait_requests_are_refused(server: TritonServer) -> None:
         (refused,) = ask(server, {"text_input": "Hello", "stream": True})
         assert f"the limit is {MAX_QUEUED_TOKENS} (max_queued_tokens)" in refused.error
     await_idle(server)
-
-
-HOSTILE_CASES = int(os.environ.get("HOSTILE_SERVER_CASES", "500"))
-
-
-def test_hostile_requests(server: TritonServer) -> None:
-    """Each gets an answer or an error that says why; the server lives, and serves the next one."""
-    truth = generate(server, "Hello")
-    (stub,) = server.processes("triton_python_backend_stub")
-    ends: Counter[type] = Counter()
-    with OneByOne(server) as stream:
-
-        @settings(
-            max_examples=HOSTILE_CASES,
-            derandomize=True,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(inputs=tensors())
-        def check(inputs: dict[str, Any]) -> None:
-            end = stream.ask(infer_request(inputs, timeout=5_000_000))
-            assert not isinstance(end, Refused) or end.error
-            ends[type(end)] += 1
-            if sum(ends.values()) % 50 == 0:
-                assert truth == generate(server, "Hello")
-
-        check()
-    assert sum(ends.values()) >= HOSTILE_CASES
-    assert min(ends[str], ends[Refused]) > HOSTILE_CASES // 20
-    assert truth == generate(server, "Hello")
-    assert [stub] == server.processes("triton_python_backend_stub")
-
-
-@pytest.mark.parametrize(
-    ("inputs", "expected"),
-    [
-        ({"text_input": b"x " * 5_000_000}, "maximum context length"),
-        ({"text_input": b"a\xff"}, "text_input: not UTF-8: byte 0xff at offset 1"),
-        ({"text_input": b"a", "sampling_parameters": b'{"n": 1e9}'}, "n must be at most"),
-        ({"text_input": b"a", "sampling_parameters": b'{"logprobs": 100000}'}, "logprobs"),
-        ({"text_input": b"a", "sampling_parameters": b'{"max_tokens": -1}'}, "max_tokens"),
-        ({"text_input": b"a", "sampling_parameters": b"[" * 100_000}, "sampling_parameters: not"),
-        ({"text_input": b"a", "sampling_parameters": b'{"top_p": NaN}'}, "NaN is not allowed"),
-    ],
-    ids=["10 MB", "not UTF-8", "n", "logprobs", "max_tokens", "deep", "NaN"],
-)
-def test_too_much_of_something(
-    server: TritonServer, inputs: dict[str, bytes], expected: str
-) -> None:
-    """The error names what is too much."""
-    with OneByOne(server) as stream:
-        end = stream.ask(infer_request(inputs))
-    assert isinstance(end, Refused), end
-    assert expected in end.error
-
-
-def test_a_grammar_that_takes_too_long_is_stopped(server: TritonServer) -> None:
-    """The request is refused after the limit, others go on, and so do good grammars."""
-    outputs = {"json": SLOW_SCHEMA}
-    inputs = {"text_input": "a", "sampling_parameters": sampling(structured_outputs=outputs)}
-    with Request(server, inputs) as request:
-        truth = generate(server, "Hello")
-        last = request.all(seconds=120)[-1]
-    assert "takes longer than 2 s to compile" in last.error
-    choice = generate(server, "Yes or no?", structured_outputs={"choice": ["yes", "no"]})
-    assert choice in ("yes", "no")
-    assert truth == generate(server, "Hello")
-
-
-def test_an_unload_ends_what_does_not_finish(server: TritonServer) -> None:
-    """A short request finishes, an endless one gets UNAVAILABLE after drain_seconds."""
-    with ExitStack() as stack:
-        (endless_one,) = occupy(server, stack, 1)
-        (short,) = start_requests(server, stack, 100)
-        server.unload("vllm")
-        start = time.monotonic()
-        assert short.all()[-1].final
-        last = endless_one.all()[-1]
-        assert f"{DRAIN_SECONDS} s of grace are over" in last.error
-        assert time.monotonic() - start < DRAIN_SECONDS + 2 + SLACK
-    server.await_log("requests may run for 3 s more", seconds=1)
-    server.await_log("1 requests aborted", seconds=1)
-    server.await_state("vllm", "UNAVAILABLE")
-    assert [] == server.await_no_processes(5, "VLLM::")
-
-
-def test_sigterm_ends_what_does_not_finish(server: TritonServer) -> None:
-    """As an unload, within the exit timeout, with exit code 0; a second SIGTERM does no harm."""
-    assert "" == server.load("vllm")
-    with ExitStack() as stack:
-        (endless_one,) = occupy(server, stack, 1)
-        (short,) = start_requests(server, stack, 100)
-        with http_stream(server, "Hello", CONTEXT - 10) as http:
-            http.recv(1)
-            server.process.send_signal(signal.SIGTERM)
-            start = time.monotonic()
-            assert short.all()[-1].final
-            server.process.send_signal(signal.SIGTERM)
-            assert "s of grace are over" in endless_one.all()[-1].error
-            assert "s of grace are over" in read_http_stream(http)
-        assert 0 == server.process.wait(STOP_SECONDS)
-        assert time.monotonic() - start < EXIT_TIMEOUT_SECONDS
-    assert [] == server.await_no_processes(5)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from tests.e2e.tiny_models import TinyModels, document_lines, serve_vision
 from tests.e2e.triton_server import sampling
-from tests.hostile import DAMAGED_IMAGES
+from tests.hostile import DAMAGED_IMAGES, cases
 from tests.hostile import encoded as as_base64
 from tests.pictures import odd_images, png, site
 
@@ -150,13 +150,7 @@ def test_damaged_images_do_no_harm(tiny: TinyModels) -> None:
     engine = tiny.server.processes("VLLM::EngineCore")
     ends: Counter[bool] = Counter()
 
-    @settings(
-        max_examples=HOSTILE_CASES,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @cases(HOSTILE_CASES)
     @given(image=as_base64(DAMAGED_IMAGES))
     def check(image: bytes) -> None:
         error = tiny.ask("vision", {"text_input": ONE, "image": [image.decode()]}).error

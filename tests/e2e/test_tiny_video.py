@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from tests.e2e.tiny_models import TinyModels, document_lines, serve_video
 from tests.e2e.triton_server import sampling
-from tests.hostile import DAMAGED_IMAGES, damaged
+from tests.hostile import DAMAGED_IMAGES, cases, damaged
 from tests.pictures import png, site
 
 pytestmark = pytest.mark.timeout(300)
@@ -153,20 +153,12 @@ def test_damaged_media_do_no_harm(tiny: TinyModels) -> None:
         assert not error or error.startswith(kind), error
         ends[kind, bool(error)] += 1
 
-    hostile = settings(
-        max_examples=HOSTILE_CASES,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
-    @hostile
+    @cases(HOSTILE_CASES)
     @given(film=damaged([tiny.clip("red.mp4"), tiny.clip("blue.mp4")]))
     def check_films(film: bytes) -> None:
         send("video", ONE, film)
 
-    @hostile
+    @cases(HOSTILE_CASES)
     @given(image=DAMAGED_IMAGES)
     def check_images(image: bytes) -> None:
         send("image", f"{PICTURE}What?", image)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.e2e.triton_server import (
     TritonServer,
     add_model,
     check_prerequisites,
+    generate,
 )
 from tests.tiny_llama import make_tiny_llama
 
@@ -30,6 +32,36 @@ def add_tiny_model(directory: Path, serving: Mapping[str, Any], **engine_args: A
     content = ENGINE_ARGS | arguments | engine_args | {"serving": dict(serving)}
     add_model(directory / "repository", engine_args=json.dumps(content))
     return directory / "repository"
+
+
+def metric(server: TritonServer, name: str, label: str = "") -> float:
+    """Return the value of one of the model's metrics."""
+    for line in server.metrics().splitlines():
+        if line.startswith(f"{name}{{") and label in line:
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
+def await_metric(
+    server: TritonServer, name: str, good: Callable[[float], bool], seconds: float = 30
+) -> None:
+    """Wait until a metric has a good value."""
+    deadline = time.monotonic() + seconds
+    while not good(metric(server, name)):
+        assert time.monotonic() < deadline, f"{name} is {metric(server, name)}"
+        time.sleep(0.02)
+
+
+def await_idle(server: TritonServer) -> None:
+    """Wait until nothing runs.
+
+    vLLM writes the gauge with each step of the engine: after an abort one more step is needed.
+    """
+    deadline = time.monotonic() + 60
+    while metric(server, "vllm:num_requests_running"):
+        assert time.monotonic() < deadline, "requests are still running"
+        generate(server, "Hello", max_tokens=1)
+        time.sleep(0.2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,23 +25,35 @@ def die_with_stub() -> None:
     """Set the parent-death signal to SIGKILL, if the parent is the stub or a child of the stub.
 
     A worker is a child of the engine core. It would notice a dead parent by itself, and take
-    seconds to leave.
+    seconds to leave. Ends the process at once if it has lost its line to the stub already: it was
+    still starting when the stub or the core died.
     """
     stub = int(os.environ.get(STUB_PID, "0"))
-    parent = os.getppid()
-    if stub and stub in (parent, _parent_of(parent)):
+    if not stub:
+        return
+    line = _line(os.getppid())
+    if stub in line[:2]:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died meanwhile
-            os._exit(1)
+    if stub not in line or os.getppid() != line[0]:  # it died before the signal was set
+        os._exit(1)
 
 
-def _parent_of(pid: int) -> int | None:
-    """Return a process's parent (proc(5), field 4)."""
+def _line(pid: int) -> list[int]:
+    """Return a process and those that it descends from, the nearest first."""
+    line = []
+    while pid:
+        line.append(pid)
+        pid = _parent_of(pid)
+    return line
+
+
+def _parent_of(pid: int) -> int:
+    """Return a process's parent (proc(5), field 4); 0 if there is none, or no process any more."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123
             return int(stat.read().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
+    except (OSError, IndexError):
+        return 0
 
 
 def write_down_first_error() -> None:
