@@ -7,8 +7,8 @@ Starts each peer that is installed here, waits until it serves, prints what each
 engine arguments, and measures: every load on each peer, again --repeats times. By default all
 servers are up at the same time, idle but for one, so the memory settings must leave room for all;
 with --one-at-a-time each is started anew in every repeat. Writes to --out: results.json (after each
-measurement), table.md, plots, the servers' logs. Ends what it started, also when interrupted.
-Exit codes: 0; 1 if a peer did not start or a request failed; 2 usage.
+measurement), table.md, plots, the servers' logs. Interrupted, it ends what it started, and tells
+what it has. Exit codes: 0; 1 if a peer did not start or a request failed; 2 usage; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -46,20 +46,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{type(error).__name__}: {error}")
         return 2
     signal.signal(signal.SIGTERM, interrupt)
+    results: dict[str, Any] = {"rows": [], "resolved": {}}
     try:
         with Clients(flags.processes) as clients:
             comparison = Comparison(plan, clients, flags.out, config)
-            complete = comparison.run(peers, setup)
+            results = comparison.results
+            code = int(not comparison.run(peers, setup))
     except KeyboardInterrupt:
         say(f"interrupted; what was measured is in {flags.out}")
-        return 130
-    results = comparison.results
-    parts = resolved_table(results["resolved"]), scaling_table(rows := results["rows"]), table(rows)
+        code = 130
+    tell(flags.out, results)
+    return code
+
+
+def tell(folder: Path, results: dict[str, Any]) -> None:
+    """Write the tables, print them, and draw the plots."""
+    rows = results["rows"]
+    parts = resolved_table(results["resolved"]), scaling_table(rows), table(rows)
     report = "\n\n".join(filter(None, parts)) + "\n"
-    (flags.out / "table.md").write_text(report)
-    print(report)
-    draw(flags.out / "results.json", results)
-    return int(not complete)
+    (folder / "table.md").write_text(report)
+    print(report, flush=True)
+    draw(folder / "results.json", results)
 
 
 def interrupt(number: int, frame: object) -> None:
@@ -103,6 +110,7 @@ def plan_of(flags: argparse.Namespace, config: dict[str, Any]) -> Plan:
         row_seconds=flags.row_seconds,
         limit_seconds=flags.limit_seconds,
         one_at_a_time=flags.one_at_a_time,
+        streams_per_gpu=flags.streams_per_gpu,
         **{key: config[key] for key in given if key in config},
     )
 
@@ -161,6 +169,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     flag("--config", type=Path, default=BENCH / "configs/smollm2-cpu.json", help="%(default)s")
     flag("--peers", default="vllm,ours-1", help="see below (%(default)s)")
     flag("--streams", type=numbers, default=[1, 8], help="requests under way: 1,64,256")
+    flag("--streams-per-gpu", action="store_true", help="twice as many for a peer on two GPUs")
     flag("--modes", type=modes, default=[True], help="stream, whole, or both (stream)")
     flag("--repeats", type=int, default=3, help="%(default)s")
     flag("--model", help="instead of the configuration's")

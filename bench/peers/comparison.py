@@ -28,7 +28,10 @@ _WARM_UP_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be measured. ``modes``: whether answers are streamed. Times are in seconds."""
+    """What is to be measured. ``modes``: whether answers are streamed. Times are in seconds.
+
+    ``streams_per_gpu``: a peer on two GPUs gets twice the streams.
+    """
 
     tokenizer: workload.Tokenizer
     input_tokens: int
@@ -40,6 +43,7 @@ class Plan:
     row_seconds: float
     limit_seconds: float
     one_at_a_time: bool
+    streams_per_gpu: bool = False
     requests: Mapping[str, int] = field(default_factory=dict)  # by number of streams
     shared_prefix: int = 0
     temperature: float = 1.0
@@ -48,6 +52,10 @@ class Plan:
     def sampling(self) -> dict[str, Any]:
         """Sampling parameters that make all answers equally long."""
         return {"temperature": self.temperature, "ignore_eos": True}
+
+    def streams_of(self, peer: Peer) -> list[int]:
+        """Return the loads of a peer."""
+        return [n * peer.gpus if self.streams_per_gpu else n for n in self.streams]
 
     def prompts(self, streams: int, repeat: int) -> tuple[Prompt, ...]:
         """Return the requests of a load: the same for all peers, others in each repeat."""
@@ -67,10 +75,10 @@ class Plan:
         Offline answers come all at once: they are compared with the greatest number of streams.
         """
         turns = [
-            (repeat, stream, streams, peer)
+            (repeat, stream, self.streams_of(peer)[load], peer)
             for repeat in range(self.repeats)
             for stream in self.modes
-            for streams in self.streams
+            for load, streams in enumerate(self.streams)
             for peer in (*peers[repeat % len(peers) :], *peers[: repeat % len(peers)])
             if peer.kind != "offline" or (not stream and streams == max(self.streams))
         ]
@@ -87,7 +95,7 @@ class Comparison:
         self._plan = plan
         self._clients = clients
         self._folder = folder
-        self._prompts: tuple[tuple[int, int], tuple[Prompt, ...]] = ((0, 0), ())
+        self._prompts: dict[tuple[int, int], tuple[Prompt, ...]] = {}
         self.results: dict[str, Any] = {
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": platform.platform(),
@@ -147,9 +155,11 @@ class Comparison:
 
     def _prompts_of(self, streams: int, repeat: int) -> tuple[Prompt, ...]:
         """Return the prompts of a load, made once for the peers that take turns."""
-        if self._prompts[0] != (streams, repeat):
-            self._prompts = ((streams, repeat), self._plan.prompts(streams, repeat))
-        return self._prompts[1]
+        key = (streams, repeat)
+        if key not in self._prompts:
+            self._prompts = {k: made for k, made in self._prompts.items() if k[1] == repeat}
+            self._prompts[key] = self._plan.prompts(streams, repeat)
+        return self._prompts[key]
 
     def _target(self, peer: Peer, server: Server, stream: bool, *, count_tokens: bool) -> Target:
         address = server.command.address_of(peer)
@@ -173,7 +183,7 @@ class Comparison:
 
         Raises ServerError when a request fails.
         """
-        streams = max(self._plan.streams)
+        streams = max(self._plan.streams_of(peer))
         made = self._prompts_of(streams, self._plan.repeats)[: 2 * streams]
         prompts = tuple(Prompt(p.text, _WARM_UP_TOKENS) for p in made)
         if peer.kind == "offline":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _NAME = re.compile(
     r"(?P<kind>vllm|official|ours|send|offline)"
     r"(?P<rust>-rust)?(-api(?P<api>\d+))?"
     r"(-(?P<front_ends>\d+)(x(?P<threads>\d+))?)?"
-    r"(-tp(?P<tp>\d+))?(-dp(?P<dp>\d+))?(-sets(?P<sets>\d+))?"
+    r"((-tp(?P<tp>\d+))?(-dp(?P<dp>\d+))?(-sets(?P<sets>\d+))?|-gpu(?P<gpu>\d+))"
     r"(?P<http>-http)?(?P<openai>-openai)?(?P<nometrics>-nometrics)?"
 )
 NAMES = """\
@@ -22,6 +23,7 @@ NAMES = """\
   offline             LLM.generate on the same requests, for answers that are not streamed
 vllm and ours may be followed by -tpN and -dpN: N GPUs for each engine, N data-parallel engines;
 ours by -setsN, too: N engines on GPUs of their own, each with its share of the front ends.
+Any on one GPU may be followed by -gpuN, the GPU that it sees, counted from 0.
 ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics, ours also in
 -openai (a server with the OpenAI-compatible port open, and asked there)."""
 
@@ -32,7 +34,7 @@ class PeerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One way to serve. ``sender_threads`` 0: the model's default."""
+    """One way to serve. ``sender_threads`` 0: the model's default; ``gpu`` None: it sees all."""
 
     name: str
     kind: str
@@ -43,6 +45,7 @@ class Peer:
     tensor_parallel: int = 1
     data_parallel: int = 1
     gpu_sets: int = 1
+    gpu: int | None = None
     http: bool = False
     openai: bool = False
     metrics: bool = True
@@ -63,7 +66,7 @@ class Peer:
                 kind,
                 {"front_ends", "threads", "tp", "dp", "sets", "http", "openai", "nometrics"},
             )
-            if not given - {"kind"} - allowed:
+            if not given - {"kind", "gpu"} - allowed:
                 return cls(
                     name=name,
                     kind=kind,
@@ -74,6 +77,7 @@ class Peer:
                     tensor_parallel=int(found["tp"] or 1),
                     data_parallel=int(found["dp"] or 1),
                     gpu_sets=int(found["sets"] or 1),
+                    gpu=int(found["gpu"]) if found["gpu"] else None,
                     http=bool(found["http"]),
                     openai=bool(found["openai"]),
                     metrics=not found["nometrics"],
@@ -102,6 +106,20 @@ class Peer:
         size = self.tensor_parallel * self.data_parallel
         sets = (range(i * size, (i + 1) * size) for i in range(self.gpu_sets))
         return ";".join(",".join(map(str, gpus)) for gpus in sets)
+
+    def visible(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return the variable by which it sees its GPU alone, of those seen in an environment.
+
+        Raises PeerError where there are too few.
+        """
+        if self.gpu is None:
+            return {}
+        name = "CUDA_VISIBLE_DEVICES"
+        seen = environment.get(name, "")
+        gpus = seen.split(",") if seen else [str(gpu) for gpu in range(self.gpu + 1)]
+        if self.gpu >= len(gpus):
+            raise PeerError(f"{self.name}: {name} has {len(gpus)} GPUs, counted from 0: {seen}")
+        return {name: gpus[self.gpu].strip()}
 
     @property
     def server(self) -> str:

@@ -1,4 +1,7 @@
-"""From measured rows to a table: medians, spreads, and ratios to the best `vllm serve`."""
+"""From measured rows to a table: medians, spreads, and ratios to the best `vllm serve`.
+
+That is the best under the same load on as many GPUs.
+"""
 
 from __future__ import annotations
 
@@ -75,41 +78,45 @@ def table(rows: Sequence[Row]) -> str:
 def scaling_table(rows: Sequence[Row]) -> str:
     """Return how often the rate of one GPU those on several reach; empty where none is compared.
 
-    One GPU's is the same kind's, under the same load, with the most tokens a second.
+    One GPU's is the same kind's with the most tokens a second, under the same load or under its
+    share of it.
     """
     found = [(Peer.parse(cell.peer), cell) for cell in cells(rows)]
     lines = []
     for peer, cell in found:
-        alone = [
-            c.median("tokens_per_second") or 0.0
-            for p, c in found
-            if (p.kind, p.gpus, c.stream, c.streams) == (peer.kind, 1, cell.stream, cell.streams)
-        ]
-        rate = cell.median("tokens_per_second")
-        if peer.gpus > 1 and rate and max(alone, default=0.0):
-            ratio = f"{rate / max(alone):.2f}"
-            lines.append(_line([peer.name, str(peer.gpus), str(cell.streams), ratio]))
-    header = ["peer", "GPUs", "streams", "of one GPU's tokens/s"]
-    return "\n".join([_line(header), _line(["---"] * 4), *lines]) if lines else ""
+        for streams in (cell.streams, cell.streams // peer.gpus) if peer.gpus > 1 else ():
+            alone = [
+                c.median("tokens_per_second") or 0.0
+                for p, c in found
+                if (p.kind, p.gpus, c.stream, c.streams) == (peer.kind, 1, cell.stream, streams)
+            ]
+            rate = cell.median("tokens_per_second")
+            if rate and max(alone, default=0.0):
+                counts = map(str, (peer.gpus, cell.streams, streams))
+                lines.append(_line([peer.name, *counts, f"{rate / max(alone):.2f}"]))
+    header = ["peer", "GPUs", "streams", "one GPU's streams", "of one GPU's tokens/s"]
+    return "\n".join([_line(header), _line(["---"] * 5), *lines]) if lines else ""
 
 
 def _load_table(found: Sequence[Cell]) -> str:
     first = found[0]
     how = "streamed" if first.stream else "not streamed"
-    best = _best_vllm(found)
     header = ["peer", "tokens/s", "spread", "of the best vllm serve"] + [c[0] for c in _COLUMNS]
     lines = [f"### {first.streams} streams, {how}", "", _line(header), _line(["---"] * len(header))]
     ranked = sorted(found, key=lambda c: -(c.median("tokens_per_second") or 0))
-    return "\n".join([*lines, *(_line(_fields(cell, best)) for cell in ranked)])
+    return "\n".join([*lines, *(_line(_fields(cell, found)) for cell in ranked)])
 
 
-def _best_vllm(found: Sequence[Cell]) -> float | None:
-    rates = [c.median("tokens_per_second") for c in found if c.peer.startswith("vllm")]
+def _best_vllm(found: Sequence[Cell], gpus: int) -> float | None:
+    peers = [(Peer.parse(cell.peer), cell) for cell in found]
+    alike = [cell for peer, cell in peers if (peer.kind, peer.gpus) == ("vllm", gpus)]
+    rates = [cell.median("tokens_per_second") for cell in alike]
     return max((rate for rate in rates if rate), default=None)
 
 
-def _fields(cell: Cell, best: float | None) -> Iterator[str]:
+def _fields(cell: Cell, found: Sequence[Cell]) -> Iterator[str]:
     rate = cell.median("tokens_per_second")
+    best = _best_vllm(found, Peer.parse(cell.peer).gpus)
     yield cell.peer
     yield _shown(rate, ",.0f")
     yield " to ".join(f"{rate:,.0f}" for rate in _ends(cell.values("tokens_per_second")))

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Command:
 
 def check(peer: Peer, setup: Setup) -> None:
     """Raise PeerError unless what the peer needs is installed here."""
+    peer.visible({**os.environ, **setup.vllm_env})
     if peer.kind in ("vllm", "offline"):
         vllm = vllm_folder(setup)
         if peer.rust and not (vllm / "vllm-rs").exists():
@@ -115,6 +116,12 @@ def _named_vllm(setup: Setup) -> dict[str, str]:
 
 def command(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
     """Write what the peer's server needs, and return how to start it."""
+    started = _command(peer, setup, ports)
+    visible = peer.visible({**os.environ, **started.environment})
+    return replace(started, environment={**started.environment, **visible})
+
+
+def _command(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
     if peer.kind == "vllm":
         return _vllm(peer, setup, ports[0])
     if peer.kind == "offline":

@@ -14,7 +14,7 @@ import pytest
 from peers import plots
 from peers.peer import Peer, PeerError
 from peers.processes import Tree
-from peers.report import resolved_table, scaling_table, table
+from peers.report import resolved_table, table
 from peers.server import Server, ServerError
 from peers.setup import Command, Setup, check, command
 
@@ -93,6 +93,8 @@ def test_vllm_gets_the_engine_arguments_as_flags(setup: Setup) -> None:
     assert "serve m --served-model-name bench" in line
     assert '--enforce-eager --no-enable-x --n 5 --c {"a": 1} --api-server-count 4' in line
     assert "1" == started.environment["A"]
+    on_one = command(Peer.parse("vllm-gpu1"), setup, PORTS).environment
+    assert {"CUDA_VISIBLE_DEVICES"} == set(on_one) - set(started.environment)
 
 
 def test_ours_gets_the_engine_arguments_in_its_file(setup: Setup) -> None:
@@ -223,28 +225,3 @@ def test_what_engines_made_of_the_arguments_is_compared() -> None:
     lines = resolved_table(resolved).splitlines()
     assert "|  | vllm | ours-4 |" == lines[0]
     assert lines[2:] == ["| a | 1 | 1 |", "| **b (differs)** | 2 | 3 |"]
-
-
-def test_peers_on_several_gpus() -> None:
-    """The name says how many GPUs, and how they are used."""
-    peer = Peer.parse("ours-4-tp2-sets2-http")
-    assert ({"tensor_parallel_size": 2}, 4) == (peer.parallelism, peer.gpus)
-    assert "0,1;2,3" == peer.gpu_device_ids
-    assert {"data_parallel_size": 2} == Peer.parse("vllm-dp2").parallelism
-    assert "" == Peer.parse("ours-2-dp2").gpu_device_ids
-    with pytest.raises(PeerError):
-        Peer.parse("vllm-sets2")
-
-
-def test_scaling_is_told_against_one_gpu_of_the_same_kind() -> None:
-    """Ours on two GPUs is compared with our best on one, under the same load."""
-    rates = {"vllm": 90, "ours-1": 80, "ours-2": 100, "ours-2-dp2": 190, "vllm-tp2": 135}
-    rows = [
-        {"peer": peer, "stream": True, "streams": 8, "tokens_per_second": rate}
-        for peer, rate in rates.items()
-    ]
-    assert [
-        "| ours-2-dp2 | 2 | 8 | 1.90 |",
-        "| vllm-tp2 | 2 | 8 | 1.50 |",
-    ] == scaling_table(rows).splitlines()[2:]
-    assert "" == scaling_table(rows[:3])
