@@ -222,9 +222,9 @@ class TritonServer:
             with error:
                 return error.code, error.read().decode()
 
-    def load(self, model: str) -> str:
+    def load(self, model: str, seconds: float = LOAD_SECONDS) -> str:
         """Load a model; return Triton's error, empty when it is ready."""
-        status, body = self.post(f"v2/repository/models/{model}/load", {}, LOAD_SECONDS)
+        status, body = self.post(f"v2/repository/models/{model}/load", {}, seconds)
         return "" if status == 200 else str(json.loads(body)["error"])
 
     def unload(self, model: str) -> None:
