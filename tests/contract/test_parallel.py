@@ -88,6 +88,13 @@ def test_ray_needs_gpus(model: str) -> None:
         machines(parse(model, distributed_executor_backend="ray"))
 
 
+def test_engine_cores_are_no_actors_of_rays(model: str) -> None:
+    """Nobody here would notice the death of one."""
+    args = parse(model, data_parallel_size=2, data_parallel_backend="ray")
+    with pytest.raises(SettingsError, match=r'"data_parallel_backend": "ray" is not supported'):
+        machines(args)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -166,15 +173,13 @@ def test_rays_executor_is_vllms_with_an_end_to_its_wait(monkeypatch: pytest.Monk
 
     from triton_vllm.vllm_ray import RayExecutor
 
-    def config(**given: str) -> Any:
-        default = {"distributed_executor_backend": "ray", "data_parallel_backend": "mp"}
-        return SimpleNamespace(parallel_config=SimpleNamespace(**default | given))
+    def config(name: str) -> Any:
+        return SimpleNamespace(parallel_config=SimpleNamespace(distributed_executor_backend=name))
 
-    assert RayExecutor is vllm_parallel.executor_class(config())
-    assert issubclass(RayExecutor, Executor.get_class(config()))
-    for given in ({"distributed_executor_backend": "mp"}, {"data_parallel_backend": "ray"}):
-        other = config(**given)
-        assert Executor.get_class(other) is vllm_parallel.executor_class(other)
+    ray, other = config("ray"), config("mp")
+    assert RayExecutor is vllm_parallel.executor_class(ray)
+    assert issubclass(RayExecutor, Executor.get_class(ray))
+    assert Executor.get_class(other) is vllm_parallel.executor_class(other)
     assert ["current_placement_group"] == [*signature(ray_utils._wait_until_pg_ready).parameters]
     assert pickle.loads(pickle.dumps(RayExecutor)) is RayExecutor
 

@@ -153,11 +153,18 @@ def cluster_of(args: Any, devices: str, settings: ModelSettings, log: Log) -> Cl
     """Return the machines that vLLM's engine arguments ask for.
 
     ``devices`` are the GPUs that config.pbtxt gives to the engine, if any. Raises SettingsError
-    where this machine has fewer than asked for, or vLLM cannot use Ray.
+    where this machine has fewer than asked for, vLLM cannot use Ray, or its engine cores would be
+    Ray's actors: then the front end is a driver of Ray's, and nothing here notices when they die.
     """
     from triton_vllm import vllm_parallel
 
     where = str(settings.engine_args_path)
+    if args.data_parallel_backend == "ray":
+        raise SettingsError(
+            f'{where}: "data_parallel_backend": "ray" is not supported, as the death of such an '
+            'engine would not be noticed: use "data_parallel_size_local", and '
+            "scripts/join_cluster.sh on the other machines"
+        )
     parallelism = Parallelism.of(args)
     check_gpus(parallelism, devices, vllm_parallel.visible_gpus, where)
     seconds = settings.serving.cluster_timeout_seconds

@@ -32,9 +32,7 @@ def ray_device() -> str:
 
 def executor_class(config: Any) -> Any:
     """Return the class of what runs the workers of an engine core: vLLM's, or ours around it."""
-    parallel = config.parallel_config
-    # An engine core that is Ray's actor may be on a machine that has no code of ours.
-    if parallel.distributed_executor_backend == "ray" and parallel.data_parallel_backend != "ray":
+    if config.parallel_config.distributed_executor_backend == "ray":
         from triton_vllm.vllm_ray import RayExecutor
 
         return RayExecutor
