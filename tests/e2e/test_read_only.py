@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.triton_server import CHECKPOINT, EXECUTION_ENV, TRITON, add_model, running
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
 
 # /tmp and /dev/shm are mounts of their own in the pod; its /cache lies in /tmp here.
 CONTAINER = """
