@@ -33,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
             "serving": {"max_requests": 512, "openai": {"tool_call_parser": "llama3_json"}},
         },
         "frontEnds": 4,
-        "readOnlyRootFilesystem": True,
+        "readOnlyRootFilesystem": False,
         "modelParameters": {"gpu_device_ids": "2,3"},
         "extraArgs": ["--log-verbose=1"],
         "env": [{"name": "VLLM_LOGGING_LEVEL", "value": "DEBUG"}],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
 
-from triton_vllm import vllm_api, vllm_parallel
+from triton_vllm import vllm_api, vllm_guard, vllm_parallel
 from triton_vllm.cluster import OneMachine, cluster_of
 from triton_vllm.engine_args import parse_engine_args
 from triton_vllm.errors import SettingsError
@@ -85,6 +88,13 @@ def test_ray_needs_gpus(model: str) -> None:
         machines(parse(model, distributed_executor_backend="ray"))
 
 
+def test_engine_cores_are_no_actors_of_rays(model: str) -> None:
+    """Nobody here would notice the death of one."""
+    args = parse(model, data_parallel_size=2, data_parallel_backend="ray")
+    with pytest.raises(SettingsError, match=r'"data_parallel_backend": "ray" is not supported'):
+        machines(args)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -153,3 +163,32 @@ def test_a_second_look_sees_what_the_first_saw() -> None:
         second.data_parallel_rank,
     )
     assert first.data_parallel_external_lb == second.data_parallel_external_lb
+
+
+def test_rays_executor_is_vllms_with_an_end_to_its_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It replaces the function that vLLM waits in; other executors are vLLM's own."""
+    # The other one cannot be imported without Ray; tests/e2e/test_cluster.py has it.
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
+    from vllm.v1.executor import Executor, ray_utils
+
+    from triton_vllm.vllm_ray import RayExecutor
+
+    def config(name: str) -> Any:
+        return SimpleNamespace(parallel_config=SimpleNamespace(distributed_executor_backend=name))
+
+    ray, other = config("ray"), config("mp")
+    assert RayExecutor is vllm_parallel.executor_class(ray)
+    assert issubclass(RayExecutor, Executor.get_class(ray))
+    assert Executor.get_class(other) is vllm_parallel.executor_class(other)
+    assert ["current_placement_group"] == [*signature(ray_utils._wait_until_pg_ready).parameters]
+    assert pickle.loads(pickle.dumps(RayExecutor)) is RayExecutor
+
+
+def test_the_engine_client_takes_that_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever class vLLM hands to it."""
+    taken = []
+    monkeypatch.setattr(AsyncLLM, "__init__", lambda self, config, **options: taken.append(options))
+    monkeypatch.setattr(vllm_guard, "executor_class", lambda config: "ours")
+    parallel = SimpleNamespace(distributed_executor_backend="uni")
+    vllm_guard.GuardedLLM.from_vllm_config(SimpleNamespace(parallel_config=parallel))
+    assert ["ours"] == [options["executor_class"] for options in taken]

@@ -190,3 +190,4 @@ def test_the_compose_file_has_the_replicas_that_nginx_names() -> None:
             service["healthcheck"]["test"]
         )
         assert ("1000:1000", ["ALL"]) == (service["user"], service["cap_drop"])
+        assert service["read_only"]

@@ -88,10 +88,12 @@ class TritonServer:
         *models: str,
         options: tuple[str, ...] = (),
         variables: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         """Start and wait until ``models`` are ready. Raises with the log's tail if they do not.
 
-        ``options`` are further ones of tritonserver, ``variables`` of its environment.
+        ``options`` are further ones of tritonserver, ``variables`` of its environment; ``prefix``
+        is a command that becomes what follows it.
         """
         self.repository = repository
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
@@ -100,6 +102,7 @@ class TritonServer:
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.log"
         command = [
+            *prefix,
             str(TRITON / "bin/tritonserver"),
             f"--model-store={repository}",
             f"--backend-directory={TRITON / 'backends'}",
@@ -222,9 +225,9 @@ class TritonServer:
             with error:
                 return error.code, error.read().decode()
 
-    def load(self, model: str) -> str:
+    def load(self, model: str, seconds: float = LOAD_SECONDS) -> str:
         """Load a model; return Triton's error, empty when it is ready."""
-        status, body = self.post(f"v2/repository/models/{model}/load", {}, LOAD_SECONDS)
+        status, body = self.post(f"v2/repository/models/{model}/load", {}, seconds)
         return "" if status == 200 else str(json.loads(body)["error"])
 
     def unload(self, model: str) -> None:

@@ -69,7 +69,7 @@ def test_every_pod_is_valid_and_may_do_little(case: str) -> None:
         }
         (container,) = spec["containers"]
         limits = container["securityContext"]
-        read_only = CASES[case].get("readOnlyRootFilesystem", False)
+        read_only = CASES[case].get("readOnlyRootFilesystem", True)
         assert (1000, read_only) == (limits["runAsUser"], limits["readOnlyRootFilesystem"])
         assert {"drop": ["ALL"]} == limits["capabilities"]
         assert limits["allowPrivilegeEscalation"] is False

@@ -1,125 +1,19 @@
-"""The gate before an engine on several machines, and the watch over it."""
+"""The gate before an engine on machines that vLLM itself joins, and the watch over it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import socket
 import time
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from tests.unit.fakes import FakeLog
-from triton_vllm import cluster, machines
-from triton_vllm.cluster import RayCluster
+from triton_vllm import machines
 from triton_vllm.errors import SettingsError
 from triton_vllm.machines import Machines, Meeting, connections
-
-# What is asked of Ray; its real counterpart is in tests/e2e/test_cluster.py.
-FAKE_RAY = """
-import json, os
-from pathlib import Path
-
-def _state():
-    return json.loads(Path({state!r}).read_text())
-
-def is_initialized():
-    return False
-
-def init(**options):
-    assert options["address"] == "auto"
-    if error := _state().get("error"):
-        raise ConnectionError(error)
-    if _state().get("dies"):
-        os._exit(1)
-
-def nodes():
-    return [
-        {{"Alive": alive, "NodeManagerAddress": address, "Resources": {{"GPU": gpus}}}}
-        for address, gpus, alive in _state()["nodes"]
-    ]
-
-def available_resources():
-    return {{"GPU": _state()["free"], "CPU": 4.0}}
-"""
-
-
-@pytest.fixture
-def ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that holds what the fake Ray says."""
-    state = tmp_path / "state.json"
-    (tmp_path / "ray.py").write_text(FAKE_RAY.format(state=str(state)))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return state
-
-
-def gate(seconds: float = 30, *, fits: bool = False) -> RayCluster:
-    return RayCluster(2, "GPU", seconds, FakeLog(), fits_here=fits)
-
-
-def test_a_cluster_that_is_whole(ray: Path) -> None:
-    """Nobody waits; nodes that are dead do not count."""
-    ray.write_text(json.dumps({"nodes": [["a", 1, True], ["b", 1, True]], "free": 2.0}))
-    with gate().gather():
-        pass
-
-
-def test_a_cluster_that_becomes_whole(ray: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate opens when the second node is there, and tells meanwhile what is missing."""
-    ray.write_text(json.dumps({"nodes": [["a", 1, True], ["b", 1, False]], "free": 1.0}))
-    log = FakeLog()
-    said: list[str] = []
-
-    def say(line: str) -> None:
-        said.append(line)
-        if "1 of 2" in line:
-            ray.write_text(json.dumps({"nodes": [["a", 1, True], ["b", 1, True]], "free": 2.0}))
-
-    monkeypatch.setattr(log, "log_info", say)
-    monkeypatch.setattr(cluster, "_REPORT_SECONDS", 0.1)
-    with RayCluster(2, "GPU", 60, log, fits_here=False).gather():
-        pass
-    expected = "the Ray cluster has 1 of 2 GPUs free, on 1 node (a with 1)"
-    assert f"waiting for the Ray cluster: {expected}" in said
-
-
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [
-        ({"nodes": [["a", 8, True], ["b", 0, True]], "free": 1.0}, "1 of 2 GPUs free, on 2 nodes"),
-        ({"error": "no cluster"}, "ConnectionError: no cluster, after 3 s"),
-        ({"dies": True}, "the process that asks Ray has died"),
-    ],
-    ids=["busy", "no cluster", "died"],
-)
-def test_the_deadline_says_what_is_missing(ray: Path, state: dict[str, Any], expected: str) -> None:
-    """One line, with the setting that would have waited longer."""
-    ray.write_text(json.dumps(state))
-    with pytest.raises(SettingsError) as raised, gate(3).gather():
-        pytest.fail("the gate is open")
-    assert expected in str(raised.value)
-    assert "serving.cluster_timeout_seconds" in str(raised.value)
-
-
-def test_without_a_cluster_vllm_starts_one(ray: Path) -> None:
-    """Where this machine has all GPUs, and nobody has named a cluster."""
-    ray.write_text(json.dumps({"error": "no cluster"}))
-    with gate(fits=True).gather():
-        pass
-
-
-def test_an_unload_ends_the_waiting(ray: Path) -> None:
-    """A model that is to go does not wait for machines."""
-    ray.write_text(json.dumps({"nodes": [], "free": 0.0}))
-    waiting = gate()
-    waiting.close()
-    with pytest.raises(SettingsError, match="being unloaded"), waiting.gather():
-        pytest.fail("the gate is open")
 
 
 def test_connections_are_counted() -> None:

@@ -18,7 +18,6 @@ DEFAULTS: dict[str, Any] = {
     "data_parallel_size_local": None,
     "data_parallel_rank": None,
     "data_parallel_external_lb": False,
-    "data_parallel_backend": "mp",
     "distributed_executor_backend": None,
     "nnodes": 1,
 }
@@ -40,7 +39,7 @@ def of(**changes: Any) -> Parallelism:
         ({"data_parallel_size": 4, "data_parallel_rank": 2}, 1, 1),
         ({"tensor_parallel_size": 4, "nnodes": 2}, 2, 1),
         ({"tensor_parallel_size": 4, "distributed_executor_backend": "ray"}, None, 1),
-        ({"data_parallel_size": 2, "data_parallel_backend": "ray"}, None, 2),
+        ({"data_parallel_size": 2, "distributed_executor_backend": "ray"}, None, 2),
     ],
     ids=str,
 )

@@ -99,8 +99,8 @@ parameters {
 {{- fail "autoscaling: minReplicas is above maxReplicas" -}}
 {{- end -}}
 {{- if eq .Values.workload "LeaderWorkerSet" -}}
-{{- if not (or (eq (toString .Values.engineArgs.distributed_executor_backend) "ray") (eq (toString .Values.engineArgs.data_parallel_backend) "ray")) -}}
-{{- fail "workload LeaderWorkerSet joins its pods by Ray: set engineArgs.distributed_executor_backend to ray (or data_parallel_backend)" -}}
+{{- if ne (toString .Values.engineArgs.distributed_executor_backend) "ray" -}}
+{{- fail "workload LeaderWorkerSet joins its pods by Ray: set engineArgs.distributed_executor_backend to ray" -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.kserve.storageUri (ne .Values.workload "KServe") -}}

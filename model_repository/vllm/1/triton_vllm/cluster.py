@@ -19,6 +19,7 @@ from triton_vllm import ray_cluster
 from triton_vllm.errors import SettingsError
 from triton_vllm.machines import Machines
 from triton_vllm.parallelism import Parallelism, check_gpus
+from triton_vllm.ray_cluster import Placement
 from triton_vllm.settings import ModelSettings
 from triton_vllm.streaming import Log
 
@@ -73,12 +74,16 @@ class RayCluster:
         self._device = device
         self._seconds = seconds
         self._closing = False
+        self._placement: Placement | None = None
         self._log = log
         self._fits_here = fits_here and not os.environ.get("RAY_ADDRESS")
 
     @contextlib.contextmanager
     def gather(self) -> Iterator[None]:
-        """Wait for the devices. Raises SettingsError at the deadline: what there is of them."""
+        """Wait for the devices, and hold the start, which waits for them what time is left.
+
+        Raises SettingsError at the deadline: what there is of them.
+        """
         since = reported = time.monotonic()
         for missing in self._answers():
             now = time.monotonic()
@@ -86,16 +91,28 @@ class RayCluster:
                 break
             if self._fits_here and missing.startswith("ConnectionError"):
                 break
-            if self._closing:
-                raise SettingsError("the model is being unloaded")
-            if now - since > self._seconds:
-                raise SettingsError(
-                    f'{missing}, after {self._seconds:g} s ("serving.cluster_timeout_seconds")'
-                )
+            if self._closing or now - since > self._seconds:
+                raise self._too_late(missing)
             if now - reported > _REPORT_SECONDS or reported == since:
                 reported = now
                 self._log.log_info(f"waiting for the Ray cluster: {missing}")
-        yield
+        with Placement.offered(self._seconds - (time.monotonic() - since)) as placement:
+            self._placement = placement
+            try:
+                yield
+            except Exception as error:
+                if missing := placement.refused:
+                    raise self._too_late(missing) from error
+                raise
+            finally:
+                self._placement = None
+
+    def _too_late(self, missing: str) -> SettingsError:
+        if self._closing:
+            return SettingsError("the model is being unloaded")
+        return SettingsError(
+            f'{missing}, after {self._seconds:g} s ("serving.cluster_timeout_seconds")'
+        )
 
     def _answers(self) -> Iterator[str]:
         """Yield what is missing, empty if nothing, every half second."""
@@ -111,7 +128,8 @@ class RayCluster:
             try:
                 while process.is_alive() or ours.poll():
                     if ours.poll(_POLL_SECONDS):
-                        missing = self._missing(ours.recv())
+                        answer = ours.recv()
+                        missing = ray_cluster.missing(answer, self._workers, self._device)
                     yield missing
             except EOFError:
                 missing = "the process that asks Ray has died"
@@ -121,35 +139,32 @@ class RayCluster:
                 process.join()
                 ours.close()
 
-    def _missing(self, answer: str | tuple[dict[str, int], int]) -> str:
-        if isinstance(answer, str):
-            return answer
-        devices, free = answer
-        if free >= self._workers:
-            return ""
-        nodes = ", ".join(f"{address} with {n}" for address, n in sorted(devices.items()))
-        return (
-            f"the Ray cluster has {free} of {self._workers} {self._device}s free, on "
-            f"{len(devices)} node{'s' if len(devices) != 1 else ''} ({nodes})"
-        )
-
     async def watch(self, llm: Any) -> None:
         """Return at once: Ray tells the engine when it has lost a node, and the engine ends."""
 
     def close(self) -> None:
         """Let ``gather`` fail."""
         self._closing = True
+        if (placement := self._placement) is not None:
+            placement.withdraw()
 
 
 def cluster_of(args: Any, devices: str, settings: ModelSettings, log: Log) -> Cluster:
     """Return the machines that vLLM's engine arguments ask for.
 
     ``devices`` are the GPUs that config.pbtxt gives to the engine, if any. Raises SettingsError
-    where this machine has fewer than asked for, or vLLM cannot use Ray.
+    where this machine has fewer than asked for, vLLM cannot use Ray, or its engine cores would be
+    Ray's actors: then the front end is a driver of Ray's, and nothing here notices when they die.
     """
     from triton_vllm import vllm_parallel
 
     where = str(settings.engine_args_path)
+    if args.data_parallel_backend == "ray":
+        raise SettingsError(
+            f'{where}: "data_parallel_backend": "ray" is not supported, as the death of such an '
+            'engine would not be noticed: use "data_parallel_size_local", and '
+            "scripts/join_cluster.sh on the other machines"
+        )
     parallelism = Parallelism.of(args)
     check_gpus(parallelism, devices, vllm_parallel.visible_gpus, where)
     seconds = settings.serving.cluster_timeout_seconds

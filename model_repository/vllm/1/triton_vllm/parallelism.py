@@ -41,7 +41,7 @@ class Parallelism:
         here: int | None = in_engine * engines
         engines_here = engines
         given = {name: size for name, size in sizes.items() if size > 1}
-        if "ray" in (args.distributed_executor_backend, args.data_parallel_backend):
+        if args.distributed_executor_backend == "ray":
             here = None
         elif args.data_parallel_rank is not None or args.data_parallel_external_lb:
             engines_here, here = 1, in_engine

@@ -28,7 +28,6 @@ from vllm.utils.network_utils import get_open_port, get_open_zmq_ipc_path, get_t
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from triton_vllm.adapters import Adapter
@@ -43,6 +42,7 @@ from triton_vllm.errors import (
 from triton_vllm.shared_engine import EngineAddresses
 from triton_vllm.text_encoder import text_encoder
 from triton_vllm.vllm_guard import GuardedLLM
+from triton_vllm.vllm_parallel import executor_class
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
 __all__ += ["SamplingParams"]
@@ -173,7 +173,7 @@ class EngineCores:
         counts = {"num_api_servers": front_ends} if _LAUNCH_TAKES_COUNT else {}
         with engine_utils.launch_core_engines(
             config,
-            Executor.get_class(config),
+            executor_class(config),
             not engine_args.disable_log_stats,
             addresses,
             **counts,

@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.errors import RequestError, one_line
+from triton_vllm.vllm_parallel import executor_class
 
 
 class GuardedLLM(AsyncLLM):  # type: ignore[misc]
@@ -18,6 +19,11 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
     """
 
     check_grammar: Callable[[Any], Awaitable[None]] | None = None
+
+    def __init__(self, vllm_config: Any, **options: Any) -> None:
+        """Take an ``AsyncLLM``'s options, but for the executor, which is chosen here."""
+        options["executor_class"] = executor_class(vllm_config)
+        super().__init__(vllm_config, **options)
 
     async def add_request(
         self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any

@@ -5,9 +5,12 @@ Importing this file imports vLLM, so do it late.
 
 from __future__ import annotations
 
+from typing import Any
+
 from vllm.config import ParallelConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+from vllm.v1.executor import Executor
 
 from triton_vllm.machines import Meeting
 
@@ -25,6 +28,15 @@ def visible_gpus() -> int | None:
 def ray_device() -> str:
     """Return what Ray calls this vLLM's devices; empty where Ray has no name for them."""
     return str(current_platform.ray_device_key)
+
+
+def executor_class(config: Any) -> Any:
+    """Return the class of what runs the workers of an engine core: vLLM's, or ours around it."""
+    if config.parallel_config.distributed_executor_backend == "ray":
+        from triton_vllm.vllm_ray import RayExecutor
+
+        return RayExecutor
+    return Executor.get_class(config)
 
 
 def meeting(args: AsyncEngineArgs) -> Meeting | None:
