@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -198,6 +200,14 @@ def under_way(server: TritonServer, model: str) -> list[int]:
     ]
 
 
+def counted(server: TritonServer, model: str) -> int:
+    """Return how many requests the front ends of a model tell each other that they have."""
+    pattern = f"triton_vllm-*/{server.process.pid}-*/{model}/*/*/loads"
+    (table,) = Path(tempfile.gettempdir()).glob(pattern)
+    slots = struct.iter_unpack("=8q", table.read_bytes())
+    return sum(taken + passed for _, _, taken, passed, *_ in slots)
+
+
 def test_engines_get_their_fair_share(server: TritonServer, checkpoints: Path) -> None:
     """Triton's requests level what the OpenAI port has put out of balance, and avoid the dead."""
     port, _ = port_pair()
@@ -228,6 +238,7 @@ def test_engines_get_their_fair_share(server: TritonServer, checkpoints: Path) -
         first, second = under_way(server, "fair")
         assert abs(first - second) <= 4, f"{first} and {second} of 18, without help 12 and 6"
     eventually(lambda: under_way(server, "fair") == [0, 0], "all are cancelled")
+    eventually(lambda: counted(server, "fair") == 0, "none is counted any more")
     (core,) = [
         engine
         for engine in server.processes("VLLM::EngineCore")
@@ -246,6 +257,7 @@ def test_engines_get_their_fair_share(server: TritonServer, checkpoints: Path) -
         messages = list(at_once(server, "fair", 12, 12, stack))
     assert [] == [m.error_message for m in messages if m.error_message]
     await_tokens(server, before + 4 * 12, model="fair", gpu_set="0")
+    eventually(lambda: counted(server, "fair") == 0, "nor those that a death has ended")
     end(server, "fair")
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 
 import triton_vllm
 from triton_vllm.errors import SettingsError
-from triton_vllm.instances import settings_of
+from triton_vllm.fair_share import FairShare, NoFairShare
+from triton_vllm.instances import Instance, settings_of
 from triton_vllm.openai_settings import OpenAISettings
 from triton_vllm.placement import Placement
 from triton_vllm.settings import ModelSettings, ServingSettings
@@ -74,6 +76,25 @@ def test_instances_are_dealt_to_the_engines(tmp_path: Path) -> None:
         (label, seat) for label, _, _, seat, _ in found
     }
     assert 2 == len({(label, directory) for label, *_, directory in found})
+
+
+@pytest.mark.parametrize(
+    ("placement", "kind"),
+    [(Placement(), NoFairShare), (Placement(("0", "1"), 1, 1, 2), FairShare)],
+    ids=["one engine", "KIND_GPU"],
+)
+def test_only_several_engines_share(
+    placement: Placement, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One engine alone leaves no file; of several each is in the table, as long as it lives."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "of the server")
+    with contextlib.ExitStack() as cleanup:
+        instance = Instance.take(settings(None, placement), cleanup)
+        assert kind is type(instance.share)
+        assert (kind is FairShare) == bool(list(tmp_path.rglob("loads")))
+        assert (kind is NoFairShare) == (not list(tmp_path.iterdir()))
+    assert [] == list(tmp_path.rglob("loads"))
 
 
 @pytest.mark.parametrize(("engine", "port"), [(0, 9000), (1, 9001)])

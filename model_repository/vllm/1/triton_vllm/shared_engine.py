@@ -12,6 +12,7 @@ core and publishes its addresses there; the others wait for them and join.
         ├── engine.json  the addresses and process ids, published by the leader
         ├── metrics/     what each front end counts, in prometheus_client's files
         ├── drained/     who has answered all HTTP requests, at the end (draining.py)
+        ├── loads        of several engines, where all their front ends meet (fair_share.py)
         └── closing      the leader is ending the engine on purpose
 
 What keeps generations apart: a seat is never taken twice, and a generation that anybody has left,
