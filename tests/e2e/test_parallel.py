@@ -191,74 +191,64 @@ def at_once(server: TritonServer, model: str, count: int, max_tokens: int, stack
     return responses
 
 
-def under_way(server: TritonServer, model: str) -> list[int]:
-    """Return how many requests each of two engines has."""
-    names = "vllm:num_requests_running", "vllm:num_requests_waiting"
-    return [
-        sum(int(metric(server, name, model=model, gpu_set=str(gpu_set))) for name in names)
-        for gpu_set in range(2)
-    ]
-
-
-def counted(server: TritonServer, model: str) -> int:
-    """Return how many requests the front ends of a model tell each other that they have."""
+def table(server: TritonServer, model: str) -> list[tuple[int, int]]:
+    """Return what the front ends of two engines tell each other: requests taken, and under way."""
     pattern = f"triton_vllm-*/{server.process.pid}-*/{model}/*/*/loads"
-    (table,) = Path(tempfile.gettempdir()).glob(pattern)
-    slots = struct.iter_unpack("=8q", table.read_bytes())
-    return sum(taken + passed for _, _, taken, passed, *_ in slots)
+    (file,) = Path(tempfile.gettempdir()).glob(pattern)
+    slots = sorted(struct.iter_unpack("=8q", file.read_bytes()))
+    return [(taken, taken + passed) for _, _, taken, passed, *_ in slots]
 
 
 def test_engines_get_their_fair_share(server: TritonServer, checkpoints: Path) -> None:
     """Triton's requests level what the OpenAI port has put out of balance, and avoid the dead."""
     port, _ = port_pair()
     openai = {"port": port, "served_model_name": "tiny"}
-    long = 470
-    serve(
-        server,
-        checkpoints,
-        "fair",
-        instances=2,
-        devices="0;1",
-        serving={"openai": openai},
-        max_num_seqs=32,
-    )
+    options: dict[str, Any] = {"devices": "0;1", "max_num_seqs": 32, "max_model_len": 1024}
+    serve(server, checkpoints, "fair", instances=2, serving={"openai": openai}, **options)
     with ExitStack() as stack:
-        client = client_of(port)
+        long: dict[str, Any] = {
+            "max_tokens": 1000,
+            "stream": True,
+            "extra_body": {"ignore_eos": True},
+        }
         for _ in range(6):
-            stream = client.completions.create(
-                model="tiny",
-                prompt="Hello",
-                max_tokens=long,
-                stream=True,
-                extra_body={"ignore_eos": True},
-            )
+            stream = client_of(port).completions.create(model="tiny", prompt="Hello", **long)
             stack.callback(stream.close)
-        at_once(server, "fair", 12, long, stack)
-        eventually(lambda: sum(under_way(server, "fair")) == 18, "all are under way")
-        first, second = under_way(server, "fair")
-        assert abs(first - second) <= 4, f"{first} and {second} of 18, without help 12 and 6"
-    eventually(lambda: under_way(server, "fair") == [0, 0], "all are cancelled")
-    eventually(lambda: counted(server, "fair") == 0, "none is counted any more")
-    (core,) = [
-        engine
-        for engine in server.processes("VLLM::EngineCore")
-        if variable(engine, "CUDA_VISIBLE_DEVICES") == "0"
-    ]
+        at_once(server, "fair", 12, 1000, stack)
+        eventually(lambda: sum(taken for taken, _ in table(server, "fair")) == 12, "all are taken")
+        (first, _), (second, _) = now = table(server, "fair")
+        # 9 and 9 are under way; without help there would be 12 and 6.
+        assert abs(first + 6 - second) <= 4, now
+    eventually(lambda: [0, 0] == [n for _, n in table(server, "fair")], "all are cancelled")
+    assert_avoids_the_dead(server)
+    end(server, "fair")
+
+
+def assert_avoids_the_dead(server: TritonServer) -> None:
+    """While an engine is restarted the other answers; then both do."""
+    engines = server.processes("VLLM::EngineCore")
+    (first,) = [e for e in engines if variable(e, "CUDA_VISIBLE_DEVICES") == "0"]
     since = server.log_size()
-    core.kill()
+    first.kill()
     server.await_log("restarting the engine", since=since)
-    with ExitStack() as stack:
-        messages = list(at_once(server, "fair", 12, 12, stack))
-    refused = [m.error_message for m in messages if m.error_message]
+    refused = errors_of_twelve(server)
     assert len(refused) <= 2, refused
     await_restart(server, 1)
-    before = metric(server, TOKENS, model="fair", gpu_set="0")
+    (before, _), _ = table(server, "fair")
+
+    def is_asked_again() -> bool:
+        assert [] == errors_of_twelve(server)
+        return table(server, "fair")[0][0] > before
+
+    eventually(is_asked_again, "the engine that is back gets requests")
+    eventually(lambda: [0, 0] == [n for _, n in table(server, "fair")], "none is left over")
+
+
+def errors_of_twelve(server: TritonServer) -> list[str]:
+    """Return with which errors twelve requests at once end."""
     with ExitStack() as stack:
         messages = list(at_once(server, "fair", 12, 12, stack))
-    assert [] == [m.error_message for m in messages if m.error_message]
-    await_tokens(server, before + 4 * 12, model="fair", gpu_set="0")
-    eventually(lambda: counted(server, "fair") == 0, "nor those that a death has ended")
-    end(server, "fair")
+    return [message.error_message for message in messages if message.error_message]
 
 
 def test_data_parallel_engines(server: TritonServer, tiny: TinyModels, checkpoints: Path) -> None:
