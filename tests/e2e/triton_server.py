@@ -226,8 +226,16 @@ class TritonServer:
                 return error.code, error.read().decode()
 
     def load(self, model: str, seconds: float = LOAD_SECONDS) -> str:
-        """Load a model; return Triton's error, empty when it is ready."""
-        status, body = self.post(f"v2/repository/models/{model}/load", {}, seconds)
+        """Load a model; return Triton's error, empty when it is ready.
+
+        Raises TimeoutError, and TritonFaultError where it is Triton that has stopped.
+        """
+        try:
+            status, body = self.post(f"v2/repository/models/{model}/load", {}, seconds)
+        except TimeoutError:
+            if self._hangs():
+                raise TritonFaultError(f"{model} is ready and was not taken") from None
+            raise
         return "" if status == 200 else str(json.loads(body)["error"])
 
     def unload(self, model: str) -> None:
