@@ -89,8 +89,16 @@ class OneByOne:
     def __enter__(self) -> OneByOne:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        """End the stream, and wait until Triton has ended it, too.
+
+        One that is ended and cancelled in the same moment can stay with Triton 24.10, and its model
+        then cannot be unloaded.
+        """
         self._requests.put(None)
+        if kind is None:
+            for _ in self._responses:
+                pass
         self._channel.close()
 
     def ask(self, message: Any) -> str | Refused:
