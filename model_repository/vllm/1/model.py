@@ -50,7 +50,7 @@ class TritonPythonModel:
         self._metrics = export_metrics(pb_utils, settings, self._engine, self._responses.traffic)
 
     def execute(self, requests: list[Any]) -> None:
-        """Accept requests and return at once; the responses follow on their own."""
+        """Accept requests; the responses follow on their own."""
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -61,6 +61,7 @@ class TritonPythonModel:
                 self._responses.open(sender).fail(explained)
             else:
                 self._engine.spawn(self._serve(decoded, self._responses.open(sender, decoded)))
+        self._engine.hold_back()  # at once, but where another engine has less to do
 
     def is_ready(self) -> bool:
         """Tell Triton, where it asks (26.03), whether the engine serves."""

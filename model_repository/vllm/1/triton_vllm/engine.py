@@ -96,7 +96,7 @@ class Engine:
         self._settings = settings = launch.settings
         self._vllm = launch.vllm
         self._args = launch.args
-        self.seat, self.label = launch.seat, launch.label
+        self.seat, self.label, self._share = launch.seat, launch.label, launch.share
         self.reports_metrics = launch.reports_metrics
         self.admission = Admission(
             -(-settings.serving.max_requests // settings.placement.instances),
@@ -104,7 +104,7 @@ class Engine:
             lambda: self._vllm.queued_tokens(self._llm),
         )
         self.openai = openai_server(
-            settings, self._args, self.seat, self.check, self.admit, self._log
+            settings, self._args, self.seat, self.check, self._admit_http, self._log
         )
         self._cleanup.callback(self.openai.close)
         launch.resolve(phases)
@@ -133,6 +133,7 @@ class Engine:
         if isinstance(self.seat, Seat) and self.seat.is_leader:
             self._cleanup.callback(self.seat.announce_closing)
         self._loop.call(self._supervisor.begin())
+        self._loop.spawn_background(self._share.beat(lambda: self.is_up))
         if self.reports_metrics:
             self._loop.spawn_background(self.lag.measure())
         if not self._args.disable_log_stats:
@@ -224,13 +225,26 @@ class Engine:
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
         """Hold the place of one request to its end; raise what keeps it out. Event loop only."""
-        self._check_up()
-        with self.admission.admit():
-            yield
+        try:
+            self._check_up()
+            with self.admission.admit():
+                yield
+        finally:
+            self._share.ended()
+
+    def _admit_http(self) -> contextlib.AbstractContextManager[None]:
+        """Count and admit a request that comes in the event loop, not through ``spawn``."""
+        self._share.came()
+        return self.admit()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Start a request's coroutine in the engine's event loop."""
+        """Start the coroutine of a request, which is to ``admit`` it, in the event loop."""
+        self._share.took()
         self._loop.spawn(coroutine)
+
+    def hold_back(self) -> None:
+        """Leave the next request to another engine of the model that has less to do, if any."""
+        self._share.hold_back()
 
     async def render(self, request: GenerationRequest) -> Work:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""

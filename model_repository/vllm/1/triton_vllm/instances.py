@@ -2,17 +2,19 @@
 
 Triton starts the instances in any order and tells them apart by names that depend on the groups.
 So, with several engines, each takes a seat of the whole model first: its number says whose front
-end it is, as cards are dealt. On KIND_GPU Triton has dealt already. Then the front ends of one
-engine meet, each engine's in a place of its own (``shared_engine``).
+end it is, as cards are dealt, unless Triton has dealt already (KIND_GPU). There they also tell each
+other their loads (``fair_share``). Then the front ends of one engine meet, each engine's in a place
+of its own (``shared_engine``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from triton_vllm.errors import SettingsError
+from triton_vllm.fair_share import FairShare, LoadTable, NoFairShare
 from triton_vllm.settings import ModelSettings
 from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
 
@@ -23,13 +25,14 @@ class Instance:
 
     ``settings`` are those of its engine, ``devices`` its GPUs as in CUDA_VISIBLE_DEVICES, empty
     where it sees what the server sees. ``label`` tells its metrics from those of other engines,
-    empty where there is one engine.
+    empty where there is one engine. ``share`` is its part of the model's requests.
     """
 
     settings: ModelSettings
     seat: Seat | NoSeat
     devices: str = ""
     label: str = ""
+    share: FairShare | NoFairShare = field(default_factory=NoFairShare)
 
     @classmethod
     def take(cls, settings: ModelSettings, cleanup: contextlib.ExitStack) -> Instance:
@@ -39,10 +42,17 @@ class Instance:
         """
         placement = settings.placement
         engine = placement.engine
-        if engine is None:
+        share: FairShare | NoFairShare = NoFairShare()
+        if placement.engines > 1:
             dealt = Seat.take(meeting_place(settings.name, settings.version), placement.instances)
             cleanup.callback(dealt.leave)
-            engine = dealt.index % placement.engines
+            if engine is None:
+                engine = dealt.index % placement.engines
+            loads = dealt.generation / "loads"
+            table = LoadTable(loads, placement.instances, dealt.index, engine)
+            cleanup.callback(table.close)
+            share = FairShare(table)
+        assert engine is not None, "as it is with one engine"
         if placement.devices[engine]:
             os.environ["CUDA_VISIBLE_DEVICES"] = placement.devices[engine]
         place = str(engine) if placement.engines > 1 else ""
@@ -56,7 +66,7 @@ class Instance:
             # folder, from which the leader reads the sum. prometheus_client looks at this when it
             # is imported.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(seat.metrics_directory)
-        return cls(settings_of(settings, engine), seat, placement.devices[engine], place)
+        return cls(settings_of(settings, engine), seat, placement.devices[engine], place, share)
 
 
 def settings_of(settings: ModelSettings, engine: int) -> ModelSettings:

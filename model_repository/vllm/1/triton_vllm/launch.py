@@ -21,9 +21,10 @@ class Launch:
     """How one front end starts its engine, or joins it.
 
     ``settings`` are those of the engine that this front end belongs to, ``label`` tells it from
-    others of the model, ``seat`` is the place among its front ends. ``vllm`` is the module
-    ``vllm_api``, ``args`` vLLM's engine arguments as they concern this front end, ``cluster`` the
-    machines. ``resolve`` sets ``config``, vLLM's, and ``chat``, the options of its chat.
+    others of the model, ``seat`` is the place among its front ends, ``share`` its part of the
+    model's requests. ``vllm`` is the module ``vllm_api``, ``args`` vLLM's engine arguments as they
+    concern this front end, ``cluster`` the machines. ``resolve`` sets ``config``, vLLM's, and
+    ``chat``, the options of its chat.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Launch:
         )
         instance = Instance.take(settings, cleanup)
         self.settings, self.label = instance.settings, instance.label
-        self.seat = instance.seat
+        self.seat, self.share = instance.seat, instance.share
         try:
             from triton_vllm import vllm_api
         except ImportError as error:
