@@ -21,7 +21,7 @@ import asyncio
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,28 +30,25 @@ _ENGINE, _BEAT, _TAKEN, _PASSED = range(4)
 
 BEAT_SECONDS = 0.1
 STALE_SECONDS = 1.0  # an event loop that is so late is no place for more requests
-HOLD_SECONDS = 0.05  # whatever the table says, after that the next request is taken
+# Whatever the table says, after that the next request is taken. So an engine that is ahead still
+# takes four a second through each front end: more, and long requests would not be levelled.
+HOLD_SECONDS = 0.25
 DOWN_SECONDS = 0.5  # the same, for a front end that can only refuse
+QUEUED_SECONDS = 0.01  # a request that comes so soon after the wait had been in Triton's queue
 _STEPS = (0.0002, 0.002)  # seconds between two looks at the table: at first, and at most
 
 
-@dataclass(frozen=True, slots=True)
-class Loads:
-    """The requests under way of the engines that serve, as one front end sees them.
+@dataclass(slots=True)
+class Load:
+    """What one engine has: requests under way, and how many ``execute`` has ever taken for it."""
 
-    ``own`` is its engine's, None where that does not serve; ``least`` the least of the others',
-    None where there is none.
-    """
+    requests: int = 0
+    taken: int = 0
 
-    own: int | None
-    least: int | None
 
-    @property
-    def is_ahead(self) -> bool:
-        """Whether the next request belongs elsewhere: one more than a hundredth above is level."""
-        if self.least is None:
-            return False
-        return self.own is None or self.own > self.least + 1 + self.least // 100
+def is_level(own: int, least: int) -> bool:
+    """Return whether the next request may as well come here: one and a hundredth are no lead."""
+    return own <= least + 1 + least // 100
 
 
 class LoadTable:
@@ -83,21 +80,17 @@ class LoadTable:
         """Say that this front end lives and its engine serves, or does not. Event loop only."""
         self._numbers[self._own + _BEAT] = time.monotonic_ns() if serves else 0
 
-    def loads(self) -> Loads:
-        """Read the table."""
+    def loads(self) -> tuple[Load | None, dict[int, Load]]:
+        """Return what this front end's engine has, None if it does not serve, and the others'."""
         oldest = time.monotonic_ns() - int(STALE_SECONDS * 1e9)
-        engines: dict[int, int] = {}
-        for engine, beat, load in self._slots():
-            if beat > oldest:
-                engines[engine] = engines.get(engine, 0) + load
-        own = engines.pop(self._engine, None)
-        return Loads(own, min(engines.values(), default=None))
-
-    def _slots(self) -> Iterator[tuple[int, int, int]]:
         numbers = self._numbers
+        engines: dict[int, Load] = {}
         for at in range(0, len(numbers), _WORDS):
-            if engine := numbers[at + _ENGINE]:
-                yield engine - 1, numbers[at + _BEAT], numbers[at + _TAKEN] + numbers[at + _PASSED]
+            if numbers[at + _BEAT] > oldest:
+                load = engines.setdefault(numbers[at + _ENGINE] - 1, Load())
+                load.taken += (taken := numbers[at + _TAKEN])
+                load.requests += taken + numbers[at + _PASSED]
+        return engines.pop(self._engine, None), engines
 
     def close(self) -> None:
         """Leave the table."""
@@ -106,11 +99,27 @@ class LoadTable:
         self._map.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """For an engine that has taken so many requests, so long at most."""
+
+    engine: int
+    taken: int
+    seconds: float
+
+
 class FairShare:
-    """Keeps one front end from taking what belongs to an engine with less to do."""
+    """Keeps one front end from taking what belongs to an engine with less to do.
+
+    A wait may be in vain: the other's ``execute`` hangs, though its event loop lives. When the next
+    request comes at once after such a wait, it had been there, and the other engine has not taken
+    it. Nobody waits for that one any more until it takes something.
+    """
 
     def __init__(self, table: LoadTable) -> None:
         self._table = table
+        self._in_vain: tuple[float, _Wait] | None = None  # the last wait, and when it ended
+        self._unwilling: dict[int, int] = {}  # engines, and how many requests they had taken
         self.took = table.took
 
     def came(self) -> None:
@@ -128,13 +137,36 @@ class FairShare:
         down stays away for longer: it could only refuse what another can answer.
         """
         begun = time.monotonic()
+        self._judge(begun)
         step, longest = _STEPS
-        while (loads := self._table.loads()).is_ahead:
-            limit = DOWN_SECONDS if loads.own is None else HOLD_SECONDS
-            if time.monotonic() - begun >= limit:
+        first = wait = self._wait()
+        while wait is not None:
+            if (now := time.monotonic()) - begun >= wait.seconds:
+                if wait == first:
+                    self._in_vain = (now, wait)
                 return
             time.sleep(step)
             step = min(2 * step, longest)
+            wait = self._wait()
+
+    def _judge(self, now: float) -> None:
+        """Remember an engine that took nothing of what was there."""
+        if self._in_vain is not None:
+            until, wait = self._in_vain
+            if now - until < QUEUED_SECONDS:
+                self._unwilling[wait.engine] = wait.taken
+            self._in_vain = None
+
+    def _wait(self) -> _Wait | None:
+        """Return what there is to wait for, None where there is nothing."""
+        own, others = self._table.loads()
+        willing = [e for e, load in others.items() if load.taken != self._unwilling.get(e)]
+        if not willing:
+            return None
+        least = min(willing, key=lambda engine: others[engine].requests)
+        if own is not None and is_level(own.requests, others[least].requests):
+            return None
+        return _Wait(least, others[least].taken, DOWN_SECONDS if own is None else HOLD_SECONDS)
 
     async def beat(self, serves: Callable[[], bool]) -> None:
         """Show the others for ever that this front end lives. A coroutine of the event loop."""
