@@ -10,12 +10,16 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
+from tritonclient.grpc import service_pb2_grpc
 
+from tests.e2e.load import infer_request
 from tests.e2e.openai_port import client_of, eventually, is_open, metric
 from tests.e2e.tiny_models import SMALL, TinyModels
 from tests.e2e.triton_server import (
@@ -23,6 +27,7 @@ from tests.e2e.triton_server import (
     TritonServer,
     add_model,
     ask,
+    await_restart,
     free_ports,
     sampling,
 )
@@ -166,6 +171,82 @@ def test_instances_on_disjoint_gpus(
         )
         await_tokens(server, before + 12, model="two", gpu_set=str(gpu_set))
     end(server, "two")
+
+
+def at_once(server: TritonServer, model: str, count: int, max_tokens: int, stack: ExitStack) -> Any:
+    """Send so many requests on one stream, which ends with ``stack``; return its responses."""
+    message = infer_request(
+        {
+            "text_input": b"Hello",
+            "sampling_parameters": sampling(max_tokens=max_tokens, ignore_eos=True).encode(),
+        }
+    )
+    message.model_name = model
+    channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}"))
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    responses = stub.ModelStreamInfer(iter([message] * count), timeout=200)
+    stack.callback(responses.cancel)
+    return responses
+
+
+def under_way(server: TritonServer, model: str) -> list[int]:
+    """Return how many requests each of two engines has."""
+    names = "vllm:num_requests_running", "vllm:num_requests_waiting"
+    return [
+        sum(int(metric(server, name, model=model, gpu_set=str(gpu_set))) for name in names)
+        for gpu_set in range(2)
+    ]
+
+
+def test_engines_get_their_fair_share(server: TritonServer, checkpoints: Path) -> None:
+    """Triton's requests level what the OpenAI port has put out of balance, and avoid the dead."""
+    port, _ = port_pair()
+    openai = {"port": port, "served_model_name": "tiny"}
+    long = 470
+    serve(
+        server,
+        checkpoints,
+        "fair",
+        instances=2,
+        devices="0;1",
+        serving={"openai": openai},
+        max_num_seqs=32,
+    )
+    with ExitStack() as stack:
+        client = client_of(port)
+        for _ in range(6):
+            stream = client.completions.create(
+                model="tiny",
+                prompt="Hello",
+                max_tokens=long,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            )
+            stack.callback(stream.close)
+        at_once(server, "fair", 12, long, stack)
+        eventually(lambda: sum(under_way(server, "fair")) == 18, "all are under way")
+        first, second = under_way(server, "fair")
+        assert abs(first - second) <= 4, f"{first} and {second} of 18, without help 12 and 6"
+    eventually(lambda: under_way(server, "fair") == [0, 0], "all are cancelled")
+    (core,) = [
+        engine
+        for engine in server.processes("VLLM::EngineCore")
+        if variable(engine, "CUDA_VISIBLE_DEVICES") == "0"
+    ]
+    since = server.log_size()
+    core.kill()
+    server.await_log("restarting the engine", since=since)
+    with ExitStack() as stack:
+        messages = list(at_once(server, "fair", 12, 12, stack))
+    refused = [m.error_message for m in messages if m.error_message]
+    assert len(refused) <= 2, refused
+    await_restart(server, 1)
+    before = metric(server, TOKENS, model="fair", gpu_set="0")
+    with ExitStack() as stack:
+        messages = list(at_once(server, "fair", 12, 12, stack))
+    assert [] == [m.error_message for m in messages if m.error_message]
+    await_tokens(server, before + 4 * 12, model="fair", gpu_set="0")
+    end(server, "fair")
 
 
 def test_data_parallel_engines(server: TritonServer, tiny: TinyModels, checkpoints: Path) -> None:

@@ -184,6 +184,8 @@ def test_an_engine_that_is_down_holds_nobody_back(tables: list[LoadTable], clock
         table.beat(serves=False)
     assert [(50, None), (None, 50)] == [requests(table) for table in tables[:2]]
     assert 0 == held(tables[0], clock)
+    for number in range(1, 5):
+        clock.at(number / 2, lambda: tables[0].beat(serves=True))
     assert pytest.approx(DOWN_SECONDS, abs=0.003) == held(tables[1], clock)
 
 

@@ -33,7 +33,7 @@ STALE_SECONDS = 1.0  # an event loop that is so late is no place for more reques
 # Whatever the table says, after that the next request is taken. So an engine that is ahead still
 # takes four a second through each front end: more, and long requests would not be levelled.
 HOLD_SECONDS = 0.25
-DOWN_SECONDS = 0.5  # the same, for a front end that can only refuse
+DOWN_SECONDS = 2.0  # the same, for a front end that can only refuse
 QUEUED_SECONDS = 0.01  # a request that comes so soon after the wait had been in Triton's queue
 _MANY = 8  # requests of an engine
 _STEPS = (0.0002, 0.002)  # seconds between two looks at the table: at first, and at most
