@@ -5,9 +5,8 @@
 #   scripts/test.sh [--unit | --faults] [pytest option...]
 #
 #   --unit    lint and unit tests only: two minutes, and neither Triton nor vLLM
-#   --faults  also the tests of load and faults that want a machine of their own, and as root those
-#             of two machines (with Ray, which is installed for it), 15 minutes more; CI leaves them
-#             out: docs/reliability.md says which of them are not reliable yet
+#   --faults  as root, also the tests of two machines and of the loss of one, with Ray, which is
+#             installed for them; CI leaves them out
 #   further options go to the last run of pytest, such as -k cancel or -x
 #
 # Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and
@@ -32,7 +31,7 @@ MEDIA_PACKAGES=$CACHE/media-packages
 REPORT=$CACHE/last-pytest.txt
 
 unit=no
-faults=(--ignore=tests/e2e/test_reliability.py --ignore=tests/e2e/test_pipeline.py --ignore=tests/e2e/test_cluster.py)
+faults=(--ignore=tests/e2e/test_cluster.py)
 options=()
 times=()
 
@@ -166,7 +165,8 @@ oldest_contract_tests() {
         rm "$OLDEST_VLLM"/*.whl
         printf '%s\n' "$OLDEST" >"$OLDEST_VLLM/stamp"
     fi
-    contract_tests "$OLDEST_VLLM/wheel"
+    # As many hostile cases as to see that they end alike.
+    HOSTILE_CASES=2000 contract_tests "$OLDEST_VLLM/wheel"
 }
 
 # Beside the environment, which the other tests have as it is made.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.drop_in import install_backend
-from tests.e2e.tiny_models import TinyModels, make
+from tests.e2e.tiny_models import MEDIA_PACKAGES, TinyModels, make
 from tests.e2e.triton_server import TritonServer, add_model, check_prerequisites, running
 
 
@@ -32,5 +32,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyModels]:
     check_prerequisites()
     checkpoints = tmp_path_factory.mktemp("checkpoints") / "tiny"
     make(checkpoints)
-    with running(tmp_path_factory.mktemp("model_repository"), "tiny") as server:
+    # For the process in which vLLM looks at a model's class: it does not see the model's folder.
+    variables = {"PYTHONPATH": str(MEDIA_PACKAGES)}
+    repository = tmp_path_factory.mktemp("model_repository")
+    with running(repository, "tiny", variables=variables) as server:
         yield TinyModels(server, checkpoints)

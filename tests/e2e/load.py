@@ -89,8 +89,16 @@ class OneByOne:
     def __enter__(self) -> OneByOne:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        """End the stream, and wait until Triton has ended it, too.
+
+        One that is ended and cancelled in the same moment can stay with Triton 24.10, and its model
+        then cannot be unloaded.
+        """
         self._requests.put(None)
+        if kind is None:
+            for _ in self._responses:
+                pass
         self._channel.close()
 
     def ask(self, message: Any) -> str | Refused:
@@ -179,15 +187,18 @@ def read_http_stream(connection: socket.socket) -> str:
         assert part, "the connection was closed in the middle of the text"
         received += part
     head, _, body = received.decode().partition("\r\n\r\n")
-    if " 200 " not in head.partition("\r\n")[0]:  # refused before it was a stream
+    if _LENGTH.search(head):  # Triton's own refusal; the model's is an event, whatever the status
         return str(json.loads(body)["error"])
     lines = [line for line in body.splitlines() if line.startswith("data: ")]
     events = [json.loads(line.removeprefix("data: ")) for line in lines]
     return "".join(event.get("text_output", "") + event.get("error", "") for event in events)
 
 
+_LENGTH = re.compile("^content-length: *([0-9]+)", re.IGNORECASE | re.MULTILINE)
+
+
 def _is_whole(received: bytes) -> bool:
     """Return whether an HTTP response has come to its end: of its length, or in chunks."""
     head, _, body = received.partition(b"\r\n\r\n")
-    length = re.search(rb"(?i)content-length: *([0-9]+)", head)
+    length = _LENGTH.search(head.decode())
     return len(body) >= int(length[1]) if length else received.endswith(b"0\r\n\r\n")

@@ -6,11 +6,14 @@ TRITON_VLLM_RAY, where scripts/test.sh --faults installs it. What was seen: docs
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from tests.e2e.tiny_models import SMALL, TinyModels
 from tests.e2e.triton_server import (
     CACHE,
     Request,
+    TritonFaultError,
     TritonServer,
     add_model,
     ask,
@@ -29,7 +33,7 @@ from tests.e2e.triton_server import (
     sampling,
 )
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 RAY = Path(os.environ.get("TRITON_VLLM_RAY", CACHE / "ray"))
 RAY_NODE = ("--num-gpus=1", "--num-cpus=2", "--object-store-memory=100000000")
@@ -98,6 +102,23 @@ def long_request(server: TritonServer, model: str, **options: Any) -> Request:
     return Request(server, inputs, model=model)
 
 
+def again_after_tritons_fault(test: Callable[..., None]) -> Callable[..., None]:
+    """Let Triton 24.10 fail once, as it does on an overloaded machine: two are one here."""
+
+    @functools.wraps(test)
+    def run(tmp_path: Path, **fixtures: Any) -> None:
+        try:
+            test(tmp_path=tmp_path, **fixtures)
+        except TritonFaultError as fault:
+            print(f"the test begins again: {fault}", file=sys.stderr)
+            shutil.rmtree(tmp_path)
+            tmp_path.mkdir()
+            test(tmp_path=tmp_path, **fixtures)
+
+    return run
+
+
+@again_after_tritons_fault
 def test_ray(tiny: TinyModels, tmp_path: Path, variables: dict[str, str]) -> None:
     """A worker on each node of Ray. The load waits for the second; a lost one is a death.
 
@@ -152,6 +173,7 @@ def test_ray(tiny: TinyModels, tmp_path: Path, variables: dict[str, str]) -> Non
             server.await_state("ray", "UNAVAILABLE", 60)
 
 
+@again_after_tritons_fault
 def test_data_parallel_engines(tiny: TinyModels, tmp_path: Path, variables: dict[str, str]) -> None:
     """A rank on each machine, joined by vLLM itself, which would not notice a lost one."""
     (port,) = free_ports(1)
@@ -185,6 +207,7 @@ def test_data_parallel_engines(tiny: TinyModels, tmp_path: Path, variables: dict
             server.await_state("ranks", "UNAVAILABLE", 60)
 
 
+@again_after_tritons_fault
 def test_workers_of_one_engine(tiny: TinyModels, tmp_path: Path, variables: dict[str, str]) -> None:
     """A worker on each machine, joined by torch.distributed; a lost one is a death."""
     (port,) = free_ports(1)

@@ -35,6 +35,7 @@ EXECUTION_ENV = Path(
 ).absolute()
 LOGS = ROOT / ".cache/test-logs"
 
+STARTS = 3  # where Triton itself fails
 START_SECONDS = 180  # vLLM takes 40 to 60 on two cores
 LOAD_SECONDS = 180
 HANG_SECONDS = 30
@@ -121,11 +122,14 @@ class TritonServer:
         ]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         environment |= variables or {}
-        try:
-            self._start(command, environment)
-        except TritonFaultError as fault:
-            print(f"tritonserver is started again: {fault}", file=sys.stderr)
-            self._start(command, environment)
+        for again in reversed(range(STARTS)):
+            try:
+                self._start(command, environment)
+                break
+            except TritonFaultError as fault:
+                if not again:
+                    raise
+                print(f"tritonserver is started again: {fault}", file=sys.stderr)
 
     def _start(self, command: list[str], environment: Mapping[str, str]) -> None:
         with self.log.open("wb") as log:
@@ -226,8 +230,16 @@ class TritonServer:
                 return error.code, error.read().decode()
 
     def load(self, model: str, seconds: float = LOAD_SECONDS) -> str:
-        """Load a model; return Triton's error, empty when it is ready."""
-        status, body = self.post(f"v2/repository/models/{model}/load", {}, seconds)
+        """Load a model; return Triton's error, empty when it is ready.
+
+        Raises TimeoutError, and TritonFaultError where it is Triton that has stopped.
+        """
+        try:
+            status, body = self.post(f"v2/repository/models/{model}/load", {}, seconds)
+        except TimeoutError:
+            if self._hangs():
+                raise TritonFaultError(f"{model} is ready and was not taken") from None
+            raise
         return "" if status == 200 else str(json.loads(body)["error"])
 
     def unload(self, model: str) -> None:

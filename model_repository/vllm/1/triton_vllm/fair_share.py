@@ -35,6 +35,7 @@ STALE_SECONDS = 1.0  # an event loop that is so late is no place for more reques
 HOLD_SECONDS = 0.25
 DOWN_SECONDS = 2.0  # the same, for a front end that can only refuse
 QUEUED_SECONDS = 0.01  # a request that comes so soon after the wait had been in Triton's queue
+_MANY = 8  # requests of an engine
 _STEPS = (0.0002, 0.002)  # seconds between two looks at the table: at first, and at most
 
 
@@ -47,8 +48,12 @@ class Load:
 
 
 def is_level(own: int, least: int) -> bool:
-    """Return whether the next request may as well come here: one and a hundredth are no lead."""
-    return own <= least + 1 + least // 100
+    """Return whether the next request may as well come here.
+
+    One more is no lead where there are few. Where there are many an engine may be full, and that
+    one would wait for a whole answer although there is room elsewhere.
+    """
+    return own <= least + (least < _MANY)
 
 
 class LoadTable:
