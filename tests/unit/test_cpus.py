@@ -64,6 +64,18 @@ def test_a_wrong_cpu_list_is_refused(text: str, complaint: str) -> None:
         parse_cpus(text, WHERE)
 
 
+def test_only_a_choice_of_cpus_needs_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may forbid even the question; who has not chosen does not notice."""
+
+    def forbidden(pid: int, cpus: Iterable[int]) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+    assert frozenset() == parse_cpus("", WHERE)
+    with pytest.raises(SettingsError, match=f"^{WHERE}: this process may not choose.*permitted"):
+        parse_cpus("0", WHERE)
+
+
 def test_the_engines_cpus_may_be_others_than_the_servers(sixteen_cpus: set[int]) -> None:
     """With tritonserver on CPUs 2 to 15 (taskset), 0 and 1 are the engine's; nothing has moved."""
     sixteen_cpus -= {0, 1}

@@ -32,9 +32,14 @@ def parse_cpus(text: str, where: str) -> frozenset[int]:
         if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
             raise SettingsError(f'{where}: must be a list of CPUs such as "0-1,16", got "{text}"')
         cpus.update(range(int(first), min(int(last), 1 << 16) + 1))
+    if not cpus:
+        return frozenset()
     here = os.sched_getaffinity(0)
-    allowed = _all_allowed(here)
-    if cpus - allowed or (cpus and not here - cpus):
+    try:
+        allowed = _all_allowed(here)
+    except OSError as error:  # a container may forbid it
+        raise SettingsError(f"{where}: this process may not choose its CPUs: {error}") from None
+    if cpus - allowed or not here - cpus:
         raise SettingsError(
             f"{where}: must be among the CPUs that this process may have ({as_list(allowed)}), and "
             f'leave some of its own ({as_list(here)}) to the front ends, got "{text}"'

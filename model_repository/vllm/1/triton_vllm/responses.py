@@ -14,8 +14,8 @@ from triton_vllm.generation import GenerationRequest
 from triton_vllm.outputs import strings
 
 _LARGE = 16_384  # bytes
-# Tokens repeat: of English prose the commonest two thousand are three quarters or more. A kept
-# tensor holds about 250 bytes of the shared memory between this process and Triton.
+# Tokens repeat. A kept tensor holds about 250 bytes, by Triton's layout, of the shared memory
+# between this process and Triton.
 _KEPT_TEXTS = 2048
 _KEPT_LENGTH = 24  # characters; longer ones are seldom one token
 
