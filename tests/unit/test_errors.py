@@ -8,6 +8,7 @@ from triton_vllm.errors import (
     CancelledError,
     DeadlineError,
     GenerationError,
+    MediaError,
     RequestError,
     ServingError,
     UnavailableError,
@@ -56,3 +57,16 @@ def test_a_far_miss_suggests_nothing() -> None:
 def test_an_error_becomes_one_line(error: Exception, expected: str) -> None:
     """Any error's text is one line of bounded length, and never empty."""
     assert expected == one_line(error)
+
+
+def test_an_error_that_quotes_what_came_is_no_longer_than_a_line() -> None:
+    """Whoever raises it, and whatever a client sent: an error is read by a person."""
+    error = MediaError('image_url: unknown scheme "' + "x" * 10_000_000 + '"')
+    assert 2000 == len(str(error))
+    assert str(error).startswith('image_url: unknown scheme "xxx')
+    assert isinstance(error, ValueError)
+
+
+def test_a_name_of_megabytes_is_not_compared_with_those_that_are_known() -> None:
+    """The comparison takes as long as the name."""
+    assert "" == did_you_mean("temperature" * 1_000_000, ["top_p", "temperature"])

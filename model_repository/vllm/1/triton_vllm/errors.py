@@ -21,11 +21,15 @@ from collections.abc import Iterable
 class ServingError(Exception):
     """An expected failure; its text is written for the person who reads it.
 
-    ``status`` is Triton's, ``outcome`` what the request counts as in the metrics.
+    ``status`` is Triton's, ``outcome`` what the request counts as in the metrics. The text is cut
+    as ``one_line`` does: it may quote what a client sent, and an object of megabytes is no news.
     """
 
     status = "INTERNAL"
     outcome = "engine_error"
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(_line(text))
 
 
 class RequestError(ServingError):
@@ -88,11 +92,15 @@ class SettingsError(ServingError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``, did you mean "temperature"?`` for a near miss, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1) if len(name) < 100 else []
     return f', did you mean "{close[0]}"?' if close else ""
 
 
 def one_line(error: BaseException) -> str:
     """Return an error's text as one line of at most 2000 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 2000 else text[:1997] + "..."
+    return _line(str(error)) or type(error).__name__
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 2000 else line[:1997] + "..."
