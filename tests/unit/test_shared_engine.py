@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -38,6 +39,9 @@ for line in sys.stdin:
             print(asyncio.run(seat.wait_for_engine()).inputs, flush=True)
         except SettingsError as error:
             print(error, flush=True)
+    elif line == "give up\\n":
+        seat.give_up()
+        print(seat.has_given_up, flush=True)
     elif line == "leave\\n":
         seat.leave()
         print("left", flush=True)
@@ -158,6 +162,24 @@ def test_a_follower_does_not_wait_for_a_dead_leader(sit: Callable[..., FrontEnd]
     follower.tell("wait")
     leader.die()
     assert "the front end that starts the shared engine has given up" in follower.answer()
+
+
+def test_a_follower_does_not_wait_for_a_leader_that_gave_up(sit: Callable[..., FrontEnd]) -> None:
+    """Out of tries the leader lives on, and tells."""
+    leader, follower = sit(), sit()
+    assert "False" == follower.ask("give up")  # which is not for it to say
+    follower.tell("wait")
+    assert "True" == leader.ask("give up")
+    assert "the front end that starts the shared engine has given up" in follower.answer()
+
+
+def test_nobody_waits_in_a_model_that_is_being_unloaded(tmp_path: Path) -> None:
+    """Not even for an engine that another front end is starting."""
+    seat = Seat.take(tmp_path, 2)
+    seat.stop_waiting()
+    with pytest.raises(SettingsError, match="the model is being unloaded"):
+        asyncio.run(seat.wait_for_engine())
+    seat.leave()
 
 
 def test_a_seat_that_somebody_has_just_removed_is_free(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Runs first in each process that the stub starts.
 
 It asks Linux to end the process when the stub dies: a stub that is killed cannot stop its engine,
-which would hold the GPU for ever. And it writes down the first error that the process logs, since
-of an engine that does not start vLLM tells the stub no more than that.
+which would hold the GPU for ever. And it writes down the errors that the process logs, since of an
+engine that does not start, or dies, vLLM tells the stub no more than that.
 
 multiprocessing runs this file by its path as the main module of a spawned process: keep it to the
 standard library.
@@ -11,13 +11,16 @@ standard library.
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import signal
+import time
 from typing import Any
 
 STUB_PID = "TRITON_VLLM_STUB_PID"
-FIRST_ERROR = "TRITON_VLLM_FIRST_ERROR"  # the path of the file that takes it
+ERRORS = "TRITON_VLLM_ERRORS"  # the path of the file that takes them
+_MOST = 1_000_000  # bytes of that file: of more errors only the newer ones are kept
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -56,8 +59,11 @@ def _parent_of(pid: int) -> int:
         return 0
 
 
-def write_down_first_error() -> None:
-    """Write the first exception that is logged as an error into the file, if nobody has yet."""
+def write_down_errors() -> None:
+    """Append each exception that is logged as an error to the file: a line with its time.
+
+    JSON: seconds since the epoch, and the text. Where there is no such file nothing is written.
+    """
     make = logging.getLogRecordFactory()
 
     def make_and_look(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -65,10 +71,15 @@ def write_down_first_error() -> None:
         if record.levelno >= logging.ERROR and record.exc_info and record.exc_info[1]:
             error = record.exc_info[1]
             try:
-                with open(os.environ[FIRST_ERROR], "x", encoding="utf-8") as file:  # noqa: PTH123
-                    file.write(f"{type(error).__name__}: {error}")
+                path = os.environ[ERRORS]
+                mode = "r+" if os.stat(path).st_size > _MOST else "a"  # noqa: PTH116
+                with open(path, mode, encoding="utf-8") as file:  # noqa: PTH123
+                    if mode == "r+":
+                        file.truncate()
+                    text = f"{type(error).__name__}: {error}"[:2000]
+                    file.write(json.dumps([time.time(), text]) + "\n")
             except (OSError, KeyError):
-                pass  # somebody has, or nobody wants to know
+                pass  # nobody wants to know
         return record
 
     logging.setLogRecordFactory(make_and_look)
@@ -76,4 +87,4 @@ def write_down_first_error() -> None:
 
 if __name__ == "__mp_main__":
     die_with_stub()
-    write_down_first_error()
+    write_down_errors()

@@ -19,6 +19,7 @@ from triton_vllm.drain import Drain, drain_seconds, watch_server
 from triton_vllm.engine_life import EngineLife
 from triton_vllm.errors import (
     CancelledError,
+    EngineDownError,
     GenerationError,
     ServingError,
     SettingsError,
@@ -33,7 +34,7 @@ from triton_vllm.launch import Launch
 from triton_vllm.openai_server import openai_server
 from triton_vllm.phases import Phases
 from triton_vllm.pooling import PoolingParser
-from triton_vllm.process import FirstError
+from triton_vllm.process import EngineErrors
 from triton_vllm.rendering import Renderers
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.server_options import ServerOptions
@@ -68,21 +69,20 @@ class Engine:
         self._server = ServerOptions.read()
         self._cleanup = contextlib.ExitStack()
         self._grammars: GrammarLimit | NoGrammarLimit | None = None
+        self._errors: EngineErrors | None = None
         self.lag = LoopLag()
         where = str(settings.engine_args_path)
-        with FirstError() as first_error:
-            try:
-                self._start()
-            except Exception as error:
-                self._cleanup.close()
-                if isinstance(error, SettingsError):
-                    raise
-                log.log_error(
-                    f"{settings.name}: the engine did not start\n{traceback.format_exc()}"
-                )
-                raise SettingsError(
-                    f"{where}: the engine did not start: {first_error.instead_of(error)}"
-                ) from error
+        try:
+            self._start()
+        except SettingsError:
+            self._cleanup.close()
+            raise
+        except Exception as error:
+            cause = self._errors.first() if self._errors else ""
+            self._cleanup.close()
+            log.log_error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
+            cause = cause or one_line(f"{type(error).__name__}: {error}")
+            raise SettingsError(f"{where}: the engine did not start: {cause}") from error
 
     def _start(self) -> None:
         phases = Phases(self._settings.name, self._log)
@@ -94,6 +94,7 @@ class Engine:
             log=self._log,
         )
         self._settings = settings = launch.settings
+        self._errors = launch.errors
         self._vllm = launch.vllm
         self._args = launch.args
         self.seat, self.label, self._share = launch.seat, launch.label, launch.share
@@ -280,6 +281,9 @@ class Engine:
             )
         assert isinstance(error, Exception), "whatever else there is ends the process"
         explained: ServingError = self._vllm.explain(error)
+        if isinstance(explained, EngineDownError) and explained is not error:
+            self._supervisor.notice()  # vLLM has just told this request
+            return self._supervisor.down or explained
         if isinstance(explained, GenerationError):
             self._log.log_error(f"{request_id}: generation failed: {explained}")
         elif type(error) in (TypeError, ValueError):

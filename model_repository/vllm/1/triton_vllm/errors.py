@@ -28,8 +28,8 @@ class ServingError(Exception):
     status = "INTERNAL"
     outcome = "engine_error"
 
-    def __init__(self, text: str = "") -> None:
-        super().__init__(_line(text))
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
 
 
 class RequestError(ServingError):
@@ -96,11 +96,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f', did you mean "{close[0]}"?' if close else ""
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error's text as one line of at most 2000 characters."""
-    return _line(str(error)) or type(error).__name__
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
+def one_line(error: BaseException | str) -> str:
+    """Return an error, or its text, as one line of at most 2000 characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= 2000 else line[:1997] + "..."

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from triton_vllm.errors import SettingsError
 from triton_vllm.fair_share import FairShare, LoadTable, NoFairShare
+from triton_vllm.process import EngineErrors
 from triton_vllm.settings import ModelSettings
 from triton_vllm.shared_engine import NoSeat, Seat, meeting_place
 
@@ -30,6 +33,7 @@ class Instance:
 
     settings: ModelSettings
     seat: Seat | NoSeat
+    errors: EngineErrors
     devices: str = ""
     label: str = ""
     share: FairShare | NoFairShare = field(default_factory=NoFairShare)
@@ -57,7 +61,13 @@ class Instance:
             os.environ["CUDA_VISIBLE_DEVICES"] = placement.devices[engine]
         place = str(engine) if placement.engines > 1 else ""
         seat: Seat | NoSeat = NoSeat()
-        if placement.front_ends > 1:
+        if placement.front_ends == 1:
+            directory = tempfile.TemporaryDirectory(
+                prefix="triton_vllm-", ignore_cleanup_errors=True
+            )
+            cleanup.callback(directory.cleanup)
+            errors = EngineErrors(Path(directory.name))
+        else:
             seat = Seat.take(
                 meeting_place(settings.name, settings.version, place), placement.front_ends
             )
@@ -66,7 +76,10 @@ class Instance:
             # folder, from which the leader reads the sum. prometheus_client looks at this when it
             # is imported.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(seat.metrics_directory)
-        return cls(settings_of(settings, engine), seat, placement.devices[engine], place, share)
+            errors = EngineErrors(seat.generation)
+        return cls(
+            settings_of(settings, engine), seat, errors, placement.devices[engine], place, share
+        )
 
 
 def settings_of(settings: ModelSettings, engine: int) -> ModelSettings:

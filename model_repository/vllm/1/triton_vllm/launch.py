@@ -22,9 +22,10 @@ class Launch:
 
     ``settings`` are those of the engine that this front end belongs to, ``label`` tells it from
     others of the model, ``seat`` is the place among its front ends, ``share`` its part of the
-    model's requests. ``vllm`` is the module ``vllm_api``, ``args`` vLLM's engine arguments as they
-    concern this front end, ``cluster`` the machines. ``resolve`` sets ``config``, vLLM's, and
-    ``chat``, the options of its chat.
+    model's requests, ``errors`` what the engine's processes log. ``vllm`` is the
+    module ``vllm_api``, ``args`` vLLM's engine arguments as they concern this front end,
+    ``cluster`` the machines. ``resolve`` sets ``config``, vLLM's, and ``chat``, the options of its
+    chat.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Launch:
         )
         instance = Instance.take(settings, cleanup)
         self.settings, self.label = instance.settings, instance.label
-        self.seat, self.share = instance.seat, instance.share
+        self.seat, self.share, self.errors = instance.seat, instance.share, instance.errors
         try:
             from triton_vllm import vllm_api
         except ImportError as error:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import json
 import locale
+import math
 import os
 import signal
 import sys
-import tempfile
+import time
 from pathlib import Path
 
 from triton_vllm import child_process
+from triton_vllm.errors import one_line
 
 _STANDARD_ERROR = 2
 
@@ -33,24 +37,30 @@ def prepare_process() -> None:
     faulthandler.register(signal.SIGUSR1, file=_STANDARD_ERROR)
 
 
-class FirstError:
-    """The first error that a child process logs while the context lasts, which is a start-up's."""
+class EngineErrors:
+    """What the engine's processes have logged as errors, so what ended them.
 
-    def __enter__(self) -> FirstError:
-        self._directory = tempfile.TemporaryDirectory(
-            prefix="triton_vllm-", ignore_cleanup_errors=True
-        )
-        os.environ[child_process.FIRST_ERROR] = str(Path(self._directory.name) / "error")
-        return self
+    ``directory`` is where they write it down, which they are told by the environment.
+    """
 
-    def __exit__(self, *error: object) -> None:
-        del os.environ[child_process.FIRST_ERROR]
-        self._directory.cleanup()
+    def __init__(self, directory: Path) -> None:
+        """All processes that this one starts from now on write there."""
+        self._path = directory / "errors.jsonl"
+        os.environ[child_process.ERRORS] = str(self._path)
 
-    def instead_of(self, error: Exception) -> str:
-        """Return it in one line; if there is none, the error that the parent process got."""
-        try:
-            text = Path(os.environ[child_process.FIRST_ERROR]).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            text = f"{type(error).__name__}: {error}"
-        return " ".join(text.split())[:2000]
+    def clear(self) -> None:
+        """Begin anew: another engine is started."""
+        self._path.write_text("", encoding="utf-8")
+
+    def first(self, seconds: float = math.inf) -> str:
+        """Return the first error of the last ``seconds`` as one line, empty if there is none.
+
+        The first one is the cause, in a worker, say; what others log is what follows from it.
+        """
+        oldest = time.time() - seconds
+        with contextlib.suppress(OSError, ValueError):  # a line may be half written
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                when, text = json.loads(line)
+                if when >= oldest:
+                    return one_line(text)
+        return ""

@@ -17,18 +17,18 @@ class Restarts:
         self.tries = 0
         self.done = 0
         self._clock = clock
-        self._alive_since = clock()
+        self._alive_since: float | None = clock()
 
     def may_try(self) -> bool:
         """Return whether one more try is allowed; a good life before forgives the earlier ones."""
-        if self._clock() - self._alive_since > _GOOD_LIFE:
+        if self._alive_since is not None and self._clock() - self._alive_since > _GOOD_LIFE:
             self.tries = 0
         return self.tries < self.limit
 
     def start_try(self) -> float:
         """Count a try; return the seconds to wait before it: 1, 2, 4, up to 30."""
         self.tries += 1
-        self._alive_since = self._clock()
+        self._alive_since = None  # however long the try takes
         return min(_LONGEST_WAIT, 2.0 ** (self.tries - 1))
 
     def succeeded(self) -> None:

@@ -13,6 +13,8 @@ core and publishes its addresses there; the others wait for them and join.
         ├── metrics/     what each front end counts, in prometheus_client's files
         ├── drained/     who has answered all HTTP requests, at the end (draining.py)
         ├── loads        of several engines, where all their front ends meet (fair_share.py)
+        ├── errors.jsonl what the engine's processes log as errors (process.py)
+        ├── gave-up      the leader starts the engine no more: it is out of tries
         └── closing      the leader is ending the engine on purpose
 
 What keeps generations apart: a seat is never taken twice, and a generation that anybody has left,
@@ -60,6 +62,7 @@ class NoSeat:
     count = 1
     is_leader = True
     is_closing = False
+    has_given_up = False
 
     def leader_lives(self) -> bool:
         """Return whether the front end that launches the engine lives: this one."""
@@ -67,6 +70,12 @@ class NoSeat:
 
     def announce_closing(self) -> None:
         """Tell nobody."""
+
+    def give_up(self) -> None:
+        """Tell nobody."""
+
+    def stop_waiting(self) -> None:
+        """Wait for nobody anyway."""
 
     def occupied(self) -> int:
         """Return how many front ends live."""
@@ -82,6 +91,7 @@ class Seat:
         self.count = count
         self._generation = generation
         self._held = held
+        self._waits = True
 
     @classmethod
     def take(cls, directory: Path, count: int) -> Seat:
@@ -120,6 +130,11 @@ class Seat:
     def is_closing(self) -> bool:
         """Whether the leader is ending the engine on purpose."""
         return (self._generation / "closing").exists()
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the leader starts the engine no more."""
+        return (self._generation / "gave-up").exists()
 
     @property
     def metrics_directory(self) -> Path:
@@ -162,10 +177,13 @@ class Seat:
     async def wait_for_engine(self, died: EngineAddresses | None = None) -> EngineAddresses:
         """Wait until the leader has published an engine other than the one that ``died``.
 
-        Raises SettingsError when the leader left or gave up: its own line says why.
+        Raises SettingsError when the leader left or gave up, whose own line says why, and after
+        ``stop_waiting``.
         """
         while (published := self._published()) is None or published == died:
-            if self.is_closing or not self.leader_lives():
+            if not self._waits:
+                raise SettingsError("the model is being unloaded")
+            if self.is_closing or self.has_given_up or not self.leader_lives():
                 raise SettingsError(
                     "the front end that starts the shared engine has given up; "
                     "see the error of the other instance of this model"
@@ -190,9 +208,18 @@ class Seat:
             if not any(_is_held(seat) for seat in others):
                 shutil.rmtree(self._generation, ignore_errors=True)
 
+    def stop_waiting(self) -> None:
+        """Let ``wait_for_engine`` fail. Any thread."""
+        self._waits = False
+
     def announce_closing(self) -> None:
         """Tell the others that the engine is about to end on purpose. Leader only."""
         (self._generation / "closing").touch()
+
+    def give_up(self) -> None:
+        """Tell the others that there will be no other engine, if this is the leader."""
+        if self.is_leader:
+            (self._generation / "gave-up").touch()
 
 
 def meeting_place(model: str, version: str, engine: str = "") -> Path:

@@ -9,15 +9,19 @@ from triton_vllm.engine_life import EngineLife
 from triton_vllm.errors import EngineDownError, ServingError, one_line
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.launch import Launch
+from triton_vllm.machines import end_engine
 from triton_vllm.phases import Phases
 from triton_vllm.restarts import Restarts
 from triton_vllm.streaming import Log
+
+_POLL_SECONDS = 0.5
 
 
 class Supervisor:
     """The lives of one front end's engine, one after the other. Its coroutines are the loop's.
 
-    ``down`` is why the engine does not serve, None while it does.
+    ``down`` is why the engine does not serve, None while it does; ``gave_up`` whether it stays so.
+    The leader of several front ends restarts the engine, the others follow it.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Supervisor:
         self._changes = asyncio.Lock()
         self._closing = False
         self.down: ServingError | None = None
+        self.gave_up = False
 
     @property
     def life(self) -> EngineLife:
@@ -63,19 +68,21 @@ class Supervisor:
         """Start the engine, or join the one that another front end starts."""
         async with self._changes:
             died = self._life.addresses if self._life else None
-            life = EngineLife(self._launch.vllm, self._loop, self._seat, self._launch.cluster)
-            config = self._launch.take_config()
-            await life.begin(
-                self._launch.args, config, self._launch.engine_cpus, self._on_death, died
-            )
+            life = EngineLife(self._launch, self._loop, self._on_death)
+            await life.begin(died)
             self._life = life
             await self._begun(life)
+            if life.failure:  # meanwhile
+                raise EngineDownError(f"the engine died ({life.failure})")
         if self._seat.count > 1:
             front_end = f"front end {self._seat.index + 1} of {self._seat.count}"
             self._log.log_info(f"{self._name}: {front_end} joins the engine")
 
     async def end(self) -> None:
         """End the engine, or leave it to the front end that started it."""
+        while self._closing and self._changes.locked():
+            end_engine()  # a restart, whose engine nobody wants any more
+            await asyncio.sleep(_POLL_SECONDS)
         async with self._changes:
             await self._ending()
             if self._life is not None:
@@ -85,33 +92,46 @@ class Supervisor:
         """Restart the engine no more. Any thread."""
         self._closing = True
         self._launch.cluster.close()
+        self._seat.stop_waiting()
 
     def refuse(self, why: ServingError) -> None:
         """Let the engine serve no more. Any thread."""
         self.down = self.down or why
 
-    def _on_death(self, life: EngineLife, pid: int) -> None:
-        """End all requests, and restart: a process of the engine has exited. Event loop only."""
+    def notice(self) -> None:
+        """Look now whether the engine has failed. Event loop only."""
+        if self._life is not None:
+            self._life.notice()
+
+    def _may_try(self) -> bool:
+        """Return whether the engine may come back, which is for the leader to say."""
+        seat = self._seat
+        if seat.is_leader:
+            return self._restarts.may_try()
+        return seat.leader_lives() and not seat.has_given_up and not seat.is_closing
+
+    def _on_death(self, life: EngineLife) -> None:
+        """End all requests, and restart: the engine has failed. Event loop only."""
         if self.down is not None or life is not self._life or self._seat.is_closing:
             return
-        self.down = EngineDownError(f"the engine died (process {pid})")
+        if self._changes.locked():  # it is just beginning, and begin() looks by itself
+            return
+        self.down = EngineDownError(f"the engine died ({life.failure})")
         self._log.log_error(f"{self._name}: {self.down}")
-        if not self._restarts.may_try() or not self._seat.leader_lives():
-            self._loop.cancel_requests()
-        else:
+        if self._may_try():
             self.down = EngineDownError(f"{self.down} and is being restarted")
-            self._loop.spawn_background(self._restart())
+        self._loop.spawn_background(self._restart(life))
 
-    async def _restart(self) -> None:
+    async def _restart(self, life: EngineLife) -> None:
         """Bring the engine back, with growing patience, as often as the operator allows."""
         await self._loop.end_requests(timeout=1.0)
-        error: Exception = EngineDownError("not tried")
-        while self._restarts.may_try() and self._seat.leader_lives() and not self._closing:
+        await life.end_processes()
+        why = str(self.down)
+        while self._may_try() and not self._closing:
             seconds = self._restarts.start_try()
-            self._log.log_warn(
-                f"{self._name}: restarting the engine in {seconds:.0f} s, try "
-                f"{self._restarts.tries} of {self._restarts.limit}"
-            )
+            number = f"{self._restarts.tries} of {self._restarts.limit}"
+            what = f"restarting the engine, try {number}," if self._seat.is_leader else "joining it"
+            self._log.log_warn(f"{self._name}: {what} in {seconds:.0f} s")
             await asyncio.sleep(seconds)
             if self._closing:
                 return
@@ -120,15 +140,15 @@ class Supervisor:
                 await self.end()
                 await self.begin()
             except Exception as failed:
-                error = failed
-                self._log.log_error(f"{self._name}: no restart: {one_line(failed)}")
+                cause = self._launch.errors.first() or one_line(failed)
+                why = f"the engine died and could not be restarted: {cause}"
+                self._log.log_error(f"{self._name}: no restart: {cause}")
             else:
                 self._restarts.succeeded()
                 self.down = None
                 phases.done("engine restarted")
                 return
-        if self._seat.is_leader and not self._closing:
-            self._seat.announce_closing()  # so that the others stop waiting
-        self.down = EngineDownError(
-            f"the engine died and could not be restarted: {one_line(error)}"
-        )
+        if not self._closing:
+            self._seat.give_up()  # so that the others stop waiting
+            self.gave_up = True
+            self.down = EngineDownError(why)

@@ -1,0 +1,151 @@
+"""An engine that fails without being killed: no memory, a broken GPU, restarts that fail or hang.
+
+Two servers with the tiny model: two front ends on one engine, and one. The tests of each run in the
+order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_death import await_probe
+from tests.e2e.tiny_server import CONTEXT, add_tiny_model
+from tests.e2e.triton_server import (
+    TritonServer,
+    ask,
+    await_restart,
+    generate,
+    start_requests,
+)
+
+pytestmark = pytest.mark.timeout(400)
+
+TOLD_SECONDS = 3.0  # a second, on a machine that does nothing else
+UNLOAD_SECONDS = 20.0
+
+
+def start(directory: Path, front_ends: int, restarts: int) -> TritonServer:
+    """Start a server whose worker has the faults in the folder ``faults`` beside it."""
+    serving = {"engine_restarts": restarts, "metrics_period_seconds": 0.5, "drain_seconds": 5}
+    repository = add_tiny_model(directory, serving, worker_cls="faulty_worker.FaultyWorker")
+    config = repository / "vllm/config.pbtxt"
+    text = config.read_text()
+    assert "count: 1" in text
+    config.write_text(text.replace("count: 1", f"count: {front_ends}"))
+    (directory / "faults").mkdir()
+    variables = {
+        "PYTHONPATH": str(Path(__file__).parent / "faulty"),
+        "FAULTS": str(directory / "faults"),
+    }
+    return TritonServer(repository, f"engine_faults_{front_ends}", "vllm", variables=variables)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shared server's model and faults are."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def shared(directory: Path) -> Iterator[TritonServer]:
+    """Two front ends, whose engine is worth two tries."""
+    server = start(directory, front_ends=2, restarts=2)
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        (["memory"], "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),
+        (["hang", "cuda"], "RuntimeError: CUDA error: an illegal memory access was encountered"),
+    ],
+    ids=["out of memory", "a CUDA error, and what is left hangs"],
+)
+def test_a_failed_engine_is_restarted(
+    shared: TritonServer, directory: Path, faults: list[str], reason: str
+) -> None:
+    """Requests on every front end are told why, within a second; a new engine serves later ones."""
+    truth = generate(shared, "Hello")
+    with ExitStack() as stack:
+        requests = start_requests(shared, stack, *[CONTEXT - 10] * 4)
+        for fault in faults:  # the last one is what happens first
+            (directory / "faults" / fault).touch()
+        failed = time.monotonic()
+        for request in requests:
+            last = request.all(seconds=20)[-1]
+            assert f"the engine died ({reason})" in last.error
+            assert request.sent + last.seconds - failed < TOLD_SECONDS
+    await_probe(shared, "ready", "ready: no: the engine is down", seconds=3)
+    await_restart(shared, 2)
+    await_probe(shared, "ready", "ready: yes")
+    assert truth == generate(shared, "Hello")
+    assert 1 == len(shared.processes("VLLM::EngineCore"))
+
+
+def test_restarts_that_fail_have_an_end(shared: TritonServer, directory: Path) -> None:
+    """Out of tries every front end says so, and what the last try failed on."""
+    (directory / "faults/full").touch()
+    since = shared.log_size()
+    (engine,) = shared.processes("VLLM::EngineCore")
+    engine.send_signal(signal.SIGKILL)
+    shared.await_log("no restart: OutOfMemoryError: CUDA out of memory.", since=since, seconds=120)
+    deadline = time.monotonic() + 180
+    while not all("could not be restarted" in error for error in refusals(shared)):
+        assert time.monotonic() < deadline, refusals(shared)
+        time.sleep(0.5)
+    assert any("Tried to allocate 9.00 GiB" in error for error in refusals(shared))
+    assert [] == shared.await_no_processes(5, "VLLM::")
+
+
+def test_what_is_out_of_tries_can_be_loaded_anew(shared: TritonServer, directory: Path) -> None:
+    """With memory again, an unload and a load bring it back without a restart of Triton."""
+    since = time.monotonic()
+    shared.unload("vllm")
+    shared.await_state("vllm", "UNAVAILABLE", UNLOAD_SECONDS)
+    assert time.monotonic() - since < UNLOAD_SECONDS
+    (directory / "faults/full").unlink()
+    assert "" == shared.load("vllm")
+    assert generate(shared, "Hello")
+
+
+def test_an_unload_does_not_wait_for_a_restart(shared: TritonServer, directory: Path) -> None:
+    """Nobody wants the engine any more that the front ends were waiting for."""
+    restarting(shared, directory)
+    shared.unload("vllm")
+    shared.await_state("vllm", "UNAVAILABLE", UNLOAD_SECONDS)
+    assert [] == shared.await_no_processes(5, "VLLM::")
+
+
+def test_a_sigterm_does_not_wait_for_a_restart(tmp_path: Path) -> None:
+    """The server ends as well as ever, while the engine of its one front end is coming back."""
+    server = start(tmp_path, front_ends=1, restarts=2)
+    try:
+        restarting(server, tmp_path)
+        assert 0 == server.terminate()
+        assert [] == server.await_no_processes(5)
+    finally:
+        server.kill()
+
+
+def restarting(server: TritonServer, directory: Path) -> None:
+    """Kill the engine; return when its restart loads the model, for ever."""
+    slow = directory / "faults/slow"
+    slow.touch()
+    (engine,) = server.processes("VLLM::EngineCore")
+    engine.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while slow.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def refusals(server: TritonServer) -> list[str]:
+    """Ask so often that every front end refuses; return the errors."""
+    return [ask(server, {"text_input": "x"}, seconds=10)[-1].error for _ in range(8)]
