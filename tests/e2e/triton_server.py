@@ -508,10 +508,12 @@ def assert_ended_once(request: Request) -> None:
     assert [] == [r for r in responses[:-1] if r.final or r.error]
 
 
-def await_restart(server: TritonServer, front_ends: int, seconds: float = LOAD_SECONDS) -> None:
-    """Wait until each front end has said that it has its engine back."""
+def await_restart(
+    server: TritonServer, front_ends: int, seconds: float = LOAD_SECONDS, since: int = 0
+) -> None:
+    """Wait until each front end has said, after ``since``, that it has its engine back."""
     deadline = time.monotonic() + seconds
-    while server.log.read_text(errors="replace").count(": engine restarted (") < front_ends:
+    while server.log.read_bytes()[since:].count(b": engine restarted (") < front_ends:
         assert time.monotonic() < deadline, f"no restart within {seconds} s: {server.log_tail()}"
         time.sleep(0.2)
 
