@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import traceback
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
@@ -309,3 +310,6 @@ class Engine:
         if aborted:
             self._log.log_warn(f"{self._settings.name}: {aborted} requests aborted by the unload")
         self._cleanup.close()
+        # Else Python walks all that vLLM has imported once more before the process ends: seconds,
+        # for which Triton waits, of one front end after the other.
+        gc.freeze()
