@@ -278,8 +278,10 @@ class Engine:
                 or self._drain.ended
                 or CancelledError("cancelled by the client")
             )
-        assert isinstance(error, Exception), "whatever else there is ends the process"
-        explained: ServingError = self._vllm.explain(error)
+        if isinstance(error, Exception):
+            explained: ServingError = self._vllm.explain(error)
+        else:  # a panic of Rust's, as in tokenizers, or a library that calls sys.exit
+            explained = GenerationError(f"{type(error).__name__}: {one_line(error)}")
         if isinstance(explained, GenerationError):
             self._log.log_error(f"{request_id}: generation failed: {explained}")
         elif type(error) in (TypeError, ValueError):
