@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import threading
 import time
@@ -86,6 +87,20 @@ def test_a_closed_port_is_a_server_that_stops() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         http = server.getsockname()
     assert GONE == ask_server(http, "/")
+
+
+def test_our_own_trouble_is_no_servers_end() -> None:
+    """Without a descriptor, or a way to the address, nobody knows: no drain follows from it."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with answering(None) as http:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            asked_without_descriptors = ask_server(http, "/")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert GONE == ask_server(http, "/")  # which the server waits for
+    nowhere = ("255.255.255.255", 80)
+    assert (UNCLEAR, UNCLEAR) == (asked_without_descriptors, ask_server(nowhere, "/"))
 
 
 def test_the_watch_tells_of_changes(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,10 +45,10 @@ def ask_server(http: tuple[str, int], path: str) -> Answer:
         with socket.create_connection(http, timeout=_PATIENCE) as connection:
             connection.sendall(request.encode())
             status = connection.recv(16).decode(errors="replace")
-    except TimeoutError:
-        return Answer.UNCLEAR
-    except OSError:
+    except ConnectionError:
         return Answer.GONE
+    except OSError:  # no answer in time; no descriptor, port or address on our side
+        return Answer.UNCLEAR
     if not status:
         return Answer.GONE
     return {"200": Answer.READY, "400": Answer.NOT_READY, "503": Answer.NOT_READY}.get(
