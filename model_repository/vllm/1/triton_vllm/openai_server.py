@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from triton_vllm.admission import Place
 from triton_vllm.draining import draining
 from triton_vllm.errors import SettingsError, one_line
 from triton_vllm.front_end_metrics import Traffic
@@ -54,7 +55,7 @@ def openai_server(
     engine_args: vllm_api.AsyncEngineArgs,
     seat: Seat | NoSeat,
     check: Callable[[], None],
-    admit: Callable[[], AbstractContextManager[None]],
+    admit: Callable[[], AbstractContextManager[Place]],
     log: Log,
 ) -> OpenAIServer | NoOpenAIServer:
     """Return the server that the settings ask for, its port taken, where this front end leads.
@@ -78,7 +79,7 @@ def openai_server(
     args.host, args.port, args.api_key = openai.host, openai.port, list(keys) or None
     if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
         log.log_warn(f"{where}: {openai.host} can be reached from other machines, without a key")
-    gate = Gate(check, admit, keys)
+    gate = Gate(check, admit, keys, settings.serving.default_timeout_seconds)
     return OpenAIServer(settings, args, engine_args, seat, gate, log)
 
 
