@@ -123,6 +123,19 @@ def loop() -> Iterator[EventLoopThread]:
     loop.stop()
 
 
+class OtherDoor:
+    """The OpenAI-compatible server, as far as the drain speaks to it."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def begin_drain(self, why: UnavailableError) -> None:
+        self.heard.append("begin")
+
+    def take_back(self) -> None:
+        self.heard.append("take back")
+
+
 class Served:
     """A request's coroutine: enters, waits, and says how it ended."""
 
@@ -149,7 +162,8 @@ class Served:
 def test_what_runs_may_finish_until_the_limit(loop: EventLoopThread, log: FakeLog) -> None:
     """A short request finishes, a long one is aborted and counted, a new one refused."""
     admission = Admission(0, 0, lambda: 0)
-    drain = Drain(admission, loop, 0.3, "vllm", log)
+    http = OtherDoor()
+    drain = Drain(admission, loop, 0.3, http, "vllm", log)
     long, short = Served(admission, loop, 60), Served(admission, loop, 0.1)
     loop.call_soon(drain.begin)
     assert short.ended.wait(5)
@@ -161,6 +175,7 @@ def test_what_runs_may_finish_until_the_limit(loop: EventLoopThread, log: FakeLo
     assert any("2 requests may run for 0.3 s more" in line for line in lines)
     assert any("1 requests aborted" in line for line in lines)
     assert drain.ended is not None
+    assert ["begin"] == http.heard
 
 
 def test_a_server_that_is_ready_again_takes_the_drain_back(
@@ -168,7 +183,8 @@ def test_a_server_that_is_ready_again_takes_the_drain_back(
 ) -> None:
     """Nothing is aborted, and new requests are admitted."""
     admission = Admission(0, 0, lambda: 0)
-    drain = Drain(admission, loop, 0.2, "vllm", log)
+    http = OtherDoor()
+    drain = Drain(admission, loop, 0.2, http, "vllm", log)
     request = Served(admission, loop, 0.5)
     loop.call_soon(drain.begin)
     loop.call_soon(drain.take_back)
@@ -176,3 +192,4 @@ def test_a_server_that_is_ready_again_takes_the_drain_back(
     assert "finished" == request.end
     admission.check()
     assert drain.ended is None
+    assert ["begin", "take back"] == http.heard

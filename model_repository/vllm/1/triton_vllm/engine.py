@@ -165,6 +165,7 @@ class Engine:
             self.admission,
             self._loop,
             drain_seconds(self._settings, self._server),
+            self.openai,
             self._settings.name,
             self._log,
         )
