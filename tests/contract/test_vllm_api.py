@@ -13,7 +13,7 @@ from vllm import exceptions as vllm_exceptions
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from triton_vllm import vllm_api
-from triton_vllm.errors import CancelledError, RequestError
+from triton_vllm.errors import CancelledError, RequestError, UnavailableError
 from triton_vllm.vllm_guard import GuardedLLM
 
 
@@ -98,3 +98,41 @@ def test_every_grammar_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(llm.add_request("2", "Hello", bound))
     assert [(("1", "Hello", free), {"priority": 3})] == added
     del llm  # while it has nothing to shut down
+
+
+def bare_engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a guarded engine that would fail at whatever it does with a request."""
+    monkeypatch.setattr(vllm_api.AsyncLLM, "__del__", lambda self: None)
+    monkeypatch.setattr(GuardedLLM, "log_requests", False, raising=False)
+    llm = object.__new__(GuardedLLM)
+    llm._supported_tasks = ("generate",)
+    return llm
+
+
+def test_prompts_that_would_wait_are_refused_where_they_join_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The door's own error comes out of vLLM's generate."""
+    llm, why = bare_engine(monkeypatch), UnavailableError("9 prompt tokens wait")
+
+    def refuse() -> None:
+        raise why
+
+    async def ask() -> None:
+        async for _ in llm.generate({"prompt_token_ids": [1]}, vllm_api.SamplingParams(), "1"):
+            pass
+
+    llm.join_queue = refuse
+    with pytest.raises(Exception) as raised:  # noqa: PT011 (whatever vLLM makes of it)
+        asyncio.run(ask())
+    assert why is vllm_api.explain(raised.value)
+
+
+def test_more_sequences_than_allowed_are_refused_by_vllms_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which its OpenAI-compatible app answers with 400."""
+    llm = bare_engine(monkeypatch)
+    llm.max_sequences = 128
+    with pytest.raises(vllm_exceptions.VLLMValidationError, match=r"at most 128 .* got 16384"):
+        asyncio.run(llm.add_request("1", "Hello", vllm_api.SamplingParams(n=16384)))

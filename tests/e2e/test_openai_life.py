@@ -78,7 +78,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     pooling = how | {"runner": "pooling", "served_model_name": "embed"}
     add_model(repository, "embed", engine_args=engine_args(secure, **pooling))
     add_model(repository, "thief", engine_args=engine_args({"port": port}, **how))
-    with running(repository, "openai_life", "tiny") as triton:
+    # The time to drain is what this leaves of it.
+    options = ("--exit-timeout-secs=330",)
+    with running(repository, "openai_life", "tiny", options=options) as triton:
         yield Served(triton, port, embed_port, certificate)
 
 

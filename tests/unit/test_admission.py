@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from triton_vllm.admission import Admission
@@ -62,3 +64,60 @@ def test_a_closed_door_keeps_those_inside() -> None:
         assert 1 == door.live
         door.reopen()
         door.check()
+
+
+class Queue:
+    """The prompts that wait for their prefill, in tokens."""
+
+    def __init__(self, limit: int) -> None:
+        self.tokens = 0
+        self.door = Admission(0, limit, lambda: self.tokens)
+
+    async def serve(self, *prompts: int, rendered: asyncio.Event) -> str:
+        """Serve a request of some prompts, which are tokenized off the event loop."""
+        with self.door.admit() as place:
+            told: list[UnavailableError] = []
+            place.turned_away = told.append
+            await rendered.wait()
+            try:
+                await asyncio.gather(*(self._add(tokens) for tokens in prompts))
+            except UnavailableError as why:
+                return "refused" if why in told else "refused, and not told"
+            return "served"
+
+    async def _add(self, tokens: int) -> None:
+        self.door.join_queue()
+        self.tokens += tokens
+
+
+def test_a_burst_of_long_prompts_is_refused_where_it_joins_the_queue() -> None:
+    """All were admitted while none waited; each is asked again when its prompt is to wait."""
+
+    async def main() -> list[str]:
+        queue, rendered = Queue(limit=40), asyncio.Event()
+        requests = [asyncio.create_task(queue.serve(30, rendered=rendered)) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert 5 == queue.door.live
+        rendered.set()
+        return await asyncio.gather(*requests)
+
+    assert ["served", "served", "refused", "refused", "refused"] == asyncio.run(main())
+
+
+def test_a_request_of_many_prompts_is_asked_once() -> None:
+    """One that is larger than the limit is served, also by tasks of its own: its first fits."""
+
+    async def main() -> str:
+        queue, rendered = Queue(limit=40), asyncio.Event()
+        rendered.set()
+        return await queue.serve(30, 30, 30, 30, rendered=rendered)
+
+    assert "served" == asyncio.run(main())
+
+
+def test_what_is_nobodys_request_is_asked_each_time() -> None:
+    """As vLLM's own warm-up."""
+    full = admission(max_queued_tokens=40, queued=50)
+    with pytest.raises(UnavailableError):
+        full.join_queue()
+    admission(max_queued_tokens=60, queued=50).join_queue()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
@@ -23,6 +25,20 @@ def watcher(log: FakeLog) -> Iterator[CancellationWatcher]:
     watcher = CancellationWatcher(PERIOD, asyncio.Task.cancel, log)
     yield watcher
     watcher.stop()
+
+
+class Restless(dict[Any, Any]):
+    """The live requests, among which the event loop comes and goes while they are listed."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._times = times
+
+    def items(self) -> Any:
+        if self._times:
+            self._times -= 1
+            raise RuntimeError("dictionary changed size during iteration")
+        return super().items()
 
 
 def stream_of(sender: Any) -> ResponseStream:
@@ -114,3 +130,49 @@ def test_a_failing_question_is_logged_and_the_others_are_asked(
 
     asyncio.run(main())
     assert ("error", "cancellation: no such request") == log.lines[0]
+
+
+def test_requests_that_come_while_it_lists_them_do_not_end_it(
+    watcher: CancellationWatcher, log: FakeLog
+) -> None:
+    """The next round sees them all."""
+    watcher._live = Restless(3)
+    leaving = FakeSender()
+
+    async def main() -> None:
+        with watcher.watch(stream_of(leaving)):
+            leaving.cancelled = True
+            await asyncio.sleep(60)
+
+    async def cancelled() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.create_task(main()), 30)
+
+    asyncio.run(cancelled())
+    assert [] == log.lines
+
+
+def test_a_question_without_an_answer_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, log: FakeLog
+) -> None:
+    """A Triton that does not answer is left behind, and the model can be unloaded."""
+    monkeypatch.setattr("triton_vllm.cancellation._STOP_SECONDS", 0.1)
+    asked, answer = threading.Event(), threading.Event()
+
+    class Stuck(FakeSender):
+        def is_cancelled(self) -> bool:
+            asked.set()
+            answer.wait(30)
+            return False
+
+    watcher = CancellationWatcher(PERIOD, asyncio.Task.cancel, log)
+
+    async def main() -> None:
+        with watcher.watch(stream_of(Stuck())):
+            await asyncio.to_thread(asked.wait, 30)
+
+    asyncio.run(main())
+    since = time.monotonic()
+    watcher.stop()
+    assert time.monotonic() - since < 10
+    answer.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import threading
 import time
@@ -88,6 +89,20 @@ def test_a_closed_port_is_a_server_that_stops() -> None:
     assert GONE == ask_server(http, "/")
 
 
+def test_our_own_trouble_is_no_servers_end() -> None:
+    """Without a descriptor, or a way to the address, nobody knows: no drain follows from it."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with answering(None) as http:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            asked_without_descriptors = ask_server(http, "/")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert GONE == ask_server(http, "/")  # which the server waits for
+    nowhere = ("255.255.255.255", 80)
+    assert (UNCLEAR, UNCLEAR) == (asked_without_descriptors, ask_server(nowhere, "/"))
+
+
 def test_the_watch_tells_of_changes(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """The callback is called once a change."""
     monkeypatch.setattr("triton_vllm.drain._PERIOD", 0.01)
@@ -106,6 +121,19 @@ def loop() -> Iterator[EventLoopThread]:
     loop = EventLoopThread("engine")
     yield loop
     loop.stop()
+
+
+class OtherDoor:
+    """The OpenAI-compatible server, as far as the drain speaks to it."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def begin_drain(self, why: UnavailableError) -> None:
+        self.heard.append("begin")
+
+    def take_back(self) -> None:
+        self.heard.append("take back")
 
 
 class Served:
@@ -134,7 +162,8 @@ class Served:
 def test_what_runs_may_finish_until_the_limit(loop: EventLoopThread, log: FakeLog) -> None:
     """A short request finishes, a long one is aborted and counted, a new one refused."""
     admission = Admission(0, 0, lambda: 0)
-    drain = Drain(admission, loop, 0.3, "vllm", log)
+    http = OtherDoor()
+    drain = Drain(admission, loop, 0.3, http, "vllm", log)
     long, short = Served(admission, loop, 60), Served(admission, loop, 0.1)
     loop.call_soon(drain.begin)
     assert short.ended.wait(5)
@@ -146,6 +175,7 @@ def test_what_runs_may_finish_until_the_limit(loop: EventLoopThread, log: FakeLo
     assert any("2 requests may run for 0.3 s more" in line for line in lines)
     assert any("1 requests aborted" in line for line in lines)
     assert drain.ended is not None
+    assert ["begin"] == http.heard
 
 
 def test_a_server_that_is_ready_again_takes_the_drain_back(
@@ -153,7 +183,8 @@ def test_a_server_that_is_ready_again_takes_the_drain_back(
 ) -> None:
     """Nothing is aborted, and new requests are admitted."""
     admission = Admission(0, 0, lambda: 0)
-    drain = Drain(admission, loop, 0.2, "vllm", log)
+    http = OtherDoor()
+    drain = Drain(admission, loop, 0.2, http, "vllm", log)
     request = Served(admission, loop, 0.5)
     loop.call_soon(drain.begin)
     loop.call_soon(drain.take_back)
@@ -161,3 +192,4 @@ def test_a_server_that_is_ready_again_takes_the_drain_back(
     assert "finished" == request.end
     admission.check()
     assert drain.ended is None
+    assert ["begin", "take back"] == http.heard

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -208,3 +209,51 @@ def test_a_request_is_cancelled_once() -> None:
     assert cleaned_up.wait(5)
     loop.stop()
     assert [True, False] == cancels
+
+
+def _loops() -> list[Any]:
+    """Return the makers of asyncio's event loop, and of uvloop's where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return [asyncio.new_event_loop]
+    return [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+@pytest.mark.parametrize("exit_of", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("new_loop", _loops(), ids=lambda make: make.__module__)
+def test_an_exit_in_anybodys_task_leaves_the_loop_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    new_loop: Any,
+    exit_of: type[BaseException],
+) -> None:
+    """A request's own coroutine, and a task that it has started: requests beside them go on."""
+    monkeypatch.setattr(event_loop, "_new_event_loop", new_loop)
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def leave() -> None:
+        raise exit_of("3")
+
+    async def start_one_that_leaves() -> None:
+        await asyncio.wait([asyncio.create_task(leave())])
+
+    async def other_request() -> None:
+        begun.set()
+        while not go_on.is_set():  # noqa: ASYNC110 (set by another thread)
+            await asyncio.sleep(0.01)
+        ended.set()
+
+    async def work() -> int:
+        return 7
+
+    loop = EventLoopThread("engine")
+    loop.spawn(other_request())
+    assert begun.wait(5)
+    loop.spawn(leave())
+    loop.spawn(start_one_that_leaves())
+    assert 7 == loop.call(work(), timeout=5)
+    go_on.set()
+    assert ended.wait(5)
+    loop.stop()
+    assert 2 == caplog.text.count(f"a task tried to end the process: {exit_of.__name__}")

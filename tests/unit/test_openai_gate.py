@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from triton_vllm.admission import Place
 from triton_vllm.errors import EngineDownError, ServingError, UnavailableError
-from triton_vllm.openai_gate import Gate, Message, Receive, Send
+from triton_vllm.openai_exchange import Message, Receive, Send
+from triton_vllm.openai_gate import Gate
 
 JSON_TYPE = [(b"content-type", b"application/json")]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -37,18 +39,19 @@ class Engine:
         self.down: ServingError | None = None
         self.full: ServingError | None = None
         self.admitted = 0
+        self.place = Place()
 
     def check(self) -> None:
         if self.down:
             raise self.down
 
     @contextlib.contextmanager
-    def admit(self) -> Iterator[None]:
+    def admit(self) -> Iterator[Place]:
         self.check()
         if self.full:
             raise self.full
         self.admitted += 1
-        yield
+        yield self.place
         self.admitted -= 1
 
 
@@ -89,9 +92,9 @@ class Client:
         return json.loads(b"".join(m["body"] for m in self.sent[1:]))
 
 
-def make(app: Any, keys: Sequence[str] = ()) -> tuple[Gate, Engine]:
+def make(app: Any, keys: Sequence[str] = (), time_limit: float = 0.0) -> tuple[Gate, Engine]:
     engine = Engine()
-    gate = Gate(engine.check, engine.admit, keys)
+    gate = Gate(engine.check, engine.admit, keys, time_limit)
     gate.app = app
     return gate, engine
 
@@ -286,3 +289,115 @@ def test_a_websocket_without_a_key_is_closed() -> None:
     gate, _ = make(answering(200), ["one"])
     client = ask(gate, Client("/v1/realtime", kind="websocket"))
     assert ["websocket.close"] == [message["type"] for message in client.sent]
+
+
+class Patient(Client):
+    """A client that stays until it has its answer."""
+
+    async def receive(self) -> Message:
+        if self.incoming:
+            return self.incoming.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def endless(steps: Steps, seen: list[str]) -> Any:
+    """Return an app that answers for ever, and notes how it hears of its end, as vLLM's does."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await receive()
+        await steps(send)
+        seen.append((await receive())["type"])
+        await answering(200)(scope, receive, send)  # as FastAPI does when a handler was cancelled
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("steps", "status", "last"),
+    [(_nothing, 504, b'{"error": '), (_half_a_stream, 200, b'data: {"error": ')],
+    ids=["not begun", "streaming"],
+)
+def test_a_time_limit_ends_a_request(steps: Steps, status: int, last: bytes) -> None:
+    """To the app the client has gone, so that it aborts; the client is told the limit."""
+    seen: list[str] = []
+    gate, engine = make(endless(steps, seen), time_limit=0.05)
+    client = Patient()
+    ask(gate, client)
+    assert (status, ["http.disconnect"]) == (client.status, seen)
+    body = client.sent[-1]["body"]
+    assert body.startswith(last)
+    assert b"not done within 0.05 s, its time limit" in body
+    assert not client.sent[-1].get("more_body")
+    assert (Counter(deadline=1), 0) == (gate.traffic.outcomes, engine.admitted)
+
+
+def test_in_time_nothing_is_ended() -> None:
+    """A request that was answered in time is not ended afterwards."""
+    gate, _ = make(answering(200), time_limit=0.05)
+
+    async def main() -> None:
+        client = Client()
+        await gate(client.scope, client.receive, client.send)
+        await asyncio.sleep(0.1)
+        assert 200 == client.status
+
+    asyncio.run(main())
+    assert Counter(ok=1) == gate.traffic.outcomes
+
+
+def test_an_app_that_does_not_listen_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every route looks for its client; after a moment it is ended all the same."""
+    monkeypatch.setattr("triton_vllm.openai_exchange._GRACE", 0.05)
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    gate, _ = make(app, time_limit=0.05)
+    assert 504 == ask(gate, Patient()).status
+    assert Counter(deadline=1) == gate.traffic.outcomes
+
+
+def test_a_websocket_has_no_time_limit() -> None:
+    """A connection stays for many requests."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.1)
+        await send({"type": "websocket.accept"})
+
+    gate, _ = make(app, time_limit=0.02)
+    client = ask(gate, Patient("/v1/realtime", kind="websocket"))
+    assert ["websocket.accept"] == [message["type"] for message in client.sent]
+
+
+def test_all_can_be_ended_with_a_reason() -> None:
+    """Those under way are told; a request that comes later is served."""
+    seen: list[str] = []
+    gate, _ = make(endless(_half_a_stream, seen))
+    clients = [Patient(), Patient()]
+
+    async def main() -> int:
+        tasks = [asyncio.create_task(gate(c.scope, c.receive, c.send)) for c in clients]
+        await asyncio.sleep(0.05)
+        ended = gate.end_all(UnavailableError("the grace is over"))
+        await asyncio.wait_for(asyncio.gather(*tasks), 30)
+        return ended
+
+    assert 2 == asyncio.run(main())
+    assert all(b"the grace is over" in client.sent[-1]["body"] for client in clients)
+    assert Counter(refused=2) == gate.traffic.outcomes
+    gate.app = answering(200)
+    assert 200 == ask(gate, Client()).status
+
+
+def test_a_prompt_that_may_not_wait_is_503() -> None:
+    """The app knows no such error and answers 500, which the client does not get to see."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        engine.place.turned_away(UnavailableError("9 prompt tokens wait"))
+        await answering(500)(scope, receive, send)
+
+    gate, engine = make(app)
+    client = ask(gate, Patient())
+    assert (503, "9 prompt tokens wait") == (client.status, client.body["error"]["message"])
+    assert Counter(refused=1) == gate.traffic.outcomes

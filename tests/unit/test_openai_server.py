@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import FakeEngineArgs, FakeLog
+from triton_vllm.admission import Place
 from triton_vllm.errors import SettingsError
 from triton_vllm.openai_server import NoOpenAIServer, OpenAIServer, openai_server
 from triton_vllm.openai_settings import OpenAISettings
@@ -30,7 +31,7 @@ def make(openai: OpenAISettings | None) -> OpenAIServer | NoOpenAIServer:
         args,
         NoSeat(),
         lambda: None,
-        contextlib.nullcontext,
+        lambda: contextlib.nullcontext(Place()),
         FakeLog(),
     )
 

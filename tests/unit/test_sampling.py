@@ -291,3 +291,18 @@ def test_any_value_is_taken_or_refused(sampling: SamplingParser, name: str, valu
     """No JSON value of a client raises anything but RequestError."""
     with contextlib.suppress(RequestError):
         parse(sampling, {name: value})
+
+
+@pytest.mark.parametrize(("n", "limit"), [(1, 0), (16384, 0), (128, 128), (1, 1), ("2", 2)])
+def test_as_many_sequences_as_allowed(vllm_api: None, n: Any, limit: int) -> None:
+    """The operator's limit itself is allowed; 0 leaves it to vLLM."""
+    assert int(n) == parse(SamplingParser({}, max_sequences=limit), {"n": n}).n
+
+
+@pytest.mark.parametrize("n", [129, 16384, "129", 10**9])
+def test_more_sequences_than_allowed_are_refused(vllm_api: None, n: Any) -> None:
+    """With the operator's limit, its name, and what came."""
+    expected = f'"n": must be at most 128 (max_sequences_per_request), got {n}'
+    with pytest.raises(RequestError) as raised:
+        parse(SamplingParser({}, max_sequences=128), {"n": n})
+    assert f"sampling_parameters: {expected}" == str(raised.value)

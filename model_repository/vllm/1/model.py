@@ -7,7 +7,6 @@ the package ``triton_vllm`` beside this file.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -56,7 +55,7 @@ class TritonPythonModel:
             try:
                 self._engine.check()
                 decoded = decode(request, self._engine.parser)  # 1. decode
-            except Exception as error:
+            except BaseException as error:  # a panic of Rust's, such as pydantic's, is no Exception
                 explained = self._engine.explain(error, request.request_id() or "request")
                 self._responses.open(sender).fail(explained)
             else:
@@ -82,7 +81,7 @@ class TritonPythonModel:
                         stream.send(delta)  # 4. send; 5. the final delta finishes
                 # Unheard when there was a final delta, as there always should be.
                 stream.fail(GenerationError("the engine ended without a final output"))
-        except (Exception, asyncio.CancelledError) as error:
+        except BaseException as error:  # without its FINAL flag the model could not be unloaded
             stream.fail(self._engine.explain(error, request.request_id))
 
     def finalize(self) -> None:

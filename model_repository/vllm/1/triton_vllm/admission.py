@@ -7,8 +7,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from triton_vllm.errors import UnavailableError
+
+
+def _nobody(why: UnavailableError) -> None:
+    """Tell nobody."""
+
+
+@dataclass(slots=True)
+class Place:
+    """One request inside. Event loop only.
+
+    ``in_queue``: a prompt of it has joined those that wait for their prefill. ``turned_away`` is
+    told why, where the first of them may not.
+    """
+
+    in_queue: bool = False
+    turned_away: Callable[[UnavailableError], None] = _nobody
+
+
+# Of the request that the current task works on, and of the tasks that it starts.
+_place: ContextVar[Place | None] = ContextVar("place", default=None)
 
 
 class Admission:
@@ -31,21 +53,44 @@ class Admission:
         self.live = 0
 
     @contextlib.contextmanager
-    def admit(self) -> Iterator[None]:
+    def admit(self) -> Iterator[Place]:
         """Let one request in until the context ends. Raises UnavailableError with the limit."""
         self.check()
-        if self._max_queued_tokens:
-            queued = self._queued_tokens()
-            if queued >= self._max_queued_tokens:
-                raise UnavailableError(
-                    f"{queued} prompt tokens wait for their prefill, the limit is "
-                    f"{self._max_queued_tokens} (max_queued_tokens): try again later"
-                )
+        self._check_queue()
+        place = Place()
+        _place.set(place)
         self.live += 1
         try:
-            yield
+            yield place
         finally:
             self.live -= 1
+            _place.set(None)
+
+    def join_queue(self) -> None:
+        """Let a prompt of the current request wait for its prefill. Raises UnavailableError.
+
+        Many may have been admitted before the first of their prompts was tokenized. Where a request
+        has several prompts, as with beam search, it is refused at the first one or not at all.
+        """
+        place = _place.get() or Place()
+        if place.in_queue:
+            return
+        try:
+            self._check_queue()
+        except UnavailableError as why:
+            place.turned_away(why)
+            raise
+        place.in_queue = True
+
+    def _check_queue(self) -> None:
+        if not self._max_queued_tokens:
+            return
+        queued = self._queued_tokens()
+        if queued >= self._max_queued_tokens:
+            raise UnavailableError(
+                f"{queued} prompt tokens wait for their prefill, the limit is "
+                f"{self._max_queued_tokens} (max_queued_tokens): try again later"
+            )
 
     def check(self) -> None:
         """Raise UnavailableError if a request that came now would be refused.

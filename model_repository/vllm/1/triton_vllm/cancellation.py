@@ -15,6 +15,8 @@ from typing import Any
 
 from triton_vllm.streaming import Log, ResponseStream
 
+_STOP_SECONDS = 5.0
+
 
 class CancellationWatcher:
     """Cancels the task of each request whose client is gone."""
@@ -43,9 +45,9 @@ class CancellationWatcher:
             self._live.pop(stream, None)
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread; leave it behind if a question to Triton takes longer than seconds."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
         # So that top -H shows what the asking costs.
@@ -53,7 +55,12 @@ class CancellationWatcher:
         with contextlib.suppress(OSError):
             comm.write_text("cancellation")
         while not self._stop.wait(self._period):
-            for stream, task in list(self._live.items()):
+            try:
+                # The event loop may come in between: then it is "changed", and the next round's.
+                live = list(self._live.items())
+            except RuntimeError:
+                continue
+            for stream, task in live:
                 try:
                     if stream.is_cancelled():
                         task.get_loop().call_soon_threadsafe(self._cancel, stream)

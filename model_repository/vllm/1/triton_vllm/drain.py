@@ -14,6 +14,7 @@ import enum
 import socket
 import threading
 from collections.abc import Callable
+from typing import Protocol
 from urllib.parse import quote
 
 from triton_vllm.admission import Admission
@@ -26,7 +27,6 @@ from triton_vllm.streaming import Log
 _PERIOD = 0.5  # seconds between two questions
 _PATIENCE = 2.0  # seconds for an answer
 _IN_A_ROW = 2  # a server that is gone for one moment only is not gone
-_FINALIZE_SECONDS = 5  # what each front end's finalize takes of the exit timeout, at most
 
 
 class Answer(enum.Enum):
@@ -45,10 +45,10 @@ def ask_server(http: tuple[str, int], path: str) -> Answer:
         with socket.create_connection(http, timeout=_PATIENCE) as connection:
             connection.sendall(request.encode())
             status = connection.recv(16).decode(errors="replace")
-    except TimeoutError:
-        return Answer.UNCLEAR
-    except OSError:
+    except ConnectionError:
         return Answer.GONE
+    except OSError:  # no answer in time; no descriptor, port or address on our side
+        return Answer.UNCLEAR
     if not status:
         return Answer.GONE
     return {"200": Answer.READY, "400": Answer.NOT_READY, "503": Answer.NOT_READY}.get(
@@ -56,16 +56,36 @@ def ask_server(http: tuple[str, int], path: str) -> Answer:
     )
 
 
+class OtherDoor(Protocol):
+    """Where requests come in that are none of Triton's. Event loop only."""
+
+    def begin_drain(self, why: UnavailableError) -> None:
+        """Give requests that run their time, then end them."""
+
+    def take_back(self) -> None:
+        """Let them run on."""
+
+
 class Drain:
     """Ends the requests of one front end when the model is to go. Event loop only."""
 
     def __init__(
-        self, admission: Admission, loop: EventLoopThread, seconds: float, name: str, log: Log
+        self,
+        admission: Admission,
+        loop: EventLoopThread,
+        seconds: float,
+        other_door: OtherDoor,
+        name: str,
+        log: Log,
     ) -> None:
-        """Give what runs ``seconds`` to finish, once it has begun."""
+        """Give what runs ``seconds`` to finish, once it has begun.
+
+        What came through the ``other_door`` has a time of its own, which begins with it.
+        """
         self._admission = admission
         self._loop = loop
         self._seconds = seconds
+        self._other_door = other_door
         self._name = name
         self._log = log
         self._timer: asyncio.TimerHandle | None = None
@@ -80,20 +100,22 @@ class Drain:
             f"{self._seconds:g} s more"
         )
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end, why)
+        self._other_door.begin_drain(why)
 
     def take_back(self) -> None:
         """Serve again: the server has thought better of it."""
         if self._timer is not None:
             self._timer.cancel()
+        self._other_door.take_back()
         self.ended = None
         self._admission.reopen()
         self._log.log_info(f"{self._name}: ready again")
 
     def _end(self, why: UnavailableError) -> None:
         self.ended = UnavailableError(f"{why}, and {self._seconds:g} s of grace are over")
-        if self._admission.live:
-            self._log.log_warn(f"{self._name}: {self._admission.live} requests aborted: {why}")
-        self._loop.cancel_requests()
+        aborted = self._loop.cancel_requests()
+        if aborted:
+            self._log.log_warn(f"{self._name}: {aborted} requests aborted: {why}")
 
 
 class NoWatch:
@@ -193,5 +215,4 @@ def watch_server(
 
 def drain_seconds(settings: ModelSettings, server: ServerOptions) -> float:
     """Return the operator's limit, or what the server's exit timeout leaves of it."""
-    needed = _FINALIZE_SECONDS * settings.placement.instances + 2
-    return max(1.0, min(settings.serving.drain_seconds, server.exit_timeout_seconds - needed))
+    return server.drain_seconds(settings.serving.drain_seconds, settings.placement.instances)

@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from triton_vllm.adapters import Adapters, NoAdapters
-from triton_vllm.admission import Admission
+from triton_vllm.admission import Admission, Place
 from triton_vllm.deadline import Deadline, NoDeadline
 from triton_vllm.drain import Drain, drain_seconds, watch_server
 from triton_vllm.engine_life import EngineLife
@@ -127,7 +127,7 @@ class Engine:
             self._loop,
             self._settings.name,
             self._settings.serving.engine_restarts,
-            begun=self._serve,
+            begun=self._open,
             ending=self.openai.end_requests,
             log=self._log,
         )
@@ -140,6 +140,12 @@ class Engine:
             self._loop.spawn_background(self.lag.measure())
         if not self._args.disable_log_stats:
             self._loop.spawn_background(self._log_stats())
+
+    async def _open(self, life: EngineLife) -> None:
+        """Guard the door of what lives, then let requests in."""
+        life.llm.join_queue = self.admission.join_queue
+        life.llm.max_sequences = self._settings.serving.max_sequences_per_request
+        await self._serve(life)
 
     async def _serve(self, life: EngineLife) -> None:
         """Serve what lives from now on; open the HTTP port."""
@@ -161,6 +167,7 @@ class Engine:
             self.admission,
             self._loop,
             drain_seconds(self._settings, self._server),
+            self.openai,
             self._settings.name,
             self._log,
         )
@@ -188,6 +195,7 @@ class Engine:
             self._vllm.default_sampling_params(config),
             self._settings.serving.default_max_tokens,
             self._vllm.max_tokens_limit(config),
+            self._settings.serving.max_sequences_per_request,
         )
 
     async def _log_stats(self) -> None:
@@ -225,16 +233,16 @@ class Engine:
             raise self._supervisor.down
 
     @contextlib.contextmanager
-    def admit(self) -> Iterator[None]:
+    def admit(self) -> Iterator[Place]:
         """Hold the place of one request to its end; raise what keeps it out. Event loop only."""
         try:
             self._check_up()
-            with self.admission.admit():
-                yield
+            with self.admission.admit() as place:
+                yield place
         finally:
             self._share.ended()
 
-    def _admit_http(self) -> contextlib.AbstractContextManager[None]:
+    def _admit_http(self) -> contextlib.AbstractContextManager[Place]:
         """Count and admit a request that comes in the event loop, not through ``spawn``."""
         self._share.came()
         return self.admit()
@@ -280,8 +288,10 @@ class Engine:
                 or self._drain.ended
                 or CancelledError("cancelled by the client")
             )
-        assert isinstance(error, Exception), "whatever else there is ends the process"
-        explained: ServingError = self._vllm.explain(error)
+        if isinstance(error, Exception):
+            explained: ServingError = self._vllm.explain(error)
+        else:  # a panic of Rust's, as in tokenizers, or a library that calls sys.exit
+            explained = GenerationError(f"{type(error).__name__}: {one_line(error)}")
         if isinstance(explained, EngineDownError) and explained is not error:
             self._supervisor.notice()  # vLLM has just told this request
             return self._supervisor.down or explained

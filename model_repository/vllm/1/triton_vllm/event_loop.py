@@ -21,6 +21,7 @@ class EventLoopThread:
         self._requests: set[asyncio.Task[None]] = set()
         self._cancelled: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[None]] = set()
+        self._ended = False
         # For as long as the loop lives: Linux ends a thread's children with it (child_process.py).
         self._blocking = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-blocking")
         self._thread = threading.Thread(target=self._run, args=(started,), name=name, daemon=True)
@@ -65,10 +66,9 @@ class EventLoopThread:
         self._loop.call_soon(task.cancel)
         return True
 
-    def cancel_requests(self) -> None:
-        """Cancel every request's coroutine. Event loop only."""
-        for task in list(self._requests):
-            self.cancel(task)
+    def cancel_requests(self) -> int:
+        """Cancel every request's coroutine; return how many were not before. Event loop only."""
+        return sum(self.cancel(task) for task in list(self._requests))
 
     async def end_requests(self, timeout: float) -> int:
         """Cancel every request's coroutine; wait ``timeout`` seconds at most for their ends.
@@ -97,9 +97,13 @@ class EventLoopThread:
 
     def stop(self) -> None:
         """End the loop and its thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._end)
         self._thread.join()
         self._blocking.shutdown()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._loop.stop()
 
     def _start(self, coroutine: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
         task = self._loop.create_task(coroutine)
@@ -116,7 +120,8 @@ class EventLoopThread:
         asyncio.set_event_loop(loop)
         loop.call_soon(started.set_result, loop)
         try:
-            loop.run_forever()
+            while not self._ended:
+                _run_on(loop)
             left = asyncio.all_tasks(loop)
             for task in left:
                 task.cancel()
@@ -124,6 +129,18 @@ class EventLoopThread:
             loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             loop.close()
+
+
+def _run_on(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped, or a task of anybody's tries to exit the process.
+
+    Such a task ends the loop, and with it all the others: it is to be run again.
+    """
+    try:
+        loop.run_forever()
+    except (SystemExit, KeyboardInterrupt) as error:
+        what = f"a task tried to end the process: {type(error).__name__}"
+        loop.call_exception_handler({"message": what, "exception": error})
 
 
 async def _without_exit(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from triton_vllm.admission import Place
 from triton_vllm.draining import draining
-from triton_vllm.errors import SettingsError, one_line
+from triton_vllm.errors import SettingsError, UnavailableError, one_line
 from triton_vllm.front_end_metrics import Traffic
 from triton_vllm.frontend_args import parse_frontend_args
 from triton_vllm.openai_gate import Gate
 from triton_vllm.port import Port
+from triton_vllm.server_options import ServerOptions
 from triton_vllm.settings import ModelSettings
 from triton_vllm.shared_engine import NoSeat, Seat
 from triton_vllm.streaming import Log
@@ -35,6 +37,12 @@ class NoOpenAIServer:
 
     def __init__(self) -> None:
         self.traffic = Traffic()
+
+    def begin_drain(self, why: UnavailableError) -> None:
+        """Do nothing."""
+
+    def take_back(self) -> None:
+        """Do nothing."""
 
     async def serve(self, llm: vllm_api.AsyncLLM) -> None:
         """Do nothing."""
@@ -54,7 +62,7 @@ def openai_server(
     engine_args: vllm_api.AsyncEngineArgs,
     seat: Seat | NoSeat,
     check: Callable[[], None],
-    admit: Callable[[], AbstractContextManager[None]],
+    admit: Callable[[], AbstractContextManager[Place]],
     log: Log,
 ) -> OpenAIServer | NoOpenAIServer:
     """Return the server that the settings ask for, its port taken, where this front end leads.
@@ -78,7 +86,7 @@ def openai_server(
     args.host, args.port, args.api_key = openai.host, openai.port, list(keys) or None
     if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
         log.log_warn(f"{where}: {openai.host} can be reached from other machines, without a key")
-    gate = Gate(check, admit, keys)
+    gate = Gate(check, admit, keys, settings.serving.default_timeout_seconds)
     return OpenAIServer(settings, args, engine_args, seat, gate, log)
 
 
@@ -94,7 +102,7 @@ def moved(where: str, error: ImportError) -> SettingsError:
 
 
 class OpenAIServer:
-    """One front end's HTTP server. Its coroutines belong to the engine's event loop."""
+    """One front end's HTTP server. Its methods belong to the engine's event loop."""
 
     def __init__(
         self,
@@ -114,6 +122,9 @@ class OpenAIServer:
         self.traffic = gate.traffic
         self._name = settings.name
         self._settings = settings.serving.openai
+        self._drain_seconds = ServerOptions.read().drain_seconds(
+            self._settings.drain_seconds, settings.placement.instances
+        )
         self._vllm_version = vllm_api.version()
         self._args = args
         self._seat = seat
@@ -123,13 +134,14 @@ class OpenAIServer:
         self._front_end = vllm_openai.FrontEnd(args, engine_args)
         self._watch_certificates = vllm_openai.watch_certificates
         self._draining = draining(seat)
+        self._drained_at: float | None = None  # in the loop's time
+        self._end_timer: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._serving: asyncio.Task[None] | None = None
         self._cleanup = contextlib.ExitStack()
         config = uvicorn.Config(
             gate,
             lifespan="off",  # the app comes and goes with the engine
-            timeout_graceful_shutdown=self._settings.drain_seconds,
             **vllm_openai.uvicorn_options(args),
         )
         try:
@@ -192,6 +204,28 @@ class OpenAIServer:
         await self._draining.wait_for_leader()
         await self.drain()
 
+    def begin_drain(self, why: UnavailableError) -> None:
+        """End what is under way ``drain_seconds`` from now, or from when this was first called."""
+        if self._drained_at is None:
+            loop = asyncio.get_running_loop()
+            self._drained_at = loop.time() + self._drain_seconds
+            self._end_timer = loop.call_at(self._drained_at, self._end_all, why)
+
+    def take_back(self) -> None:
+        """Let what is under way run on, unless it is the model's end that has begun."""
+        if self._server.should_exit:  # the server may be ready with another one in our place
+            return
+        if self._end_timer is not None:
+            self._end_timer.cancel()
+        self._drained_at = None
+
+    def _end_all(self, why: UnavailableError) -> None:
+        ended = self._gate.end_all(
+            UnavailableError(f"{why}, and {self._drain_seconds:g} s of grace are over")
+        )
+        if ended:
+            self._log.log_warn(f"{self._name}: {ended} OpenAI requests aborted: {why}")
+
     async def end_requests(self) -> None:
         """End what the engine that is going away has not answered."""
         if requests := set(self._server.server_state.tasks):
@@ -200,15 +234,23 @@ class OpenAIServer:
             await asyncio.wait(requests, timeout=_END_SECONDS)
 
     async def drain(self) -> None:
-        """Free the port; give requests under way ``drain_seconds``, then end them."""
+        """Free the port; give requests under way what is left of their time, then end them."""
+        self._server.should_exit = True
         self._draining.announce()
+        self.begin_drain(UnavailableError("the model is being unloaded"))
         if self._serving is not None:
-            self._server.should_exit = True
+            # uvicorn is not to wait for clients that do not read how their requests were ended.
+            self._server.config.timeout_graceful_shutdown = self._time_left()
             await asyncio.wait([self._serving])
         self._draining.finish()
-        await self._draining.wait_for_others(self._settings.drain_seconds + _END_SECONDS)
+        await self._draining.wait_for_others(self._time_left())
         await self.end_requests()
         await self._front_end.close()
+
+    def _time_left(self) -> float:
+        """Return how long to wait until all requests must have ended."""
+        assert self._drained_at is not None, "as drain() has begun"
+        return max(0.0, self._drained_at - asyncio.get_running_loop().time()) + _END_SECONDS
 
     def close(self) -> None:
         """Free the port, whatever state the server is in."""

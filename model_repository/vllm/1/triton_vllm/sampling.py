@@ -100,13 +100,14 @@ class SamplingParser:
         defaults: Mapping[str, Any],
         default_max_tokens: int = 0,
         max_tokens_limit: int | None = None,
+        max_sequences: int = 0,
     ) -> None:
         """Prepare a check for each field of ``SamplingParams`` and ``EngineOptions``.
 
         ``defaults`` are the model's own (``generation_config.json``). A request without
         ``max_tokens`` generates ``default_max_tokens`` if the operator has set it, else what the
         model's own defaults say, else up to the context; no request more than
-        ``max_tokens_limit``.
+        ``max_tokens_limit``, and none more than ``max_sequences`` sequences (0: vLLM's limit).
         """
         from triton_vllm import vllm_api
 
@@ -125,6 +126,7 @@ class SamplingParser:
         if default_max_tokens:
             self._defaults["max_tokens"] = default_max_tokens
         self._max_tokens_limit = max_tokens_limit
+        self._max_sequences = max_sequences
 
     @property
     def names(self) -> Collection[str]:
@@ -139,6 +141,7 @@ class SamplingParser:
         Raises RequestError naming the parameter, what came, and what is allowed.
         """
         checked = self._fields.check(given, where)
+        check_sequences(checked.get("n", 1), self._max_sequences, f'{where}: "n"')
         options = EngineOptions(
             **{name: checked.pop(name) for name in self._options & checked.keys()}
         )
@@ -155,6 +158,12 @@ class SamplingParser:
             return self._class(**values), options
         except Exception as error:  # vLLM's own checks of ranges and combinations
             raise RequestError(f"{where}: {one_line(error)}") from None
+
+
+def check_sequences(n: int, limit: int, where: str) -> None:
+    """Raise RequestError if one request asks for more than ``limit`` sequences (0: no limit)."""
+    if 0 < limit < n:
+        raise RequestError(f"{where}: must be at most {limit} (max_sequences_per_request), got {n}")
 
 
 def _known_keys(value: dict[str, Any], keys: Collection[str], where: str) -> dict[str, Any]:

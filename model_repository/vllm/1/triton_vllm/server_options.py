@@ -9,6 +9,7 @@ from pathlib import Path
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound)
 _EXIT_TIMEOUT_SECONDS = 30  # Triton's default
+_FINALIZE_SECONDS = 5  # what each front end's finalize takes of the exit timeout, at most
 
 
 def _parent_command() -> Path:
@@ -49,6 +50,11 @@ class ServerOptions:
             metrics=_is_true(given.allow_metrics),
             exit_timeout_seconds=int(given.exit_timeout_secs),
         )
+
+    def drain_seconds(self, wanted: float, front_ends: int) -> float:
+        """Return the operator's limit for running requests, or what the exit timeout leaves."""
+        needed = _FINALIZE_SECONDS * front_ends + 2
+        return max(1.0, min(wanted, self.exit_timeout_seconds - needed))
 
 
 def _is_true(text: str | None) -> bool:

@@ -52,9 +52,11 @@ class ServingSettings:
     ``vllm_log_level`` is for vLLM's own lines (empty: its default, or its environment variable).
     ``max_requests`` bounds the requests that run or wait, over all front ends, each of which takes
     its share; ``max_queued_tokens`` the prompt tokens that wait for their prefill in one front end:
-    above them a request is refused (0: no limit). ``default_timeout_seconds`` bounds a request that
-    sets no limit of its own, from its arrival to its end (0: no limit). ``drain_seconds`` is how
-    long running requests may go on when the model is unloaded or the server stopped.
+    above them a request is refused (0: no limit). ``max_sequences_per_request`` bounds ``n``, by
+    which one request becomes many (0: vLLM's own limit). ``default_timeout_seconds`` bounds a
+    request that sets no limit of its own, from its arrival to its end (0: no limit).
+    ``drain_seconds`` is how long running requests may go on when the model is unloaded or the
+    server stopped.
     ``grammar_timeout_seconds`` is how long a grammar of structured outputs may take to compile (0:
     no limit, and no process to try it in). ``cluster_timeout_seconds`` is how long the start of an
     engine on several machines waits for the others.
@@ -71,6 +73,7 @@ class ServingSettings:
     vllm_log_level: str = ""
     max_requests: int = 0
     max_queued_tokens: int = 0
+    max_sequences_per_request: int = 128
     default_timeout_seconds: float = 0.0
     drain_seconds: float = 20.0
     grammar_timeout_seconds: float = 5.0
@@ -86,6 +89,7 @@ class ServingSettings:
         "engine_restarts": (0, 1000),
         "max_requests": (0, 1_000_000),
         "max_queued_tokens": (0, 1_000_000_000),
+        "max_sequences_per_request": (0, 1_000_000),
         "default_timeout_seconds": (0, 86_400),
         "drain_seconds": (0, 3600),
         "grammar_timeout_seconds": (0, 3600),

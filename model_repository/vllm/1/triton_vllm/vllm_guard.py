@@ -9,16 +9,21 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.errors import RequestError, one_line
+from triton_vllm.sampling import check_sequences
 from triton_vllm.vllm_parallel import executor_class
 
 
 class GuardedLLM(AsyncLLM):  # type: ignore[misc]
-    """An ``AsyncLLM`` that asks ``check_grammar`` before the engine core compiles a grammar.
+    """An ``AsyncLLM`` that refuses what is too much for the engine.
 
-    ``check_grammar`` takes vLLM's ``StructuredOutputsParams`` and raises RequestError.
+    ``check_grammar`` takes vLLM's ``StructuredOutputsParams`` before the engine core compiles them,
+    and raises RequestError. ``join_queue`` is called before a prompt is queued, and raises
+    UnavailableError. ``max_sequences`` bounds ``n`` (0: vLLM's own limit).
     """
 
     check_grammar: Callable[[Any], Awaitable[None]] | None = None
+    join_queue: Callable[[], None] | None = None
+    max_sequences: int = 0
 
     def __init__(self, vllm_config: Any, **options: Any) -> None:
         """Take an ``AsyncLLM``'s options, but for the executor, which is chosen here."""
@@ -28,11 +33,18 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
     async def add_request(
         self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Add a request as ``AsyncLLM`` does. Raises vLLM's own error for a wrong request."""
+        """Add a request as ``AsyncLLM`` does.
+
+        Raises vLLM's own error for a wrong request, UnavailableError for one that would wait.
+        """
         grammar = getattr(params, "structured_outputs", None)
-        if grammar is not None and self.check_grammar is not None:
-            try:
+        try:
+            check_sequences(getattr(params, "n", 1), self.max_sequences, "n")
+            if grammar is not None and self.check_grammar is not None:
                 await self.check_grammar(grammar)
-            except RequestError as error:
-                raise VLLMValidationError(one_line(error)) from error
+        except RequestError as error:
+            raise VLLMValidationError(one_line(error)) from error
+        if self.join_queue is not None:
+            await self.get_supported_tasks()  # asked once; then nobody comes in between
+            self.join_queue()
         return await super().add_request(request_id, prompt, params, *args, **kwargs)

@@ -1,0 +1,136 @@
+"""One request and its response as they pass the gate before vLLM's OpenAI-compatible app."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any
+
+from triton_vllm.errors import DeadlineError, ServingError, one_line
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Coroutine[Any, Any, Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# vLLM's names; it has no time limits.
+_TYPES = {401: "AuthenticationError", 503: "ServiceUnavailableError", 504: "TimeoutError"}
+_TRY_LATER = (429, 503)
+_GRACE = 1.0  # seconds that the app has to see that its client has gone
+
+
+class Exchange:
+    """One request and its response, as far as the gate has seen them pass.
+
+    ``ended`` is why the gate has ended it, None where it has not.
+    """
+
+    def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
+        self.outcome = ""
+        self.ended: ServingError | None = None
+        self.is_websocket = scope["type"] == "websocket"
+        self._receive = receive
+        self._send = send
+        self._end = asyncio.get_running_loop().create_future()
+        self._task = asyncio.current_task()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._status = 0
+        self._is_event_stream = False
+        self._complete = False
+        self._client_left = False
+
+    def end(self, why: ServingError) -> None:
+        """End an unfinished exchange: to the app, its client has gone; its client is told why.
+
+        So the app takes what it has begun back from the engine. One that does not notice is
+        cancelled.
+        """
+        if self._complete or self.ended is not None:
+            return
+        self.ended = why
+        self._end.set_result(None)
+        assert self._task is not None, "ASGI is served by a task"
+        self.call_later(_GRACE, self._task.cancel)
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call ``callback`` unless ``stop_timers`` comes first."""
+        self._timers.append(asyncio.get_running_loop().call_later(seconds, callback))
+
+    def stop_timers(self) -> None:
+        """Call nothing any more."""
+        for timer in self._timers:
+            timer.cancel()
+
+    async def receive(self) -> Message:
+        """Return the client's next message to the app."""
+        message = await self._unless_ended(self._receive())
+        if message is None:
+            return {"type": "websocket.disconnect" if self.is_websocket else "http.disconnect"}
+        if message["type"] == "http.disconnect":
+            self._client_left |= not self._complete
+        elif message["type"] == "websocket.disconnect":
+            self._complete = True
+        return message
+
+    async def _unless_ended(self, received: Coroutine[Any, Any, Message]) -> Message | None:
+        """Return the next message; None if the exchange is ended before there is one."""
+        receiving = asyncio.ensure_future(received)
+        try:
+            await asyncio.wait((receiving, self._end), return_when=asyncio.FIRST_COMPLETED)
+            return None if self._end.done() else receiving.result()
+        finally:
+            receiving.cancel()
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the app sends, as long as its client is there for it."""
+        if self.ended is None:
+            await self._pass_on(message)
+
+    def _pass_on(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.body":
+            self._complete = not message.get("more_body", False)
+        elif message["type"] == "http.response.start":
+            self._status = message["status"]
+            self._is_event_stream = any(
+                name == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in message["headers"]
+            )
+        elif message["type"] == "websocket.close":
+            self._complete = True
+        return self._send(message)
+
+    async def refuse_with(self, error: ServingError) -> None:
+        """Answer with an error of ours, as which the request then counts."""
+        status = 504 if isinstance(error, DeadlineError) else 503
+        await self.refuse(status, one_line(error))
+        self.outcome = error.outcome
+
+    async def refuse(self, status: int, message: str) -> None:
+        """Answer with an error in OpenAI's form, or end with it a stream that has begun."""
+        error = {"message": message, "type": _TYPES[status], "param": None, "code": status}
+        body = json.dumps({"error": error}).encode()
+        if self._complete:
+            return
+        if self.is_websocket:
+            await self._pass_on({"type": "websocket.close", "code": 1013, "reason": message[:100]})
+        elif not self._status:
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+            ]
+            await self._pass_on(
+                {"type": "http.response.start", "status": status, "headers": headers}
+            )
+            await self._pass_on({"type": "http.response.body", "body": body})
+        elif self._is_event_stream:
+            await self._pass_on({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
+
+    def usual_outcome(self) -> str:
+        """Return what a request counts as that nothing extraordinary has ended."""
+        if self._client_left:
+            return "cancelled"
+        if self._status in _TRY_LATER:
+            return "refused"
+        if self._status >= 500 or not (self._status or self.is_websocket):
+            return "engine_error"
+        return "client_error" if self._status >= 400 else "ok"

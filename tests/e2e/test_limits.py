@@ -1,0 +1,174 @@
+"""What the operator allows one request, and all that wait, through Triton's door and OpenAI's.
+
+One server with both, on which the tests run in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+import pytest
+
+from tests.e2e.load import endless
+from tests.e2e.openai_port import client_of, eventually, metric
+from tests.e2e.tiny_server import CONTEXT, add_tiny_model, await_idle, await_metric
+from tests.e2e.triton_server import Request, TritonServer, ask, free_ports, generate
+
+pytestmark = pytest.mark.timeout(300)
+
+BATCH = 2
+LIMIT = 3.0  # seconds
+SLACK = 15.0  # seconds that a loaded machine may add
+MAX_QUEUED_TOKENS = 5_000
+MAX_SEQUENCES = 8
+BURST = 12
+
+# Long enough to be tokenized off the event loop, and for two to be above the limit.
+LONG_PROMPT = "x " * (CONTEXT // 4)
+TIME_LIMIT = f"not done within {LIMIT:g} s, its time limit"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, and its OpenAI-compatible port."""
+
+    triton: TritonServer
+    port: int
+
+    def completions(self, **how: Any) -> Any:
+        """Ask over the OpenAI-compatible port for a text that does not end in any test's time."""
+        asked = {"prompt": "Hello", "max_tokens": CONTEXT - 10, "model": "tiny", "temperature": 0}
+        with client_of(self.port) as client:
+            return client.completions.create(**asked | how, extra_body={"ignore_eos": True})
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server for these tests alone."""
+    (port,) = free_ports(1)
+    serving = {
+        "metrics_period_seconds": 0.1,
+        "default_timeout_seconds": LIMIT,
+        "max_queued_tokens": MAX_QUEUED_TOKENS,
+        "max_sequences_per_request": MAX_SEQUENCES,
+        "openai": {"port": port, "served_model_name": "tiny"},
+    }
+    repository = add_tiny_model(
+        tmp_path_factory.mktemp("limits"),
+        serving,
+        max_num_seqs=BATCH,
+        max_num_batched_tokens=256,
+        enable_prefix_caching=False,
+    )
+    server = TritonServer(repository, "limits", "vllm")
+    yield Served(server, port)
+    server.kill()
+
+
+def ended_by_the_limit(served: Served) -> float:
+    return metric(served.triton, "triton_vllm:requests_total", outcome="deadline")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_the_default_time_limit_over_grpc(served: Served, stream: bool) -> None:
+    """A request without a limit of its own has the operator's; one with a longer one has that."""
+    (last,) = [r for r in ask(served.triton, endless(stream=stream)) if r.final or r.error]
+    assert TIME_LIMIT == last.error
+    assert LIMIT <= last.seconds < LIMIT + SLACK
+    await_idle(served.triton)
+    longer = endless(stream=False, timeout_seconds=LIMIT + 1)
+    assert f"not done within {LIMIT + 1:g} s" in ask(served.triton, longer)[-1].error
+
+
+def test_the_default_time_limit_over_openai(served: Served) -> None:
+    """The client is told so with 504, and the engine works on it no longer."""
+    before = ended_by_the_limit(served)
+    since = time.monotonic()
+    with pytest.raises(openai.APIStatusError, match=TIME_LIMIT) as raised:
+        served.completions()
+    assert LIMIT <= time.monotonic() - since < LIMIT + SLACK
+    assert 504 == raised.value.status_code
+    await_idle(served.triton)
+    eventually(lambda: ended_by_the_limit(served) == before + 1, "it counts as a time limit")
+
+
+def test_the_default_time_limit_ends_a_stream_over_openai(served: Served) -> None:
+    """Its last event is the error."""
+    with client_of(served.port) as client:
+        stream = client.completions.create(
+            model="tiny",
+            prompt="Hello",
+            max_tokens=CONTEXT - 10,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        assert next(stream).choices
+        with pytest.raises(openai.APIError, match=TIME_LIMIT):
+            list(stream)
+    await_idle(served.triton)
+
+
+@pytest.mark.parametrize("n", [MAX_SEQUENCES + 1, 16384])
+def test_too_many_sequences_are_refused(served: Served, n: int) -> None:
+    """At both doors, at once, with the limit; as many as are allowed are generated."""
+    truth = generate(served.triton, "Hello")
+    since = time.monotonic()
+    (refused,) = ask(served.triton, endless(n=n, temperature=1))
+    expected = f'"n": must be at most {MAX_SEQUENCES} (max_sequences_per_request), got {n}'
+    assert f"sampling_parameters: {expected}" in refused.error
+    expected = expected.replace('"', "").replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(openai.BadRequestError, match=expected):
+        served.completions(n=n, temperature=1)
+    assert time.monotonic() - since < SLACK
+    allowed = served.completions(n=MAX_SEQUENCES, temperature=1, max_tokens=2)
+    assert MAX_SEQUENCES == len(allowed.choices)
+    assert truth == generate(served.triton, "Hello")
+
+
+def occupy(served: Served, stack: ExitStack) -> None:
+    """Fill the batch, so that what comes waits for its prefill."""
+    for _ in range(BATCH):
+        inputs = endless(stream=False, timeout_seconds=250)
+        stack.enter_context(Request(served.triton, inputs))
+    await_metric(served.triton, "vllm:num_requests_running", lambda n: n >= BATCH)
+
+
+def assert_most_were_refused(errors: list[str]) -> None:
+    """Two long prompts are more than may wait; the others were refused, and those two not."""
+    refused = [error for error in errors if "(max_queued_tokens)" in error]
+    assert f"the limit is {MAX_QUEUED_TOKENS} " in refused[0]
+    assert [TIME_LIMIT] * (BURST - len(refused)) == [e for e in errors if e not in refused]
+    assert BURST - 2 <= len(refused) < BURST
+
+
+def test_a_burst_of_long_prompts_over_grpc(served: Served) -> None:
+    """All are admitted while nobody waits; most are refused when they come to the queue."""
+    with ExitStack() as stack:
+        occupy(served, stack)
+        burst = [endless(LONG_PROMPT, stream=False)] * BURST
+        requests = [stack.enter_context(Request(served.triton, inputs)) for inputs in burst]
+        assert_most_were_refused([request.all()[-1].error for request in requests])
+    await_idle(served.triton)
+
+
+def test_a_burst_of_long_prompts_over_openai(served: Served) -> None:
+    """They get 503."""
+
+    def error(_: int) -> str:
+        with pytest.raises(openai.APIStatusError) as raised:
+            served.completions(prompt=LONG_PROMPT, max_tokens=10)
+        message = str(raised.value.body["message"])
+        assert raised.value.status_code == (504 if message == TIME_LIMIT else 503)
+        return message
+
+    with ExitStack() as stack:
+        occupy(served, stack)
+        with ThreadPoolExecutor(BURST) as pool:
+            assert_most_were_refused(list(pool.map(error, range(BURST))))
+    await_idle(served.triton)

@@ -1,0 +1,156 @@
+"""One request through ``model.py``: its stream is closed exactly once, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import triton_vllm
+from tests.unit.fakes import FakeLog, FakeRequest, FakeSender, Sent, fake_pb_utils
+from triton_vllm.admission import Admission
+from triton_vllm.cancellation import CancellationWatcher
+from triton_vllm.delta import Delta
+from triton_vllm.engine import Engine
+from triton_vllm.errors import GenerationError, ServingError, one_line
+from triton_vllm.event_loop import EventLoopThread
+from triton_vllm.sampling import SamplingParser
+from triton_vllm.settings import ServingSettings
+from triton_vllm.streaming import SenderPool
+from triton_vllm.work import Work
+
+MODEL = Path(triton_vllm.__file__).parents[1] / "model.py"
+
+
+class PanicError(BaseException):
+    """A panic of Rust's, as it comes out of pyo3: no Exception."""
+
+
+async def _one_delta() -> AsyncGenerator[Any, None]:
+    yield Delta((" upon",), 1, final=True)
+
+
+class FakeEngine(Engine):
+    """An engine without vLLM: what it generates is ``outputs``."""
+
+    def __init__(self, parser: Any, log: FakeLog) -> None:
+        self.outputs: Callable[[], AsyncGenerator[Any, None]] = _one_delta
+        self.parser = parser
+        self.admission = Admission(0, 0, lambda: 0)
+        self._log = log
+        self._loop = EventLoopThread("engine")
+        self._settings: Any = SimpleNamespace(serving=ServingSettings())
+        self._supervisor: Any = SimpleNamespace(down=None)
+        self._drain: Any = SimpleNamespace(ended=None)
+        nothing = lambda: None  # noqa: E731
+        self._share: Any = SimpleNamespace(took=nothing, ended=nothing, hold_back=nothing)
+        self._vllm: Any = SimpleNamespace(explain=_explain)
+
+    async def render(self, request: Any) -> Work:
+        return Work(self.outputs, lambda output: output)
+
+    def stop(self) -> None:
+        self._loop.stop()
+
+
+def _explain(error: Exception) -> ServingError:
+    return error if isinstance(error, ServingError) else GenerationError(one_line(error))
+
+
+@pytest.fixture
+def engine(sampling: SamplingParser, log: FakeLog) -> Iterator[FakeEngine]:
+    engine = FakeEngine(sampling, log)
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, log: FakeLog) -> Iterator[Any]:
+    """A TritonPythonModel around the engine."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_pb_utils)
+    spec = importlib.util.spec_from_file_location("model_under_test", MODEL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.TritonPythonModel()
+    model._engine = engine
+    model._responses = SenderPool(fake_pb_utils, 1, 0, log)
+    model._cancellations = CancellationWatcher(0.01, engine.cancel, log)
+    yield model
+    model._cancellations.stop()
+    model._responses.stop(5)
+
+
+def ask(model: Any, sender: FakeSender | None = None, **inputs: Any) -> list[Sent]:
+    """Send one request; return its responses, once one of them is final."""
+    sender = sender or FakeSender()
+    request: Any = FakeRequest({"text_input": "Once"} | inputs, request_id="r-1")
+    request.get_response_sender = lambda: sender
+    model.execute([request])
+    deadline = time.monotonic() + 10
+    while not (sender.sent and sender.sent[-1].final):
+        assert time.monotonic() < deadline, "no FINAL flag"
+        time.sleep(0.005)
+    return sender.sent
+
+
+def test_a_request_is_answered(model: Any) -> None:
+    """One that goes well, to see that the others below could."""
+    (sent,) = ask(model, exclude_input_in_output=True)
+    assert Sent((" upon",), final=True) == sent
+
+
+@pytest.mark.parametrize(
+    "error", [PanicError("byte index 3 is out of bounds"), SystemExit(3), KeyboardInterrupt()]
+)
+def test_what_is_no_exception_is_answered_too(
+    model: Any, engine: FakeEngine, log: FakeLog, error: BaseException
+) -> None:
+    """Without a FINAL flag the client would hang, and the model could never be unloaded."""
+
+    async def fail() -> AsyncGenerator[Any, None]:
+        raise error
+        yield
+
+    engine.outputs = fail
+    (sent,) = ask(model)
+    assert ("INTERNAL", True) == (sent.status, sent.final)
+    assert type(error).__name__ in sent.error
+    assert any(level == "error" and sent.error in line for level, line in log.lines)
+    engine.outputs = _one_delta
+    assert not ask(model)[-1].error
+    assert 0 == engine.admission.live
+
+
+def test_a_panic_while_decoding_is_answered(
+    model: Any, monkeypatch: pytest.MonkeyPatch, sampling: SamplingParser
+) -> None:
+    """pydantic, which checks the parameters, is Rust as well."""
+
+    def parse(*_: Any, **__: Any) -> Any:
+        raise PanicError("in Rust")
+
+    monkeypatch.setattr(sampling, "parse", parse)
+    (sent,) = ask(model)
+    assert ("INTERNAL", "PanicError: in Rust") == (sent.status, sent.error)
+
+
+def test_a_client_that_cancels_is_told_so(model: Any, engine: FakeEngine) -> None:
+    """A cancellation is no failure."""
+
+    async def wait() -> AsyncGenerator[Any, None]:
+        client.cancelled = True
+        await asyncio.sleep(60)
+        yield
+
+    client = FakeSender()
+    engine.outputs = wait
+    assert "CANCELLED" == ask(model, client)[-1].status
