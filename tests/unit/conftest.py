@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from tests.unit.fakes import fake_vllm_api
+from tests.unit.fake_compiler import compile_as_told
+from tests.unit.fakes import FakeLog, fake_vllm_api
+from triton_vllm import grammar_compiler
+from triton_vllm.grammar_limit import GrammarLimit
 from triton_vllm.sampling import SamplingParser
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache/hypothesis")
@@ -30,3 +35,13 @@ def vllm_api(monkeypatch: pytest.MonkeyPatch) -> None:
 def sampling(vllm_api: None) -> SamplingParser:
     """The parser of a model whose generation_config.json sets nothing."""
     return SamplingParser({})
+
+
+@pytest.fixture
+def limit(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> Iterator[GrammarLimit]:
+    """A limit for grammars of one second, with a compiler that does what the grammar says."""
+    monkeypatch.setattr(grammar_compiler, "run", compile_as_told)
+    limit = GrammarLimit(1.0, lambda: "{}", log)
+    yield limit
+    limit.stop()
+    assert multiprocessing.active_children() == []

@@ -3,63 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from tests.unit.fake_compiler import cancel, regex
 from tests.unit.fakes import FakeLog
-from triton_vllm import grammar_compiler
-from triton_vllm.errors import RequestError
+from triton_vllm import grammar_limit
+from triton_vllm.errors import RequestError, UnavailableError
 from triton_vllm.grammar_limit import (
     MAX_CHARACTERS,
+    MAX_TRIALS,
     GrammarLimit,
     NoGrammarLimit,
     grammar_of,
     limit_grammars,
 )
 
-
-def compile_as_told(connection: Connection, tokenizer: str) -> None:
-    """A compiler that sleeps, or dies, at what it is told; stands for ``grammar_compiler.run``."""
-    connection.send(None)
-    while True:
-        try:
-            _, text = connection.recv()
-        except EOFError:
-            return
-        if text == "memory":
-            raise SystemExit
-        time.sleep(float(text))
-        connection.send(None)
+pytestmark = pytest.mark.timeout(120)
 
 
-def die_at_once(connection: Connection, tokenizer: str) -> None:
-    """A compiler that does not start."""
-
-
-@pytest.fixture
-def limit(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A limit of two seconds."""
-    monkeypatch.setattr(grammar_compiler, "run", compile_as_told)
-    limit = GrammarLimit(2.0, lambda: "{}", log)
-    yield limit
-    limit.stop()
-
-
-def regex(text: str) -> Any:
-    return SimpleNamespace(json=None, regex=text, grammar=None, structural_tag=None, choice=None)
+async def begun(limit: GrammarLimit, text: str) -> asyncio.Task[None]:
+    """Ask about a grammar, and return when its trial has had the time to begin."""
+    await limit.check(regex("sleep 0"))  # the process has started
+    task = asyncio.create_task(limit.check(regex(text)))
+    await asyncio.sleep(0.1)
+    return task
 
 
 def test_what_compiles_in_time_passes(limit: GrammarLimit) -> None:
     """And is remembered: the second time costs nothing."""
 
     async def main() -> float:
-        await limit.check(regex("0.2"))
+        await limit.check(regex("sleep 0.2"))
         since = time.monotonic()
-        await limit.check(regex("0.2"))
+        await limit.check(regex("sleep 0.2"))
         return time.monotonic() - since
 
     assert asyncio.run(main()) < 0.2
@@ -67,43 +48,116 @@ def test_what_compiles_in_time_passes(limit: GrammarLimit) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("60", 'structured_outputs: "regex": takes longer than 2 s'), ("memory", "too much memory")],
+    [
+        ("work 60", 'structured_outputs: "regex": takes longer than 1 s'),
+        ("grow", "takes too much memory"),
+        ("die 7", "exit code 7"),
+    ],
 )
 def test_what_does_not_is_refused(limit: GrammarLimit, text: str, expected: str) -> None:
     """Each time, without another trial; the next grammar is tried in a new process."""
 
-    async def main() -> None:
-        for _ in range(2):
-            with pytest.raises(RequestError, match=expected):
-                await limit.check(regex(text))
-        await limit.check(regex("0.01"))
+    async def main() -> float:
+        with pytest.raises(RequestError, match=expected):
+            await limit.check(regex(text))
+        since = time.monotonic()
+        with pytest.raises(RequestError, match=expected):
+            await limit.check(regex(text))
+        took = time.monotonic() - since
+        await limit.check(regex("work 0.01"))
+        return took
 
-    asyncio.run(main())
+    assert asyncio.run(main()) < 0.1
+
+
+def test_a_refusal_expires(
+    limit: GrammarLimit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However often it is asked for: the machine may have been at fault, as with its memory."""
+    monkeypatch.setattr(grammar_limit, "_EXPIRES_SECONDS", 0.5)
+    text = f"first {tmp_path / 'once'} grow"
+
+    async def main() -> int:
+        refused = 0
+        while True:
+            try:
+                await limit.check(regex(text))
+            except RequestError:
+                refused += 1
+                await asyncio.sleep(0.1)
+            else:
+                return refused
+
+    assert asyncio.run(main()) > 1
 
 
 def test_a_client_that_leaves_does_not_mix_up_the_answers(limit: GrammarLimit) -> None:
     """Its trial goes on, and the next grammar gets its own verdict."""
 
     async def main() -> None:
-        await limit.check(regex("0.01"))
-        leaving = asyncio.create_task(limit.check(regex("1")))
-        await asyncio.sleep(0.1)
-        leaving.cancel()
-        with pytest.raises(RequestError, match="takes longer"):
-            await limit.check(regex("60"))
+        await cancel(await begun(limit, "sleep 0.5"))
+        with pytest.raises(RequestError, match="memory"):
+            await limit.check(regex("grow"))
+        await limit.check(regex("sleep 0.5"))
 
     asyncio.run(main())
 
 
-def test_without_a_compiler_grammars_pass_untried(
-    log: FakeLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As with a tokenizer that xgrammar does not know: the log says so, the engine decides."""
-    monkeypatch.setattr(grammar_compiler, "run", die_at_once)
-    limit = GrammarLimit(2.0, lambda: "{}", log)
-    asyncio.run(limit.check(regex("a+")))
-    limit.stop()
-    assert [("warn", True)] == [(level, "untried" in line) for level, line in log.lines]
+def test_a_trial_that_nobody_waits_for_is_dropped(limit: GrammarLimit, tmp_path: Path) -> None:
+    """Where another client waits for the same grammar it is tried."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+
+    async def main() -> None:
+        running = await begun(limit, "sleep 1")
+        texts = [f"first {path} sleep 0" for path in (alone, shared, shared)]
+        tasks = [asyncio.create_task(limit.check(regex(text))) for text in texts]
+        await asyncio.sleep(0.1)
+        await cancel(*tasks[:2])
+        await tasks[2]
+        await limit.check(regex("sleep 0.01"))
+        await running
+
+    asyncio.run(main())
+    assert shared.exists()
+    assert not alone.exists()
+
+
+def test_no_more_than_so_many_wait(limit: GrammarLimit) -> None:
+    """Of different grammars: all clients of one make one trial. Those that leave make room."""
+
+    async def main() -> None:
+        running = await begun(limit, "sleep 2")
+        same = [asyncio.create_task(limit.check(regex("sleep 0.01"))) for _ in range(100)]
+        others = [
+            asyncio.create_task(limit.check(regex(f"sleep 0.0{number:03}")))
+            for number in range(MAX_TRIALS - 2)
+        ]
+        await asyncio.sleep(0.1)
+        with pytest.raises(UnavailableError, match=f"the limit of this front end is {MAX_TRIALS}"):
+            await limit.check(regex("sleep 0.02"))
+        await cancel(others[0])
+        await limit.check(regex("sleep 0.02"))
+        await asyncio.gather(running, *same, *others[1:])
+
+    asyncio.run(main())
+
+
+def test_the_end_is_final(limit: GrammarLimit) -> None:
+    """It ends the trial under way, and those that wait; none begins any more."""
+
+    async def main() -> None:
+        tasks = [await begun(limit, "sleep 60")]
+        tasks.append(asyncio.create_task(limit.check(regex("sleep 0.01"))))
+        await asyncio.sleep(0.1)
+        stopping = threading.Thread(target=limit.stop)
+        stopping.start()
+        ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert [UnavailableError, UnavailableError] == [type(end) for end in ends]
+        stopping.join()
+        with pytest.raises(UnavailableError):
+            await limit.check(regex("sleep 0.02"))
+
+    asyncio.run(main())
 
 
 def test_the_grammar_is_read() -> None:

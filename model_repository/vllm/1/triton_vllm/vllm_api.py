@@ -284,13 +284,13 @@ def grammar_tokenizer(llm: AsyncLLM) -> Callable[[], str] | None:
         return None
     if llm.model_config.skip_tokenizer_init:
         return None
+    # Not the engine itself: it is kept for all engines that follow this one.
+    tokenizer, vocab_size = llm.get_tokenizer(), llm.model_config.get_vocab_size()
 
     def make() -> str:
         import xgrammar
 
-        made = xgrammar.TokenizerInfo.from_huggingface(
-            llm.get_tokenizer(), vocab_size=llm.model_config.get_vocab_size()
-        )
+        made = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
         return str(made.serialize_json())
 
     return make
