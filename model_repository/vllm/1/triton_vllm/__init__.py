@@ -11,9 +11,10 @@ The life of a request, and the module that holds each step:
 Imports go one way: ``errors`` → ``tensors``, ``delta`` → ``outputs`` → ``generation`` →
 ``settings``, ``engine_args``, ``shared_engine`` → ``sampling``, ``pooling``, ``prompts`` →
 ``decoding`` → ``streaming`` → ``cancellation``, ``event_loop``, ``openai_server`` → ``drain``,
-``rendering``, ``launch`` → ``supervision`` → ``engine``.
-The engine is in four parts: ``launch`` (what it is to be), ``engine_life`` (one life of it),
-``supervision`` (the lives, one after the other), ``engine`` (what requests see).
+``rendering``, ``launch`` → ``supervision``, ``service`` → ``engine``.
+The engine is in five parts: ``launch`` (what it is to be), ``engine_life`` (one life of it),
+``supervision`` (the lives, one after the other), ``service`` (what opens each of them to requests),
+``engine`` (what requests see).
 Where an engine runs say ``placement`` (which GPUs), ``instances`` (whose front end a process is),
 ``parallelism`` (whether the GPUs are there) and ``cluster`` with ``machines`` and ``ray_cluster``
 (whether the other machines are); ``launch`` asks them.

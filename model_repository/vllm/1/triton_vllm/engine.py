@@ -13,11 +13,9 @@ import traceback
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
-from triton_vllm.adapters import Adapters, NoAdapters
 from triton_vllm.admission import Admission, Place
 from triton_vllm.deadline import Deadline, NoDeadline
 from triton_vllm.drain import Drain, drain_seconds, watch_server
-from triton_vllm.engine_life import EngineLife
 from triton_vllm.errors import (
     CancelledError,
     EngineDownError,
@@ -30,15 +28,14 @@ from triton_vllm.errors import (
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.front_end_metrics import LoopLag
 from triton_vllm.generation import GenerationRequest
-from triton_vllm.grammar_limit import GrammarLimit, NoGrammarLimit, limit_grammars
 from triton_vllm.launch import Launch
 from triton_vllm.openai_server import openai_server
 from triton_vllm.phases import Phases
 from triton_vllm.pooling import PoolingParser
 from triton_vllm.process import EngineErrors
-from triton_vllm.rendering import Renderers
 from triton_vllm.sampling import SamplingParser
 from triton_vllm.server_options import ServerOptions
+from triton_vllm.service import Service
 from triton_vllm.settings import ModelSettings
 from triton_vllm.shared_engine import Seat
 from triton_vllm.streaming import Log, ResponseStream
@@ -69,7 +66,6 @@ class Engine:
         self._settings = settings
         self._server = ServerOptions.read()
         self._cleanup = contextlib.ExitStack()
-        self._grammars: GrammarLimit | NoGrammarLimit | None = None
         self._errors: EngineErrors | None = None
         self.lag = LoopLag()
         where = str(settings.engine_args_path)
@@ -110,8 +106,7 @@ class Engine:
         )
         self._cleanup.callback(self.openai.close)
         launch.resolve(phases)
-        self._chat = launch.chat
-        self._adapters = self._read_adapters()
+        self._service = Service(launch, self.admission, self.openai, self._cleanup, self._log)
         self.parser = self._parser(launch.config)
         self._bring_to_life(launch)
         phases.done("engine started: weights, compilation, warm-up as vLLM's lines say")
@@ -127,7 +122,7 @@ class Engine:
             self._loop,
             self._settings.name,
             self._settings.serving.engine_restarts,
-            begun=self._open,
+            begun=self._service.open,
             ending=self.openai.end_requests,
             log=self._log,
         )
@@ -140,26 +135,6 @@ class Engine:
             self._loop.spawn_background(self.lag.measure())
         if not self._args.disable_log_stats:
             self._loop.spawn_background(self._log_stats())
-
-    async def _open(self, life: EngineLife) -> None:
-        """Guard the door of what lives, then let requests in."""
-        life.llm.join_queue = self.admission.join_queue
-        life.llm.max_sequences = self._settings.serving.max_sequences_per_request
-        await self._serve(life)
-
-    async def _serve(self, life: EngineLife) -> None:
-        """Serve what lives from now on; open the HTTP port."""
-        if self._grammars is None:
-            self._grammars = limit_grammars(
-                self._settings.serving.grammar_timeout_seconds,
-                self._vllm.grammar_tokenizer(life.llm),
-                self._log,
-            )
-            self._cleanup.callback(self._grammars.stop)
-        life.llm.check_grammar = self._grammars.check
-        self._renderers = Renderers(self._vllm, life.llm, self._adapters)
-        await self._renderers.prepare(self._chat)
-        await self.openai.serve(life.llm)
 
     def _guard(self) -> None:
         """Put in place what keeps requests from doing harm, and from being lost at the end."""
@@ -180,12 +155,6 @@ class Engine:
             log=self._log,
         )
         self._cleanup.callback(watch.stop)
-
-    def _read_adapters(self) -> Adapters | NoAdapters:
-        settings = self._settings
-        if not self._args.enable_lora:
-            return NoAdapters()
-        return Adapters.of_model(settings.directory, settings.version, self._log)
 
     def _parser(self, config: Any) -> SamplingParser | PoolingParser:
         """Return the parser of a request's parameters, that of the model's kind."""
@@ -259,7 +228,7 @@ class Engine:
     async def render(self, request: GenerationRequest) -> Work:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
         self._check_up()
-        return await self._renderers.render(request)
+        return await self._service.render(request)
 
     def cancel(self, task: asyncio.Task[Any]) -> bool:
         """Cancel a request's task, unless somebody else has. Event loop only."""
