@@ -17,7 +17,8 @@ from triton_vllm.streaming import Log
 class Supervisor:
     """The lives of one front end's engine, one after the other. Its coroutines are the loop's.
 
-    ``down`` is why the engine does not serve, None while it does.
+    ``down`` is why the engine does not serve, None while it does. ``gave_up`` says that nothing
+    but a restart of the server brings it back.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Supervisor:
         self._changes = asyncio.Lock()
         self._closing = False
         self.down: ServingError | None = None
+        self.gave_up = False
 
     @property
     def life(self) -> EngineLife:
@@ -97,6 +99,7 @@ class Supervisor:
         self.down = EngineDownError(f"the engine died (process {pid})")
         self._log.log_error(f"{self._name}: {self.down}")
         if not self._restarts.may_try() or not self._seat.leader_lives():
+            self.gave_up = True
             self._loop.cancel_requests()
         else:
             self.down = EngineDownError(f"{self.down} and is being restarted")
@@ -127,6 +130,8 @@ class Supervisor:
                 self.down = None
                 phases.done("engine restarted")
                 return
+        # An unload ends the tries, too, and the leader says so to the others.
+        self.gave_up = not self._closing and not self._seat.is_closing
         if self._seat.is_leader and not self._closing:
             self._seat.announce_closing()  # so that the others stop waiting
         self.down = EngineDownError(
