@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Probe a vLLM model on Triton, for a container's health checks. Needs Python's standard library.
 
-    probe.py live     exit code 1 when a process of the model was killed or hangs: restart
+    probe.py live     exit code 1 when only a restart of the server helps: a process of the model
+                      was killed or hangs, or its engine died and is not started again
     probe.py ready    exit code 1 also while the model cannot serve: send no traffic
 
 Triton calls a model READY whose process was killed, and keeps the last metrics that it exported.
-What tells is that the heartbeat among them stands still.
+What tells is that the heartbeat among them stands still. A model without one is not loaded, be it
+for good or for the moment of a reload: that is no reason to restart.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import urllib.request
 _TIMEOUT = 5.0  # seconds for an answer
 HEARTBEAT = "triton_vllm:heartbeat_timestamp_seconds"
 ENGINE_UP = "triton_vllm:engine_up"
+GAVE_UP = "triton_vllm:engine_gave_up"
 
 
 class UnhealthyError(Exception):
@@ -46,7 +49,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.request:
-            _generate(options.http, options.model)
+            _generate(options)
         else:
             _check_metrics(options)
         if options.what == "ready":
@@ -61,11 +64,12 @@ def main() -> int:
 def _check_metrics(options: argparse.Namespace) -> None:
     text = _get(f"http://{options.metrics}/metrics")
     beats = _values(text, HEARTBEAT, options.model)
-    if not beats:
+    if not beats and options.what == "ready":
         raise UnhealthyError(f"no heartbeat of {options.model}: not loaded, or metrics are off")
-    age = time.time() - min(beats)
-    if age > options.max_age:
+    if beats and (age := time.time() - min(beats)) > options.max_age:
         raise UnhealthyError(f"the last heartbeat is {age:.0f} s old")
+    if 1 in _values(text, GAVE_UP, options.model):
+        raise UnhealthyError("the engine died and is not started again")
     if options.what == "ready" and 0 in _values(text, ENGINE_UP, options.model):
         raise UnhealthyError("the engine is down")
 
@@ -79,9 +83,16 @@ def _values(metrics: str, name: str, model: str) -> list[float]:
     ]
 
 
-def _generate(http: str, model: str) -> None:
+def _generate(options: argparse.Namespace) -> None:
     body = json.dumps({"text_input": "a", "max_tokens": 1}).encode()
-    _get(f"http://{http}/v2/models/{model}/generate", body)
+    try:
+        _get(f"http://{options.http}/v2/models/{options.model}/generate", body)
+    except UnhealthyError as error:
+        # Any other error is the answer of a model that lives, or Triton's of one not loaded.
+        said = str(error)
+        gave_up = "the engine died" in said and "is being restarted" not in said
+        if options.what == "ready" or gave_up or "is not healthy" in said:
+            raise
 
 
 def _get(url: str, body: bytes | None = None) -> str:

@@ -47,11 +47,17 @@ NUMBERS = st.one_of(
 ODD_TEXTS = ["\0", "a\0b", "true", "1e999", "NaN", "{"]
 TEXTS = st.one_of(st.text(max_size=30), st.sampled_from(ODD_TEXTS))
 REGEXES = ["(a{1000}){1000}", "((a{100}){100}){100}", "((a+)+)+b", "a{100000}", "[", "\0"]
-# Each of its properties may come or not, which takes xgrammar more than half a minute.
-SLOW_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {f"p{number}": {"type": "string"} for number in range(2000)},
-}
+
+
+def slow_schema(prefix: str = "p") -> dict[str, Any]:
+    """Return a schema whose properties may come or not, which takes xgrammar half a minute.
+
+    Another ``prefix`` makes another one, of which no verdict is remembered.
+    """
+    names = (f"{prefix}{number}" for number in range(2000))
+    return {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+
+
 GRAMMARS = st.fixed_dictionaries(
     {},
     optional={
@@ -228,6 +234,22 @@ def nearly_right(draw: st.DrawFn) -> dict[str, Any]:
             key = draw(st.sampled_from(sorted(parameters)))
             inputs[where] = json.dumps({**parameters, key[:-1]: parameters.pop(key)}).encode()
     return inputs
+
+
+# No model has such: the server refuses them, or it reads past the end of something.
+DATATYPES = st.sampled_from(["BYTES", "INT64", "FP32", "BOOL", "UINT8", "FP16", "BF16", "X", ""])
+SHAPES = st.sampled_from(
+    [(1,), (), (0,), (1, 1), (2,), (2, 2), (-1,), (2**31,), (2**62, 4), (1,) * 40]
+)
+CONTENTS = st.one_of(
+    st.binary(max_size=20),
+    st.sampled_from(
+        [
+            *(b"\1\0\0\0a", b"\5\0\0\0a", b"\xff\xff\xff\xffa", b"\xff\xff\xff\x7f", b"\0\0"),
+            *(b"\1\0\0\0a" * 2, b"\0" * 8, b"\1", b"", b"x" * 100_000),
+        ]
+    ),
+)
 
 
 def tensors() -> st.SearchStrategy[dict[str, Any]]:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from tests.e2e.tiny_server import Holdings, add_tiny_model
 from tests.e2e.triton_server import TritonServer, running
-from tests.soak import SERVING, Soak, guarded, reload, slow, steady
+from tests.soak import reload
+from tests.soak_clients import guarded, slow, steady
+from tests.soak_state import SERVING, Soak
 
 TRAFFIC_SECONDS = 5
 

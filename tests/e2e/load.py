@@ -6,8 +6,11 @@ import json
 import queue
 import re
 import socket
+import struct
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.e2e.tiny_server import CONTEXT, await_metric
-from tests.e2e.triton_server import Request, TritonServer, sampling
+from tests.e2e.triton_server import ROOT, Request, TritonServer, sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +30,30 @@ class Refused:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A tensor as it stands in the message, right or wrong."""
+
+    datatype: str
+    shape: tuple[int, ...]
+    content: bytes
+
+
 def infer_request(inputs: Mapping[str, Any], request_id: str = "", timeout: int = 0) -> Any:
     """Return a ModelInferRequest for the model `vllm`, with whatever stands in ``inputs``.
 
     bytes become BYTES [1], a list of them BYTES [its length], a bool BOOL [1], a list of integers
-    INT64 [its length]. ``timeout`` is Triton's, in microseconds.
+    INT64 [its length]; with a ``Raw`` among them all go raw. ``timeout`` is Triton's, in
+    microseconds.
     """
     message = service_pb2.ModelInferRequest(model_name="vllm", id=request_id)
+    raw = any(isinstance(value, Raw) for value in inputs.values())
     for name, value in inputs.items():
-        if isinstance(value, bool):
+        if raw:
+            tensor = value if isinstance(value, Raw) else _raw(value)
+            message.inputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
+            message.raw_input_contents.append(tensor.content)
+        elif isinstance(value, bool):
             tensor = message.inputs.add(name=name, datatype="BOOL", shape=[1])
             tensor.contents.bool_contents.append(value)
         elif isinstance(value, bytes) or (value and isinstance(value[0], bytes)):
@@ -51,10 +69,21 @@ def infer_request(inputs: Mapping[str, Any], request_id: str = "", timeout: int 
     return message
 
 
-def prompt_request(prompt: str, request_id: str, parameters: str) -> Any:
-    """Return a request for a text without its prompt, not streamed."""
+def _raw(value: bool | bytes | Sequence[Any]) -> Raw:
+    if isinstance(value, bool):
+        return Raw("BOOL", (1,), bytes([value]))
+    values: Sequence[Any] = [value] if isinstance(value, bytes) else value
+    if values and isinstance(values[0], bytes):
+        content = b"".join(struct.pack("<I", len(each)) + each for each in values)
+        return Raw("BYTES", (len(values),), content)
+    return Raw("INT64", (len(values),), struct.pack(f"<{len(values)}q", *values))
+
+
+def prompt_request(prompt: str, request_id: str, parameters: str, *, stream: bool = False) -> Any:
+    """Return a request for a text without its prompt."""
     inputs = {"text_input": prompt.encode(), "sampling_parameters": parameters.encode()}
-    return infer_request(inputs | {"exclude_input_in_output": True}, request_id)
+    flags = {"exclude_input_in_output": True, "stream": stream}
+    return infer_request(inputs | flags, request_id)
 
 
 def endless(prompt: str = "Hello", *, stream: bool = True, **parameters: Any) -> dict[str, Any]:
@@ -71,6 +100,27 @@ def occupy(server: TritonServer, stack: ExitStack, count: int) -> list[Request]:
     requests = [stack.enter_context(Request(server, endless(stream=False))) for _ in range(count)]
     await_metric(server, "vllm:num_requests_running", lambda n: n >= count)
     return requests
+
+
+_CLIENT = """
+import json, sys, time
+from types import SimpleNamespace
+from tests.e2e.triton_server import Request
+request = Request(SimpleNamespace(grpc_port=int(sys.argv[1])), json.loads(sys.argv[2]))
+print(request.next().error, flush=True)
+time.sleep(600)
+"""
+
+
+def running_client(server: TritonServer) -> tuple[subprocess.Popen[bytes], str]:
+    """Return a process with an endless streamed request that has had its first response.
+
+    The second is that response's error, empty if it was none.
+    """
+    words = [sys.executable, "-c", _CLIENT, str(server.grpc_port), json.dumps(endless())]
+    client = subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT)
+    assert client.stdout is not None
+    return client, client.stdout.readline().decode().strip()
 
 
 class OneByOne:
@@ -103,7 +153,15 @@ class OneByOne:
 
     def ask(self, message: Any) -> str | Refused:
         """Return the text, or the error."""
+        self.send(message)
+        return self.read()
+
+    def send(self, message: Any) -> None:
+        """Send it, and read nothing."""
         self._requests.put(message)
+
+    def read(self) -> str | Refused:
+        """Return the text, or the error, of the oldest one that was sent."""
         text = ""
         for answer in self._responses:
             if answer.error_message:

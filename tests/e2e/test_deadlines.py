@@ -33,9 +33,13 @@ def test_a_time_limit_may_keep_the_text(triton: TritonServer, stream: bool) -> N
     truth = generate(triton, "Hello")
     inputs = endless(timeout_seconds=LONG, on_timeout="finish")
     inputs |= {"stream": stream, "return_finish_reason": True}
-    responses = ask(triton, inputs)
-    assert [""] == list({response.error for response in responses})
-    text = "".join(t for r in responses for t in r.outputs.get("text_output", ()))
-    reasons = [r.outputs["finish_reason"] for r in responses if "finish_reason" in r.outputs]
-    assert ("abort",) == tuple(reasons[-1])
-    assert text.startswith(truth) or truth.startswith(text)  # a busy machine says little
+    for _ in range(3):  # a busy machine may not come to the first token in time
+        responses = ask(triton, inputs)
+        assert [""] == list({response.error for response in responses})
+        text = "".join(t for r in responses for t in r.outputs.get("text_output", ()))
+        reasons = [r.outputs["finish_reason"] for r in responses if "finish_reason" in r.outputs]
+        assert ("abort",) == tuple(reasons[-1])
+        if text:
+            break
+    assert text
+    assert text.startswith(truth) or truth.startswith(text)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.e2e.load import OneByOne, Refused, infer_request
-from tests.e2e.tiny_server import add_tiny_model
-from tests.e2e.triton_server import Request, TritonServer, generate, running, sampling
-from tests.hostile import SLOW_SCHEMA, cases, tensors
+from tests.e2e.load import OneByOne, Raw, Refused, infer_request
+from tests.e2e.tiny_server import CONTEXT, add_tiny_model, metric
+from tests.e2e.triton_server import Request, TritonServer, ask, generate, running, sampling
+from tests.hostile import CONTENTS, DATATYPES, SHAPES, cases, right, slow_schema, tensors
 
 pytestmark = pytest.mark.timeout(300)
 
 HOSTILE_CASES = int(os.environ.get("HOSTILE_SERVER_CASES", "500"))
+LIMIT_SECONDS = 60  # of a request: one that takes as long hangs
 SERVING = {"default_max_tokens": 16, "grammar_timeout_seconds": 2}
 
 
@@ -31,27 +38,96 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         yield server
 
 
+@dataclass(frozen=True)
+class Well:
+    """What is the same before and after: the processes, the restarts, a text."""
+
+    processes: frozenset[int]
+    restarts: float
+    text: str
+
+    @classmethod
+    def of(cls, server: TritonServer) -> Well:
+        """Look now."""
+        names = ("triton_python_backend_stub", "VLLM::EngineCore")
+        processes = [process.pid for name in names for process in server.processes(name)]
+        restarts = metric(server, "triton_vllm:engine_restarts_total")
+        assert len(names) == len(processes)
+        return cls(frozenset(processes), restarts, generate(server, "Hello"))
+
+
+def check_end(end: str | Refused) -> None:
+    """An error says what was wrong with the request, and nothing else is an error."""
+    if isinstance(end, Refused):
+        assert end.error
+        for excuse in (f"within {LIMIT_SECONDS} s", "the engine died", "healthy", "ended without"):
+            assert excuse not in end.error
+
+
 def test_hostile_requests(server: TritonServer) -> None:
     """Each gets an answer or an error that says why; the server lives, and serves the next one."""
-    truth = generate(server, "Hello")
-    (stub,) = server.processes("triton_python_backend_stub")
+    well = Well.of(server)
     ends: Counter[type] = Counter()
     with OneByOne(server) as stream:
 
         @cases(HOSTILE_CASES)
         @given(inputs=tensors())
         def check(inputs: dict[str, Any]) -> None:
-            end = stream.ask(infer_request(inputs, timeout=5_000_000))
-            assert not isinstance(end, Refused) or end.error
+            end = stream.ask(infer_request(inputs, timeout=LIMIT_SECONDS * 1_000_000))
+            check_end(end)
             ends[type(end)] += 1
             if sum(ends.values()) % 50 == 0:
-                assert truth == generate(server, "Hello")
+                assert well == Well.of(server)
 
         check()
     assert sum(ends.values()) >= HOSTILE_CASES
     assert min(ends[str], ends[Refused]) > HOSTILE_CASES // 10
-    assert truth == generate(server, "Hello")
-    assert [stub] == server.processes("triton_python_backend_stub")
+    assert well == Well.of(server)
+
+
+def test_tensors_of_a_wrong_kind(server: TritonServer) -> None:
+    """Another data type or shape, or bytes that do not fit them: refused, and nobody dies of it."""
+    well = Well.of(server)
+    ends: Counter[type] = Counter()
+
+    @cases(HOSTILE_CASES)
+    @given(
+        inputs=right(), which=st.integers(0, 99), wrong=st.builds(Raw, DATATYPES, SHAPES, CONTENTS)
+    )
+    def check(inputs: dict[str, Any], which: int, wrong: Raw) -> None:
+        inputs = inputs | {sorted(inputs)[which % len(inputs)]: wrong}
+        # On a stream of its own: what Triton cannot read may end it.
+        with OneByOne(server) as stream:
+            end = stream.ask(infer_request(inputs, timeout=LIMIT_SECONDS * 1_000_000))
+        check_end(end)
+        ends[type(end)] += 1
+
+    check()
+    assert ends[Refused] > HOSTILE_CASES // 2
+    assert well == Well.of(server)
+
+
+def test_what_is_right_is_answered_alike_streamed_and_whole(server: TritonServer) -> None:
+    """A greedy request has one answer: in deltas, at once, and again after all the others."""
+    answered: list[tuple[dict[str, Any], str]] = []
+    with OneByOne(server) as stream:
+
+        @cases(HOSTILE_CASES // 10)
+        @given(inputs=right().filter(lambda inputs: "PROMPT" not in inputs))
+        def check(inputs: dict[str, Any]) -> None:
+            given = json.loads(inputs["sampling_parameters"])
+            greedy = json.dumps(given | {"temperature": 0, "n": 1}).encode()
+            inputs = inputs | {"sampling_parameters": greedy, "exclude_input_in_output": True}
+            whole = stream.ask(infer_request(inputs | {"stream": False}))
+            assert isinstance(whole, str), whole
+            assert whole == stream.ask(infer_request(inputs | {"stream": True}))
+            answered.append((inputs | {"stream": False}, whole))
+
+        check()
+        assert [text for _, text in answered] == [
+            stream.ask(infer_request(inputs)) for inputs, _ in answered
+        ]
+    assert any(text for _, text in answered)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +153,40 @@ def test_too_much_of_something(
     assert expected in end.error
 
 
+def test_many_tokens_end_with_the_context(server: TritonServer) -> None:
+    """More of them than fit are no error, and no more than fit."""
+    inputs = {
+        "input_ids": [5] * (CONTEXT - 20),
+        "sampling_parameters": sampling(max_tokens=10**9, ignore_eos=True),
+        "return_num_output_tokens": True,
+        "return_finish_reason": True,
+    }
+    (response,) = ask(server, inputs)
+    assert not response.error
+    assert ("length",) == response.outputs["finish_reason"]
+    assert int(response.outputs["num_output_tokens"][0]) <= 20
+
+
+@pytest.mark.parametrize("path", ["generate", "generate_stream", "infer"])
+def test_a_compressed_body_is_not_unpacked(server: TritonServer, path: str) -> None:
+    """A gigabyte of blanks in a megabyte over HTTP: refused as it is."""
+    packer = zlib.compressobj(9, wbits=31)  # gzip's format
+    parts = [packer.compress(b'{"text_input": "a"')]
+    parts += [packer.compress(b" " * (1 << 20)) for _ in range(1023)]
+    body = b"".join([*parts, packer.compress(b"}"), packer.flush()])
+    url = f"http://127.0.0.1:{server.http_port}/v2/models/vllm/{path}"
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    before = psutil.Process(server.process.pid).memory_info().rss
+    answer = httpx.post(url, content=body, headers=headers, timeout=60)
+    assert answer.status_code in (400, 501)
+    grown = psutil.Process(server.process.pid).memory_info().rss - before
+    assert grown < 100 << 20
+    assert generate(server, "Hello")
+
+
 def test_a_grammar_that_takes_too_long_is_stopped(server: TritonServer) -> None:
     """The request is refused after the limit, others go on, and so do good grammars."""
-    outputs = {"json": SLOW_SCHEMA}
+    outputs = {"json": slow_schema()}
     inputs = {"text_input": "a", "sampling_parameters": sampling(structured_outputs=outputs)}
     with Request(server, inputs) as request:
         truth = generate(server, "Hello")

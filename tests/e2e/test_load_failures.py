@@ -81,11 +81,17 @@ MISTAKES = {
     "wrong_dtype": Mistake(
         changed(dtype="float12"), (FILE, '"dtype": invalid choice', 'got "float12"')
     ),
+    "dtype_that_is_a_number": Mistake(changed(dtype=16), (FILE, '"dtype": ', "got 16")),
     "too_little_memory": Mistake(
         changed(kv_cache_memory_bytes=4096),
         (FILE, "the engine did not start: ValueError: ", "memory"),
     ),
-    "corrupt_weights": Mistake(corrupt_weights, (FILE, "the engine did not start: ", "tensor")),
+    "too_much_memory": Mistake(
+        changed(kv_cache_memory_bytes=1 << 46), (FILE, "the engine did not start: ", "memory")
+    ),
+    "corrupt_weights": Mistake(
+        corrupt_weights, (FILE, "the engine did not start: ", "model.safetensors")
+    ),
     "two_files": Mistake(
         lambda model: (model / "1/model.json").write_text("{}"),
         ("1/model.json: ", "vllm_engine_args.json is there, too"),
@@ -101,6 +107,10 @@ MISTAKES = {
         on_gpus("0,1"), (FILE, "ask for 1 GPU, and config.pbtxt gives 2 to each engine (0,1)")
     ),
     "no_such_model": Mistake(changed(model="/no/such/model"), (FILE, 'model "/no/such/model": ')),
+    "no_such_name": Mistake(
+        changed(model="no-such-org/no-such-model"), (FILE, 'model "no-such-org/no-such-model": ')
+    ),
+    "not_a_name": Mistake(changed(model="a/b/c"), (FILE, 'model "a/b/c": ')),
 }
 
 

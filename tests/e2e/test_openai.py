@@ -31,7 +31,7 @@ from tests.e2e.triton_server import (
     running,
     sampling,
 )
-from tests.hostile import SLOW_SCHEMA
+from tests.hostile import slow_schema
 from tests.tiny_lora import make_lora
 
 pytestmark = pytest.mark.timeout(400)
@@ -146,7 +146,7 @@ def test_json_schema(served: Served) -> None:
 
 def test_a_schema_that_takes_too_long_is_stopped(served: Served) -> None:
     """It is the client's mistake, and the engine goes on."""
-    wanted = {"type": "json_schema", "json_schema": {"name": "many", "schema": SLOW_SCHEMA}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "many", "schema": slow_schema()}}
     with pytest.raises(openai.BadRequestError, match=f"longer than {GRAMMAR_SECONDS} s to compile"):
         chat(served, response_format=wanted)
     assert "Paris" in chat(served).choices[0].message.content
@@ -342,6 +342,13 @@ def test_one_tls_host_for_both_protocols(served: Served, tmp_path: Path) -> None
             assert " Paris" in http.post("/v2/models/vllm/generate", json=asked).text
             assert 403 == http.post("/v2/repository/models/vllm/unload").status_code
             assert 404 == http.get("/metrics").status_code
+            # Triton alone dies of this one.
+            form = {"Content-Type": "application/x-www-form-urlencoded"}
+            many = b'{"text_input": "' + b"x" * (8 << 20)
+            assert (
+                400 == http.post("/v2/models/vllm/generate", content=many, headers=form).status_code
+            )
+        assert served.triton.process.poll() is None
         assert "vllm" in nginx.grpc_models()
 
 

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from tests.e2e.load import Refused, endless, flood, http_stream, occupy, read_http_stream
+from tests.e2e.load import (
+    OneByOne,
+    Refused,
+    endless,
+    flood,
+    http_stream,
+    occupy,
+    prompt_request,
+    read_http_stream,
+    running_client,
+)
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model, await_idle, await_metric, metric
-from tests.e2e.triton_server import Request, TritonServer, ask, generate
+from tests.e2e.triton_server import Request, TritonServer, ask, generate, sampling
 
 pytestmark = pytest.mark.timeout(300)
 
 BATCH = 4
 MAX_REQUESTS = 24
 MAX_QUEUED_TOKENS = 5_000
-SLACK = 15.0  # seconds that a loaded machine may add to what takes a tenth of one
+TRIES = 5  # a busy machine may be late once, not in the median
+FIRST_TOKENS = "vllm:time_to_first_token_seconds_count"
+A_MOMENT = 1.0  # seconds: a cancellation check, a step of the engine and what the test adds
 
 SERVING = {
     "metrics_period_seconds": 0.1,
@@ -49,16 +61,24 @@ def count_aborts(server: TritonServer, since: int) -> int:
     return server.log.read_bytes()[since:].count(b"Aborted request(s)")
 
 
-def await_aborts(server: TritonServer, since: int, count: int, seconds: float) -> None:
-    """Wait until the engine was told to abort."""
-    deadline = time.monotonic() + seconds
-    while count_aborts(server, since) < count:
-        assert time.monotonic() < deadline, "not aborted"
+def seconds_to_abort(server: TritonServer, leave: Callable[[], object]) -> float:
+    """Let a client leave; return how long it is until the engine is told to abort."""
+    since, left = server.log_size(), time.monotonic()
+    leave()
+    while not count_aborts(server, since):
+        assert time.monotonic() < left + 60, "not aborted"
         time.sleep(0.005)
+    return time.monotonic() - left
+
+
+def first_tokens(server: TritonServer) -> float:
+    """Return how many requests have had one."""
+    return metric(server, FIRST_TOKENS)
 
 
 # The prompt takes a good part of the context, and its prefill many steps of the engine.
 LONG_PROMPT = "x " * (CONTEXT // 4)
+VERY_LONG_PROMPT = "x " * (CONTEXT * 3 // 4)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
@@ -67,54 +87,54 @@ def test_a_cancelled_request_ends_in_the_engine(
     server: TritonServer, phase: str, stream: bool
 ) -> None:
     """In whatever phase: the engine is told within a moment, and its KV cache blocks come free."""
-    await_idle(server)
+    prompt = VERY_LONG_PROMPT if phase == "prefilling" else "Hello"
+    seconds: list[float] = []
     with ExitStack() as stack:
         others = BATCH if phase == "queued" else 1
+        await_idle(server)
+        since = first_tokens(server)
         occupy(server, stack, others)
-        prompt = LONG_PROMPT if phase == "prefilling" else "Hello"
-        request = Request(server, endless(prompt, stream=stream))
-        if phase == "queued":
-            await_metric(server, "vllm:num_requests_waiting", lambda n: n == 1)
-        else:
-            await_metric(server, "vllm:num_requests_running", lambda n: n == 2)
-        since = server.log_size()
-        request.cancel()
-        await_aborts(server, since, 1, 0.25 + SLACK)
-        await_metric(server, "vllm:num_requests_waiting", lambda n: n == 0)
-        await_metric(server, "vllm:num_requests_running", lambda n: n == others)
+        await_metric(server, FIRST_TOKENS, lambda n: n >= since + others)
+        for _ in range(TRIES):
+            before = first_tokens(server)
+            request = Request(server, endless(prompt, stream=stream))
+            if phase == "queued":
+                await_metric(server, "vllm:num_requests_waiting", lambda n: n == 1)
+            elif phase == "prefilling":
+                await_metric(server, "vllm:num_requests_running", lambda n: n == 2)
+            else:
+                await_metric(server, FIRST_TOKENS, before.__lt__)
+            seconds.append(seconds_to_abort(server, request.cancel))
+            await_metric(server, "vllm:num_requests_waiting", lambda n: n == 0)
+            await_metric(server, "vllm:num_requests_running", lambda n: n == others)
+            assert (phase == "decoding") == (first_tokens(server) > before)
     await_idle(server)
+    assert statistics.median(seconds) < A_MOMENT, seconds
     # Of a gauge that is written at each step, the last one saw the block of a last token.
-    assert metric(server, "vllm:kv_cache_usage_perc") < 0.01
+    assert used_blocks(server) <= 1
 
 
-VANISHING_CLIENT = """
-import sys
-from tests.e2e.triton_server import *
-class Server: grpc_port = int(sys.argv[1])
-request = Request(Server, json.loads(sys.argv[2]))
-request.next()
-print("running", flush=True)
-time.sleep(60)
-"""
+def used_blocks(server: TritonServer) -> float:
+    """Return how many blocks of the KV cache are in use."""
+    found = re.search(r'vllm:cache_config_info{.*num_gpu_blocks="(\d+)"', server.metrics())
+    assert found
+    return round(metric(server, "vllm:kv_cache_usage_perc") * int(found[1]), 2)
 
 
 def test_a_vanished_client_is_aborted(server: TritonServer) -> None:
     """Kill -9 of a client over gRPC, and a closed connection over HTTP, end their requests."""
-    client = subprocess.Popen(
-        [sys.executable, "-c", VANISHING_CLIENT, str(server.grpc_port), json.dumps(endless())],
-        stdout=subprocess.PIPE,
-    )
-    assert client.stdout is not None
-    assert b"running" in client.stdout.readline()
-    since = server.log_size()
-    client.kill()
-    client.communicate()
-    await_aborts(server, since, 1, 60)  # Triton itself is late to see it under load
-    connection = http_stream(server, "Hello", CONTEXT - 10)
-    connection.recv(1)
-    since = server.log_size()
-    connection.close()
-    await_aborts(server, since, 1, 60)
+    by_grpc, by_http = [], []
+    for _ in range(3):
+        client, error = running_client(server)
+        assert not error
+        by_grpc.append(seconds_to_abort(server, client.kill))
+        client.communicate()
+        connection = http_stream(server, "Hello", CONTEXT - 10)
+        connection.recv(1)
+        by_http.append(seconds_to_abort(server, connection.close))
+    # Triton itself can be late to see it under load.
+    assert min(by_grpc) < 3, by_grpc
+    assert min(by_http) < A_MOMENT, by_http
 
 
 def test_a_client_that_does_not_read_delays_nobody(server: TritonServer) -> None:
@@ -122,11 +142,16 @@ def test_a_client_that_does_not_read_delays_nobody(server: TritonServer) -> None
     truth = generate(server, "Hello", max_tokens=2000, ignore_eos=True)
     others = generate(server, "Once upon", max_tokens=50)
     with ExitStack() as stack:
-        slow = [stack.enter_context(http_stream(server, "Hello", 2000)) for _ in range(BATCH - 1)]
+        slow = [stack.enter_context(http_stream(server, "Hello", 2000)) for _ in range(BATCH - 2)]
+        unread = stack.enter_context(OneByOne(server))
+        parameters = sampling(max_tokens=2000, ignore_eos=True)
+        asked = prompt_request("Hello", "", parameters, stream=True)
+        unread.send(asked)
         for _ in range(3):
             assert others == generate(server, "Once upon", max_tokens=50)
-        await_idle(server)
+        await_idle(server)  # the engine has given all their tokens away
         assert [truth] * len(slow) == [read_http_stream(connection) for connection in slow]
+        assert truth == unread.read()
 
 
 def test_a_time_limit_ends_a_request(server: TritonServer) -> None:
@@ -152,9 +177,13 @@ def test_a_time_limit_counts_the_time_in_the_queue(server: TritonServer) -> None
     """A request that never got into the batch is answered in time, too."""
     with ExitStack() as stack:
         occupy(server, stack, BATCH)
-        (response,) = ask(server, endless(timeout_seconds=0.5))
-        assert "not done within 0.5 s" in response.error
-        assert response.seconds < 30
+        seconds = []
+        for _ in range(TRIES):
+            (response,) = ask(server, endless(timeout_seconds=0.5))
+            assert "not done within 0.5 s" in response.error
+            seconds.append(response.seconds)
+    assert 0.5 <= min(seconds)
+    assert statistics.median(seconds) < 0.5 + A_MOMENT, seconds
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,10 @@ class Holdings:
             except psutil.Error:
                 continue  # it has just ended
         return cls(count, memory >> 20, descriptors, len(files))
+
+    def most(self, other: Holdings) -> Holdings:
+        """Return the larger one of each."""
+        return Holdings(*map(max, astuple(self), astuple(other)))
 
     def grown_to(self, later: Holdings, memory_mb: int) -> list[str]:
         """Say what has grown: memory by more than ``memory_mb``, others by more than a handful."""

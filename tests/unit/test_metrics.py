@@ -166,7 +166,9 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies, log: FakeLo
     one.outcomes["ok"] += 2
     two.outcomes["ok"] += 1
     two.outcomes["cancelled"] += 1
-    own = FrontEndMetrics(1, [one, two], LoopLag(), lambda: True, lambda: 2, lambda: 4)
+    own = FrontEndMetrics(
+        1, [one, two], LoopLag(), lambda: True, lambda: 2, lambda: False, lambda: 4
+    )
     MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD, log).stop()
     name = "triton_vllm:"
     assert 7 == families.value(name + "responses_total", front_end="1")
@@ -174,6 +176,7 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies, log: FakeLo
     assert 0.75 == families.value(name + "send_seconds_total")
     assert 1 == families.value(name + "engine_up")
     assert 2 == families.value(name + "engine_restarts_total")
+    assert 0 == families.value(name + "engine_gave_up")
     assert 4 == families.value(name + "front_ends")
     expected = dict.fromkeys(OUTCOMES, 0) | {"ok": 3, "cancelled": 1}
     outcomes = families.made[name + "requests_total"][1]
@@ -182,10 +185,11 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies, log: FakeLo
 
 def test_only_the_leader_counts_front_ends(families: FakeFamilies, log: FakeLog) -> None:
     """A front end that does not know how many there are exports no number."""
-    own = FrontEndMetrics(1, [], LoopLag(), lambda: False, lambda: 0, None)
+    own = FrontEndMetrics(1, [], LoopLag(), lambda: False, lambda: 0, lambda: True, None)
     MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD, log).stop()
     assert "triton_vllm:front_ends" not in families.made
     assert 0 == families.value("triton_vllm:engine_up")
+    assert 1 == families.value("triton_vllm:engine_gave_up")
 
 
 def test_the_lag_is_the_worst_since_it_was_last_taken() -> None:

@@ -187,6 +187,11 @@ class Engine:
         """How often the engine was restarted."""
         return self._supervisor.restarts
 
+    @property
+    def gave_up(self) -> bool:
+        """Whether an engine that died is not started again."""
+        return self._supervisor.gave_up
+
     def vllm_metrics(self) -> vllm_api.Metrics:
         """Return vLLM's own metrics, of all front ends."""
         metrics: vllm_api.Metrics = self._vllm.Metrics()

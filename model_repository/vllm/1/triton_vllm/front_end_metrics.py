@@ -66,6 +66,7 @@ class FrontEndMetrics:
         lag: LoopLag,
         engine_up: Callable[[], bool],
         restarts: Callable[[], int],
+        gave_up: Callable[[], bool],
         front_ends: Callable[[], int] | None,
     ) -> None:
         """``front_ends`` tells how many live; only the front end that knows has it."""
@@ -74,6 +75,7 @@ class FrontEndMetrics:
         self._lag = lag
         self._engine_up = engine_up
         self._restarts = restarts
+        self._gave_up = gave_up
         self._front_ends = front_ends
 
     def collect(self) -> Iterator[Any]:
@@ -110,6 +112,11 @@ class FrontEndMetrics:
             "engine_up",
             "1 while this front end has an engine that serves, else 0.",
             int(self._engine_up()),
+        )
+        yield self._gauge(
+            "engine_gave_up",
+            "1 once an engine that died is not started again: a restart of the server does it.",
+            int(self._gave_up()),
         )
         if self._front_ends is not None:
             yield self._gauge("front_ends", "Front ends that are alive.", self._front_ends())

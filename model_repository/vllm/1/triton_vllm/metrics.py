@@ -47,6 +47,7 @@ def export_metrics(
         engine.lag,
         lambda: engine.is_up,
         lambda: engine.restarts,
+        lambda: engine.gave_up,
         seat.occupied if seat.is_leader else None,
     )
     labels = {"model": settings.name, "version": settings.version}

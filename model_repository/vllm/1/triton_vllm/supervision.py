@@ -148,7 +148,7 @@ class Supervisor:
                 self.down = None
                 phases.done("engine restarted")
                 return
-        if not self._closing:
+        if not self._closing and not self._seat.is_closing:  # an unload ends the tries, too
             self._seat.give_up()  # so that the others stop waiting
             self.gave_up = True
             self.down = EngineDownError(why)

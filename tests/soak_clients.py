@@ -1,0 +1,175 @@
+"""The clients of a soak: each does one thing, over and over, until the end."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.e2e.load import (
+    OneByOne,
+    Refused,
+    flood,
+    http_stream,
+    infer_request,
+    prompt_request,
+    read_http_stream,
+    running_client,
+)
+from tests.e2e.tiny_server import CONTEXT
+from tests.e2e.triton_server import Request, sampling
+from tests.hostile import slow_schema
+from tests.soak_state import MAX_REQUESTS, PROMPTS, TOKENS, Soak
+
+
+def streams(soak: Soak) -> Iterator[OneByOne]:
+    """Yield a stream for each request, a new one now and then.
+
+    Triton keeps a model that is being unloaded for as long as a stream that it served is open.
+    """
+    while soak.goes_on:
+        with OneByOne(soak.server) as stream:
+            until = time.monotonic() + 3
+            while soak.goes_on and time.monotonic() < until:
+                yield stream
+
+
+def steady(soak: Soak) -> None:
+    """Ask, and compare."""
+    parameters = sampling(max_tokens=TOKENS, ignore_eos=True)
+    for stream in streams(soak):
+        prompt = random.choice(PROMPTS)
+        since = time.monotonic()
+        end = stream.ask(prompt_request(prompt, "", parameters))
+        error = end.error if isinstance(end, Refused) else ""
+        soak.judge("steady", since, "" if error else str(end), soak.truth[prompt], error)
+        if error:
+            time.sleep(0.5)
+
+
+def cancelling(soak: Soak) -> None:
+    """Leave at any moment."""
+    while soak.goes_on:
+        inputs = {"text_input": "Hello", "stream": True}
+        inputs["sampling_parameters"] = sampling(max_tokens=CONTEXT - 10, ignore_eos=True)
+        with Request(soak.server, inputs):
+            time.sleep(random.uniform(0, 1))
+        soak.count("cancelled")
+
+
+def hurried(soak: Soak) -> None:
+    """Set time limits that are too short."""
+    for stream in streams(soak):
+        since = time.monotonic()
+        limit = random.uniform(0.05, 0.5)
+        parameters = sampling(max_tokens=4000, ignore_eos=True, timeout_seconds=limit)
+        end = stream.ask(prompt_request("Hello", "", parameters))
+        if isinstance(end, Refused) and "its time limit" in end.error:
+            soak.count("hurried: right")
+        else:
+            error = end.error if isinstance(end, Refused) else "no error, in spite of the limit"
+            soak.judge("hurried", since, "", "", error)
+            time.sleep(0.5)
+
+
+def slow(soak: Soak) -> None:
+    """Send, and read only after a while."""
+    while soak.goes_on:
+        since = time.monotonic()
+        with http_stream(soak.server, "Hello", 2000) as connection:
+            time.sleep(random.uniform(0, 8))
+            text = read_http_stream(connection)
+        whole = text == soak.long_truth
+        error = "" if whole else text.removeprefix(soak.long_truth[:1000])[-300:]
+        soak.judge("slow", since, text, soak.long_truth, error)
+        if not whole:
+            time.sleep(0.5)
+
+
+def crowds(soak: Soak) -> None:
+    """Come four times as many as are admitted."""
+    while soak.goes_on:
+        since = time.monotonic()
+        at_once = 4 * MAX_REQUESTS
+        for end in flood(
+            soak.server, requests=400, at_once=at_once, prompt=PROMPTS[0], max_tokens=TOKENS
+        ):
+            error = end.error if isinstance(end, Refused) else ""
+            soak.judge("crowd", since, "" if error else str(end), soak.truth[PROMPTS[0]], error)
+        time.sleep(random.uniform(5, 20))
+
+
+def hostile(soak: Soak) -> None:
+    """Send what nobody should; each gets an error that says why."""
+    bad: list[dict[str, Any]] = [
+        {"text_input": b"\xff"},
+        {"text_input": b"x " * 100_000},
+        {"text_input": b"x", "sampling_parameters": b"[" * 50_000},
+        {"text_input": b"x", "sampling_parameters": b'{"n": -1}'},
+        {"text_input": b"x", "sampling_parameters": b'{"top_p": NaN}'},
+        {"text_input": b"x", "sampling_parameters": b'{"structured_outputs": {"regex": "["}}'},
+        {"text_input": b"x", "PROMPT": b"x"},
+        {},
+    ]
+    for stream in streams(soak):
+        end = stream.ask(infer_request(random.choice(bad), timeout=20_000_000))
+        if isinstance(end, Refused):
+            soak.count("hostile: refused")
+        else:
+            soak.complain(f"hostile: answered {end!r}")
+        time.sleep(0.2)
+
+
+def vanishing(soak: Soak) -> None:
+    """Die by kill -9 in the middle of a stream. A process of its own, which takes a second."""
+    while soak.goes_on:
+        since = time.monotonic()
+        client, error = running_client(soak.server)
+        time.sleep(random.uniform(0, 1))
+        client.kill()
+        client.communicate()
+        if error:
+            soak.judge("vanishing", since, "", "", error)
+        else:
+            soak.count("vanishing")
+        time.sleep(random.uniform(5, 15))
+
+
+def grammars(soak: Soak) -> None:
+    """Ask for what takes too long to compile, a new one each time, and for what does not."""
+    while soak.goes_on:
+        slow = random.random() < 0.5
+        good = {"yes": "yes", "no": "no"}
+        asked: dict[str, Any] = {"choice": list(good)}
+        if slow:
+            asked = {"json": slow_schema(f"{random.randrange(10**9)}_")}
+        since = time.monotonic()
+        with OneByOne(soak.server) as stream:
+            parameters = sampling(structured_outputs=asked)
+            end = stream.ask(prompt_request("Yes or no?", "", parameters))
+        error = end.error if isinstance(end, Refused) else ""
+        text = "" if error else str(end)
+        if slow and "to compile" in error:
+            soak.count("grammars: stopped")
+        else:
+            truth = "no text" if slow else good.get(text, "yes or no")
+            soak.judge("grammars", since, text, truth, error)
+        time.sleep(random.uniform(5, 15))
+
+
+def guarded(client: Callable[[Soak], None], soak: Soak) -> None:
+    """Run a client again when its connection fails, as it may while the server is away."""
+    while soak.goes_on:
+        try:
+            client(soak)
+        except Exception as error:
+            soak.complain(f"{client.__name__}: {type(error).__name__}: {error}")
+            time.sleep(1)
+        else:
+            return
+
+
+CLIENTS: list[Callable[[Soak], None]] = [
+    *(steady, steady, cancelling, vanishing, hurried, slow, crowds, hostile, grammars),
+]

@@ -1,0 +1,62 @@
+"""What model.py itself tells Triton, with everything behind it in place of stand-ins."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import triton_vllm
+from tests.unit.fakes import FakeLog
+
+MODEL = Path(triton_vllm.__file__).parents[1] / "model.py"
+
+
+@pytest.fixture
+def model_py(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The file, as Triton's stub imports it."""
+    backend = ModuleType("triton_python_backend_utils")
+    monkeypatch.setattr(backend, "Logger", FakeLog(), raising=False)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    spec = importlib.util.spec_from_file_location("model_py", MODEL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def loaded(model_py: ModuleType, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the model after ``initialize``, around an engine that needs no vLLM."""
+    serving = SimpleNamespace(max_tokens_per_response=1, cancellation_check_seconds=1)
+    settings = SimpleNamespace(serving=serving, sender_threads=1)
+    stand_ins = {
+        "prepare_process": lambda: None,
+        "ModelSettings": SimpleNamespace(from_triton=lambda args: settings),
+        "Engine": lambda settings, log: engine,
+        "SenderPool": lambda *how: SimpleNamespace(traffic=[]),
+        "CancellationWatcher": lambda *how: None,
+        "export_metrics": lambda *how: None,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(model_py, name, stand_in)
+    model = model_py.TritonPythonModel()
+    model.initialize({})
+    return model
+
+
+def test_triton_is_told_whether_the_engine_serves(
+    model_py: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down while the engine is, up when it is back: Triton 26.03 asks is_ready, by this name."""
+    engine = SimpleNamespace(is_up=True, cancel=None)
+    model = loaded(model_py, engine, monkeypatch)
+    assert model.is_ready() is True
+    engine.is_up = False
+    assert model.is_ready() is False
+    engine.is_up = True
+    assert model.is_ready() is True
