@@ -17,7 +17,7 @@ import pytest
 import xgrammar
 from vllm.sampling_params import StructuredOutputsParams
 
-from tests.hostile import SLOW_SCHEMA
+from tests.hostile import slow_schema
 from tests.unit.fakes import FakeLog
 from triton_vllm import grammar_compiler, vllm_api
 from triton_vllm.grammar_limit import GrammarLimit
@@ -103,10 +103,10 @@ SLOW_TAG = '{"structures": [{"begin": "<a>", "schema": %s, "end": "</a>"}], "tri
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("json", json.dumps(SLOW_SCHEMA)),
+        ("json", json.dumps(slow_schema())),
         ("regex", SLOW_REGEX),
         ("grammar", f"start: /{SLOW_REGEX}/"),
-        ("structural_tag", SLOW_TAG % json.dumps(SLOW_SCHEMA)),
+        ("structural_tag", SLOW_TAG % json.dumps(slow_schema())),
     ],
     ids=["schema", "regex", "Lark", "older tag"],
 )
