@@ -26,7 +26,8 @@ def compile_as_told(connection: Connection, tokenizer: str, memory: int) -> None
             _, path, text = text.split(" ", 2)
             if Path(path).exists():
                 text = "sleep 0"
-            Path(path).touch()
+            with Path(path).open("a") as file:
+                file.write("tried ")
         what, _, number = text.partition(" ")
         if what == "die":
             os._exit(int(number))

@@ -122,12 +122,13 @@ def test_a_trial_that_nobody_waits_for_is_dropped(limit: GrammarLimit, tmp_path:
     assert not alone.exists()
 
 
-def test_no_more_than_so_many_wait(limit: GrammarLimit) -> None:
+def test_no_more_than_so_many_wait(limit: GrammarLimit, tmp_path: Path) -> None:
     """Of different grammars: all clients of one make one trial. Those that leave make room."""
 
     async def main() -> None:
         running = await begun(limit, "sleep 2")
-        same = [asyncio.create_task(limit.check(regex("sleep 0.01"))) for _ in range(100)]
+        text = f"first {tmp_path / 'once'} sleep 0.01"
+        same = [asyncio.create_task(limit.check(regex(text))) for _ in range(100)]
         others = [
             asyncio.create_task(limit.check(regex(f"sleep 0.0{number:03}")))
             for number in range(MAX_TRIALS - 2)
@@ -140,6 +141,7 @@ def test_no_more_than_so_many_wait(limit: GrammarLimit) -> None:
         await asyncio.gather(running, *same, *others[1:])
 
     asyncio.run(main())
+    assert (tmp_path / "once").read_text() == "tried "
 
 
 def test_the_end_is_final(limit: GrammarLimit) -> None:
