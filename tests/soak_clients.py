@@ -143,7 +143,7 @@ def grammars(soak: Soak) -> None:
         good = {"yes": "yes", "no": "no"}
         asked: dict[str, Any] = {"choice": list(good)}
         if slow:
-            asked = {"json": slow_schema(f"{random.randrange(10**9)}_")}
+            asked = {"json": slow_schema(f"{random.randrange(10**4):04}")}
         since = time.monotonic()
         with OneByOne(soak.server) as stream:
             parameters = sampling(structured_outputs=asked)

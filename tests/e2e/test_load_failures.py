@@ -90,7 +90,7 @@ MISTAKES = {
         changed(kv_cache_memory_bytes=1 << 46), (FILE, "the engine did not start: ", "memory")
     ),
     "corrupt_weights": Mistake(
-        corrupt_weights, (FILE, "the engine did not start: ", "model.safetensors")
+        corrupt_weights, (FILE, "the engine did not start: ", "SafetensorError: ")
     ),
     "two_files": Mistake(
         lambda model: (model / "1/model.json").write_text("{}"),
