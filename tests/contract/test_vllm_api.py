@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from vllm import exceptions as vllm_exceptions
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from triton_vllm import vllm_api
@@ -136,3 +137,21 @@ def test_more_sequences_than_allowed_are_refused_by_vllms_own_error(
     llm.max_sequences = 128
     with pytest.raises(vllm_exceptions.VLLMValidationError, match=r"at most 128 .* got 16384"):
         asyncio.run(llm.add_request("1", "Hello", vllm_api.SamplingParams(n=16384)))
+
+
+def test_a_grammar_that_cannot_be_tried_is_told_to_the_door(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The OpenAI-compatible app knows no such error: the gate before it has to answer."""
+    llm, why = bare_engine(monkeypatch), UnavailableError("32 new grammars wait to be tried")
+    told: list[UnavailableError] = []
+
+    async def refuse(grammar: object) -> None:
+        raise why
+
+    llm.check_grammar, llm.turn_away = refuse, told.append
+    outputs = StructuredOutputsParams(regex="a+")
+    params = vllm_api.SamplingParams(structured_outputs=outputs)
+    with pytest.raises(UnavailableError, match="32 new grammars"):
+        asyncio.run(llm.add_request("1", "Hello", params))
+    assert [why] == told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 PROBE = Path(__file__).parents[2] / "scripts/probe.py"
 LABELS = '{front_end="0",model="vllm",version="1"}'
+AGE = re.compile(r"(\d+) s ago")  # in a body, it becomes a time when the body is served
 DEAD = "the engine died (process 7) and could not be restarted: no"
 
 
@@ -28,7 +30,7 @@ def answering(answers: dict[str, tuple[int, str]]) -> Iterator[str]:
             status, body = answers.get(self.path, (404, ""))
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(body.encode())
+            self.wfile.write(AGE.sub(lambda age: f"{time.time() - float(age[1])}", body).encode())
 
         do_POST = do_GET  # noqa: N815
 
@@ -53,7 +55,7 @@ def metrics(age: float, *, up: int = 1, gave_up: int = 0, labels: str = LABELS) 
     """Return what a front end exports, ``age`` seconds after its loop was last seen alive."""
     name = "triton_vllm:"
     return (
-        f"{name}heartbeat_timestamp_seconds{labels} {time.time() - age}\n"
+        f"{name}heartbeat_timestamp_seconds{labels} {age:g} s ago\n"
         f"{name}engine_up{labels} {up}\n{name}engine_gave_up{labels} {gave_up}\n"
     )
 

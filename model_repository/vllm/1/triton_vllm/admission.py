@@ -78,9 +78,14 @@ class Admission:
         try:
             self._check_queue()
         except UnavailableError as why:
-            place.turned_away(why)
+            self.turn_away(why)
             raise
         place.in_queue = True
+
+    def turn_away(self, why: UnavailableError) -> None:
+        """Tell the door through which the current request came why it may not stay."""
+        if (place := _place.get()) is not None:
+            place.turned_away(why)
 
     def _check_queue(self) -> None:
         if not self._max_queued_tokens:

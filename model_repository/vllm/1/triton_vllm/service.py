@@ -55,6 +55,7 @@ class Service:
             self._cleanup.callback(self._grammars.stop)
         life.llm.check_grammar = self._grammars.check
         life.llm.join_queue = self._admission.join_queue
+        life.llm.turn_away = self._admission.turn_away
         life.llm.max_sequences = serving.max_sequences_per_request
         self._renderers = Renderers(self._vllm, life.llm, self._adapters)
         await self._renderers.prepare(self._chat)

@@ -8,7 +8,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from triton_vllm.errors import RequestError, one_line
+from triton_vllm.errors import RequestError, UnavailableError, one_line
 from triton_vllm.sampling import check_sequences
 from triton_vllm.vllm_parallel import executor_class
 
@@ -18,11 +18,13 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
 
     ``check_grammar`` takes vLLM's ``StructuredOutputsParams`` before the engine core compiles them,
     and raises RequestError. ``join_queue`` is called before a prompt is queued, and raises
-    UnavailableError. ``max_sequences`` bounds ``n`` (0: vLLM's own limit).
+    UnavailableError. ``turn_away`` is told of a grammar that cannot be tried now. ``max_sequences``
+    bounds ``n`` (0: vLLM's own limit).
     """
 
     check_grammar: Callable[[Any], Awaitable[None]] | None = None
     join_queue: Callable[[], None] | None = None
+    turn_away: Callable[[UnavailableError], None] | None = None
     max_sequences: int = 0
 
     def __init__(self, vllm_config: Any, **options: Any) -> None:
@@ -44,6 +46,10 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
                 await self.check_grammar(grammar)
         except RequestError as error:
             raise VLLMValidationError(one_line(error)) from error
+        except UnavailableError as why:
+            if self.turn_away is not None:
+                self.turn_away(why)
+            raise
         if self.join_queue is not None:
             await self.get_supported_tasks()  # asked once; then nobody comes in between
             self.join_queue()
