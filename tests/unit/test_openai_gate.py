@@ -136,6 +136,13 @@ def test_what_needs_no_key(method: str, path: str) -> None:
     assert 200 == ask(gate, Client(path, method)).status
 
 
+def test_what_administers_is_not_there() -> None:
+    """Nor does vLLM's app hear of it."""
+    gate, _ = make(answering(200), ["one"])
+    client = ask(gate, Client(path="/scale_elastic_ep", key="Bearer one"))
+    assert (404, "NotFoundError") == (client.status, client.body["error"]["type"])
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("POST", "/v1/completions")])
 def test_while_the_engine_is_down_the_answer_is_503(method: str, path: str) -> None:
     """In OpenAI's form, and at once."""

@@ -14,7 +14,8 @@ Receive = Callable[[], Coroutine[Any, Any, Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 # vLLM's names; it has no time limits.
-_TYPES = {401: "AuthenticationError", 503: "ServiceUnavailableError", 504: "TimeoutError"}
+_TYPES = {401: "AuthenticationError", 404: "NotFoundError"}
+_TYPES |= {503: "ServiceUnavailableError", 504: "TimeoutError"}
 _TRY_LATER = (429, 503)
 _GRACE = 1.0  # seconds that the app has to see that its client has gone
 

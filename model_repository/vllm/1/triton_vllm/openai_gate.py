@@ -29,6 +29,11 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})
 
 
+# vLLM has these for every model, and without a variable of the operator's. They resize an engine
+# whose data-parallel ranks Ray runs, which is none of ours.
+ADMIN_PATHS = frozenset({"/scale_elastic_ep", "/is_scaling_elastic_ep"})
+
+
 class Gate:
     """Lets requests through to ``app`` while the engine serves, and counts those that generate.
 
@@ -59,6 +64,8 @@ class Gate:
         try:
             if not self._may_pass(scope):
                 await exchange.refuse(401, "a valid API key is needed: Authorization: Bearer KEY")
+            elif scope["path"] in ADMIN_PATHS:
+                await exchange.refuse(404, f"{scope['path']}: not served")
             elif generates:
                 await self._generate(scope, exchange)
             else:
