@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from typing import Any
@@ -256,4 +257,5 @@ def test_an_exit_in_anybodys_task_leaves_the_loop_to_the_others(
     go_on.set()
     assert ended.wait(5)
     loop.stop()
+    gc.collect()  # now, and not after the tests, asyncio complains of the tasks
     assert 2 == caplog.text.count(f"a task tried to end the process: {exit_of.__name__}")
