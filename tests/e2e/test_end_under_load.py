@@ -1,23 +1,29 @@
 """The end of a model, and of the server, while requests are under way that would never end.
 
-One server, on which the tests run in the order in which they stand here.
+One server, on which the tests run in the order in which they stand here, and one for the last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 
 from tests.e2e.load import http_stream, occupy, read_http_stream
+from tests.e2e.openai_port import client_of, use_front_ends
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
     EXIT_TIMEOUT_SECONDS,
     STOP_SECONDS,
     TritonServer,
+    free_ports,
     start_requests,
 )
 
@@ -71,3 +77,50 @@ def test_sigterm_ends_what_does_not_finish(server: TritonServer) -> None:
         assert 0 == server.process.wait(STOP_SECONDS)
         assert time.monotonic() - start < EXIT_TIMEOUT_SECONDS
     assert [] == server.await_no_processes(5)
+
+
+FRONT_ENDS = 2
+LONG_DRAIN_SECONDS = 12  # twice that would be beyond the exit timeout
+
+
+def test_sigterm_ends_requests_of_both_doors(tmp_path: Path) -> None:
+    """Endless ones of Triton's and of OpenAI's, on each front end: in time, with exit code 0.
+
+    Their drains do not follow one another.
+    """
+    (port,) = free_ports(1)
+    own = {"port": port, "served_model_name": "tiny", "drain_seconds": LONG_DRAIN_SECONDS}
+    serving = {"metrics_period_seconds": 0.1, "drain_seconds": LONG_DRAIN_SECONDS}
+    repository = add_tiny_model(tmp_path, serving | {"openai": own}, max_num_seqs=16)
+    use_front_ends(repository / "vllm", FRONT_ENDS)
+    server = TritonServer(repository, "end_both", "vllm")
+    told = f"{LONG_DRAIN_SECONDS} s of grace are over"
+    try:
+        with ExitStack() as stack:
+            requests = occupy(server, stack, FRONT_ENDS)
+            streams = [stack.enter_context(begin_stream(port)) for _ in range(4)]
+            server.process.send_signal(signal.SIGTERM)
+            start = time.monotonic()
+            for stream in streams:
+                with pytest.raises(openai.APIError, match=told):
+                    list(stream)
+            for request in requests:
+                assert told in request.all()[-1].error
+        assert 0 == server.process.wait(STOP_SECONDS)
+        assert time.monotonic() - start < EXIT_TIMEOUT_SECONDS
+        assert [] == server.await_no_processes(5)
+        server.await_log("OpenAI requests aborted", seconds=1)
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def begin_stream(port: int) -> Iterator[Any]:
+    """Begin an endless stream over the OpenAI-compatible port, on a connection of its own."""
+    asked = {"model": "tiny", "prompt": "Hello", "max_tokens": CONTEXT - 10, "stream": True}
+    with (
+        client_of(port) as client,
+        client.completions.create(**asked, extra_body={"ignore_eos": True}) as stream,
+    ):
+        next(stream)
+        yield stream
