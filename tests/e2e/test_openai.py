@@ -345,9 +345,7 @@ def test_one_tls_host_for_both_protocols(served: Served, tmp_path: Path) -> None
             # Triton alone dies of this one.
             form = {"Content-Type": "application/x-www-form-urlencoded"}
             many = b'{"text_input": "' + b"x" * (8 << 20)
-            assert (
-                400 == http.post("/v2/models/vllm/generate", content=many, headers=form).status_code
-            )
+            assert http.post("/v2/models/vllm/generate", content=many, headers=form).is_error
         assert served.triton.process.poll() is None
         assert "vllm" in nginx.grpc_models()
 
