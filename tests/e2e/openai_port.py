@@ -6,7 +6,6 @@ import json
 import socket
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -24,14 +23,6 @@ def engine_args(
     """Return a vllm_engine_args.json with the port switched on."""
     serving = {"metrics_period_seconds": PERIOD, "openai": openai_settings, **(serving or {})}
     return json.dumps({**ENGINE_ARGS, "serving": serving, **changes})
-
-
-def use_front_ends(model: Path, count: int) -> None:
-    """Let several front ends serve a model."""
-    config = model / "config.pbtxt"
-    text = config.read_text()
-    assert "count: 1" in text
-    config.write_text(text.replace("count: 1", f"count: {count}"))
 
 
 def client_of(port: int, key: str = "unused", **options: Any) -> openai.OpenAI:

@@ -6,8 +6,6 @@ One server with a tiny model on two workers. The tests run in the order in which
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.probing import MAX_AGE, await_probe, probe
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
     LOAD_SECONDS,
-    ROOT,
     TritonServer,
     ask,
     generate,
@@ -29,7 +27,6 @@ from tests.e2e.triton_server import (
 
 pytestmark = pytest.mark.timeout(300)
 
-MAX_AGE = 8  # seconds, of the heartbeat
 VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
 
 
@@ -48,33 +45,6 @@ def server(repository: Path) -> Iterator[TritonServer]:
     server = TritonServer(repository, "death", "vllm", variables=VARIABLES)
     yield server
     server.kill()
-
-
-def probe(server: TritonServer, what: str, *options: str) -> tuple[int, str]:
-    """Run the probe; return its exit code and its line."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "scripts/probe.py",
-            what,
-            f"--http=127.0.0.1:{server.http_port}",
-            f"--metrics=127.0.0.1:{server.metrics_port}",
-            f"--max-age={MAX_AGE}",
-            *options,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout.strip()
-
-
-def await_probe(server: TritonServer, what: str, expected: str, seconds: float = 20) -> None:
-    """Wait until the probe says what is expected."""
-    deadline = time.monotonic() + seconds
-    while expected not in (said := probe(server, what)[1]):
-        assert time.monotonic() < deadline, said
-        time.sleep(0.2)
 
 
 def shared_memory(server: TritonServer) -> set[str]:

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from tests.e2e.load import http_stream, occupy, read_http_stream
-from tests.e2e.openai_port import client_of, use_front_ends
+from tests.e2e.openai_port import client_of
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
     EXIT_TIMEOUT_SECONDS,
@@ -25,6 +25,7 @@ from tests.e2e.triton_server import (
     TritonServer,
     free_ports,
     start_requests,
+    use_front_ends,
 )
 
 pytestmark = pytest.mark.timeout(300)

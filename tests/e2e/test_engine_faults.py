@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_death import await_probe
+from tests.e2e.probing import await_probe
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
     TritonServer,
@@ -23,6 +23,7 @@ from tests.e2e.triton_server import (
     await_restart,
     generate,
     start_requests,
+    use_front_ends,
 )
 
 pytestmark = pytest.mark.timeout(400)
@@ -35,10 +36,7 @@ def start(directory: Path, front_ends: int, restarts: int) -> TritonServer:
     """Start a server whose worker has the faults in the folder ``faults`` beside it."""
     serving = {"engine_restarts": restarts, "metrics_period_seconds": 0.5, "drain_seconds": 5}
     repository = add_tiny_model(directory, serving, worker_cls="faulty_worker.FaultyWorker")
-    config = repository / "vllm/config.pbtxt"
-    text = config.read_text()
-    assert "count: 1" in text
-    config.write_text(text.replace("count: 1", f"count: {front_ends}"))
+    use_front_ends(repository / "vllm", front_ends)
     # Where the engine's processes look, too: they get the stub's own search path.
     shutil.copy(Path(__file__).with_name("faulty_worker.py"), repository / "vllm/1")
     (directory / "faults").mkdir()

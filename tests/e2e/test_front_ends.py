@@ -20,6 +20,7 @@ from tests.e2e.triton_server import (
     generate,
     kill_stub,
     start_requests,
+    use_front_ends,
 )
 
 pytestmark = pytest.mark.timeout(400)
@@ -35,10 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """
     check_prerequisites()
     repository = tmp_path_factory.mktemp("model_repository")
-    config = add_model(repository) / "config.pbtxt"
-    text = config.read_text()
-    assert "count: 1" in text
-    config.write_text(text.replace("count: 1", f"count: {FRONT_ENDS}"))
+    use_front_ends(add_model(repository), FRONT_ENDS)
     options = ("--disable-auto-complete-config",)
     server = TritonServer(repository, "front_ends", "vllm", options=options)
     yield server

@@ -29,6 +29,7 @@ from tests.e2e.triton_server import (
     running,
     sampling,
     start_requests,
+    use_front_ends,
 )
 
 pytestmark = pytest.mark.timeout(400)
@@ -44,8 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     repository = tmp_path_factory.mktemp("model_repository")
     serving = {"metrics_period_seconds": PERIOD}
     args = json.dumps({**ENGINE_ARGS, "max_model_len": 4096, "serving": serving})
-    config = add_model(repository, engine_args=args) / "config.pbtxt"
-    config.write_text(config.read_text().replace("count: 1", "count: 2"))
+    use_front_ends(add_model(repository, engine_args=args), 2)
     config = add_model(repository, "quiet", engine_args=args) / "config.pbtxt"
     config.write_text(config.read_text() + PARAMETER)
     with running(repository, "metrics", "vllm", "quiet") as server:

@@ -24,7 +24,6 @@ from tests.e2e.openai_port import (
     eventually,
     is_open,
     metric,
-    use_front_ends,
 )
 from tests.e2e.tls import self_signed
 from tests.e2e.triton_server import (
@@ -37,6 +36,7 @@ from tests.e2e.triton_server import (
     free_ports,
     running,
     sampling,
+    use_front_ends,
 )
 from tests.tiny_llama import HIDDEN, make_tiny_llama
 

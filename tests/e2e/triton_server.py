@@ -71,6 +71,14 @@ def add_model(repository: Path, name: str = "vllm", *, engine_args: str | None =
     return model
 
 
+def use_front_ends(model: Path, count: int) -> None:
+    """Let several front ends serve a model."""
+    config = model / "config.pbtxt"
+    text = config.read_text()
+    assert "count: 1" in text
+    config.write_text(text.replace("count: 1", f"count: {count}"))
+
+
 class TritonFaultError(RuntimeError):
     """Triton 24.10 itself failed to start, as it does now and then on an overloaded machine.
 

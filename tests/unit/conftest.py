@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
+import triton_vllm
 from tests.unit.fake_compiler import compile_as_told
-from tests.unit.fakes import FakeLog, fake_vllm_api
+from tests.unit.fakes import FakeLog, fake_pb_utils, fake_vllm_api
 from triton_vllm import grammar_compiler
 from triton_vllm.grammar_limit import GrammarLimit
 from triton_vllm.sampling import SamplingParser
@@ -29,6 +32,19 @@ settings.load_profile("steady")
 def vllm_api(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``from triton_vllm import vllm_api`` find the fake."""
     monkeypatch.setitem(sys.modules, "triton_vllm.vllm_api", fake_vllm_api())
+
+
+@pytest.fixture
+def model_py(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The file model.py, as Triton's stub imports it."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_pb_utils)
+    path = Path(triton_vllm.__file__).parents[1] / "model.py"
+    spec = importlib.util.spec_from_file_location("model_under_test", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

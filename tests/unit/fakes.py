@@ -127,6 +127,7 @@ fake_pb_utils = SimpleNamespace(
     TritonError=FakeTritonError,
     InferenceResponse=FakeResponse,
     TRITONSERVER_RESPONSE_COMPLETE_FINAL=FINAL,
+    Logger=FakeLog(),
 )
 
 

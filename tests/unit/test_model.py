@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-import triton_vllm
 from tests.unit.fakes import FakeLog, FakeRequest, FakeSender, Sent, fake_pb_utils
 from triton_vllm.admission import Admission
 from triton_vllm.cancellation import CancellationWatcher
@@ -25,8 +21,6 @@ from triton_vllm.sampling import SamplingParser
 from triton_vllm.settings import ServingSettings
 from triton_vllm.streaming import SenderPool
 from triton_vllm.work import Work
-
-MODEL = Path(triton_vllm.__file__).parents[1] / "model.py"
 
 
 class PanicError(BaseException):
@@ -72,15 +66,9 @@ def engine(sampling: SamplingParser, log: FakeLog) -> Iterator[FakeEngine]:
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, log: FakeLog) -> Iterator[Any]:
+def model(model_py: ModuleType, engine: FakeEngine, log: FakeLog) -> Iterator[Any]:
     """A TritonPythonModel around the engine."""
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_pb_utils)
-    spec = importlib.util.spec_from_file_location("model_under_test", MODEL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.TritonPythonModel()
+    model = model_py.TritonPythonModel()
     model._engine = engine
     model._responses = SenderPool(fake_pb_utils, 1, 0, log)
     model._cancellations = CancellationWatcher(0.01, engine.cancel, log)

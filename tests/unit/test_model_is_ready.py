@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-
-import triton_vllm
-from tests.unit.fakes import FakeLog
-
-MODEL = Path(triton_vllm.__file__).parents[1] / "model.py"
-
-
-@pytest.fixture
-def model_py(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The file, as Triton's stub imports it."""
-    backend = ModuleType("triton_python_backend_utils")
-    monkeypatch.setattr(backend, "Logger", FakeLog(), raising=False)
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
-    spec = importlib.util.spec_from_file_location("model_py", MODEL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def loaded(model_py: ModuleType, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
