@@ -49,12 +49,22 @@ def test_a_far_miss_suggests_nothing() -> None:
         (ValueError("one\n  two\tthree\r\n"), "one two three"),
         (ValueError(), "ValueError"),
         (ValueError(" \n "), "ValueError"),
+        ("two\nlines of text", "two lines of text"),
+        ("", ""),
         (ValueError("x" * 2001), "x" * 1997 + "..."),
         (ValueError("x" * 2000), "x" * 2000),
     ],
-    ids=["several lines", "no text", "blank text", "too long", "just not too long"],
+    ids=[
+        "several lines",
+        "no text",
+        "blank text",
+        "a text",
+        "an empty one",
+        "too long",
+        "just not too long",
+    ],
 )
-def test_an_error_becomes_one_line(error: Exception, expected: str) -> None:
+def test_an_error_becomes_one_line(error: Exception | str, expected: str) -> None:
     """Any error's text is one line of bounded length, and never empty."""
     assert expected == one_line(error)
 

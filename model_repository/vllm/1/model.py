@@ -15,7 +15,7 @@ from triton_vllm.auto_complete import complete_config
 from triton_vllm.cancellation import CancellationWatcher
 from triton_vllm.decoding import decode
 from triton_vllm.engine import Engine
-from triton_vllm.errors import GenerationError, SettingsError, one_line
+from triton_vllm.errors import GenerationError, SettingsError
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.metrics import export_metrics
 from triton_vllm.process import prepare_process
@@ -38,7 +38,7 @@ class TritonPythonModel:
             settings = ModelSettings.from_triton(args)
             self._engine = Engine(settings, pb_utils.Logger)
         except SettingsError as error:
-            raise pb_utils.TritonModelException(one_line(error)) from None
+            raise pb_utils.TritonModelException(str(error)) from None
         serving = settings.serving
         self._responses = SenderPool(
             pb_utils, settings.sender_threads, serving.max_tokens_per_response, pb_utils.Logger

@@ -78,7 +78,7 @@ class Engine:
             cause = self._errors.first() if self._errors else ""
             self._cleanup.close()
             log.log_error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
-            cause = cause or one_line(f"{type(error).__name__}: {error}")
+            cause = cause or f"{type(error).__name__}: {error}"
             raise SettingsError(f"{where}: the engine did not start: {cause}") from error
 
     def _start(self) -> None:

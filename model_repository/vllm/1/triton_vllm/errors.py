@@ -98,5 +98,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def one_line(error: BaseException | str) -> str:
     """Return an error, or its text, as one line of at most 2000 characters."""
-    line = " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split())
+    if not line and isinstance(error, BaseException):
+        line = type(error).__name__
     return line if len(line) <= 2000 else line[:1997] + "..."

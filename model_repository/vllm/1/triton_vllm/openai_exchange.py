@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
-from triton_vllm.errors import DeadlineError, ServingError, one_line
+from triton_vllm.errors import DeadlineError, ServingError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Coroutine[Any, Any, Message]]
@@ -103,7 +103,7 @@ class Exchange:
     async def refuse_with(self, error: ServingError) -> None:
         """Answer with an error of ours, as which the request then counts."""
         status = 504 if isinstance(error, DeadlineError) else 503
-        await self.refuse(status, one_line(error))
+        await self.refuse(status, str(error))
         self.outcome = error.outcome
 
     async def refuse(self, status: int, message: str) -> None:

@@ -13,12 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from triton_vllm.admission import Place
-from triton_vllm.errors import (
-    DeadlineError,
-    EngineDownError,
-    ServingError,
-    UnavailableError,
-)
+from triton_vllm.errors import DeadlineError, EngineDownError, ServingError, UnavailableError
 from triton_vllm.front_end_metrics import Traffic
 from triton_vllm.openai_exchange import Exchange, Message, Receive, Send
 
@@ -27,7 +22,6 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 # For load balancers and monitoring. vLLM guards /v1, /v2 and /inference only, while /invocations,
 # /pooling, /tokenize and others do the same work: here every other path wants the key.
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})
-
 
 # vLLM has these for every model, and without a variable of the operator's. They resize an engine
 # whose data-parallel ranks Ray runs, which is none of ours.

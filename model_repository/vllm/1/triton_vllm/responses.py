@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triton_vllm.delta import Delta
-from triton_vllm.errors import ServingError, one_line
+from triton_vllm.errors import ServingError
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.outputs import strings
 
@@ -36,7 +36,7 @@ class ResponseMaker:
         """Return the response that tells of an error."""
         codes = self._pb_utils.TritonError
         code = getattr(codes, error.status, codes.INVALID_ARG)  # older ones have fewer
-        triton_error = self._pb_utils.TritonError(one_line(error), code)
+        triton_error = self._pb_utils.TritonError(str(error), code)
         return self._pb_utils.InferenceResponse(output_tensors=[], error=triton_error)
 
     def of_delta(self, delta: Delta, request: GenerationRequest) -> tuple[Any, bool]:

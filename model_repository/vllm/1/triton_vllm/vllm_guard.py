@@ -8,7 +8,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from triton_vllm.errors import RequestError, UnavailableError, one_line
+from triton_vllm.errors import RequestError, UnavailableError
 from triton_vllm.sampling import check_sequences
 from triton_vllm.vllm_parallel import executor_class
 
@@ -45,7 +45,7 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
             if grammar is not None and self.check_grammar is not None:
                 await self.check_grammar(grammar)
         except RequestError as error:
-            raise VLLMValidationError(one_line(error)) from error
+            raise VLLMValidationError(str(error)) from error
         except UnavailableError as why:
             if self.turn_away is not None:
                 self.turn_away(why)
