@@ -49,12 +49,14 @@ TEXTS = st.one_of(st.text(max_size=30), st.sampled_from(ODD_TEXTS))
 REGEXES = ["(a{1000}){1000}", "((a{100}){100}){100}", "((a+)+)+b", "a{100000}", "[", "\0"]
 
 
-def slow_schema(prefix: str = "p") -> dict[str, Any]:
+def slow_schema(prefix: str = "p", properties: int = 2000) -> dict[str, Any]:
     """Return a schema whose properties may come or not, which takes xgrammar half a minute.
 
-    Another ``prefix`` makes another one, of which no verdict is remembered.
+    That is with a model's vocabulary; with words at random it takes a second. Another ``prefix``
+    makes another schema, of which no verdict is remembered. More properties than 2000 are more
+    characters than a server takes.
     """
-    names = (f"{prefix}{number}" for number in range(2000))
+    names = (f"{prefix}{number}" for number in range(properties))
     return {"type": "object", "properties": {name: {"type": "string"} for name in names}}
 
 

@@ -103,10 +103,10 @@ SLOW_TAG = '{"structures": [{"begin": "<a>", "schema": %s, "end": "</a>"}], "tri
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("json", json.dumps(slow_schema())),
+        ("json", json.dumps(slow_schema(properties=10_000))),
         ("regex", SLOW_REGEX),
         ("grammar", f"start: /{SLOW_REGEX}/"),
-        ("structural_tag", SLOW_TAG % json.dumps(slow_schema())),
+        ("structural_tag", SLOW_TAG % json.dumps(slow_schema(properties=10_000))),
     ],
     ids=["schema", "regex", "Lark", "older tag"],
 )

@@ -11,7 +11,7 @@ from hypothesis import given
 from tests.hostile import cases, right, tensors
 from tests.unit.fakes import FakeRequest
 from triton_vllm.decoding import decode
-from triton_vllm.errors import RequestError
+from triton_vllm.errors import RequestError, one_line
 from triton_vllm.generation import GenerationRequest
 from triton_vllm.sampling import SamplingParser
 
@@ -49,6 +49,6 @@ def check(sampling: SamplingParser, inputs: dict[str, Any]) -> None:
     except RequestError as error:
         text = str(error)
         assert text
-        assert len(text) < 3000
+        assert text == one_line(text)
     else:
         assert isinstance(request, GenerationRequest)

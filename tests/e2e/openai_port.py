@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -30,6 +32,34 @@ def client_of(port: int, key: str = "unused", **options: Any) -> openai.OpenAI:
     return openai.OpenAI(
         base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=120, **options
     )
+
+
+def complete(client: openai.OpenAI, tokens: int = 2, **how: Any) -> Any:
+    """Ask for so many tokens."""
+    how = {"prompt": "One, two,"} | how
+    return client.completions.create(
+        model="tiny", max_tokens=tokens, extra_body={"ignore_eos": True}, **how
+    )
+
+
+@contextlib.contextmanager
+def streams(port: int, number: int, tokens: int) -> Iterator[list[Any]]:
+    """Begin so many streams, each on a connection of its own; each has had its first chunk.
+
+    All at once: on a busy machine one may begin many seconds after another.
+    """
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(number) as pool:
+        clients = [stack.enter_context(client_of(port)) for _ in range(number)]
+
+        def begin(client: openai.OpenAI) -> Any:
+            stream = complete(client, tokens, stream=True)
+            next(stream)
+            return stream
+
+        begun = list(pool.map(begin, clients))
+        for stream in begun:
+            stack.enter_context(stream)
+        yield begun
 
 
 def is_open(port: int) -> bool:

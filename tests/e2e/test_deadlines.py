@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.triton_server import TritonServer, ask, generate, sampling
 
-SHORT, LONG = 0.5, 3.0  # seconds: 400 tokens take longer on any CPU
+SHORT, LONG = 0.5, 1.0  # seconds: 400 tokens take longer on any CPU
 
 
 def endless(**more: Any) -> dict[str, Any]:

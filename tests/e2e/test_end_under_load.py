@@ -5,19 +5,17 @@ One server, on which the tests run in the order in which they stand here, and on
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
 
 from tests.e2e.load import http_stream, occupy, read_http_stream
-from tests.e2e.openai_port import client_of
+from tests.e2e.openai_port import streams
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
     EXIT_TIMEOUT_SECONDS,
@@ -48,7 +46,7 @@ def test_an_unload_ends_what_does_not_finish(server: TritonServer) -> None:
     """A short request finishes, an endless one gets UNAVAILABLE after drain_seconds."""
     with ExitStack() as stack:
         (endless_one,) = occupy(server, stack, 1)
-        (short,) = start_requests(server, stack, 100)
+        (short,) = start_requests(server, stack, 30)
         server.unload("vllm")
         start = time.monotonic()
         assert short.all()[-1].final
@@ -66,7 +64,7 @@ def test_sigterm_ends_what_does_not_finish(server: TritonServer) -> None:
     assert "" == server.load("vllm")
     with ExitStack() as stack:
         (endless_one,) = occupy(server, stack, 1)
-        (short,) = start_requests(server, stack, 100)
+        (short,) = start_requests(server, stack, 30)
         with http_stream(server, "Hello", CONTEXT - 10) as http:
             http.recv(1)
             server.process.send_signal(signal.SIGTERM)
@@ -99,10 +97,10 @@ def test_sigterm_ends_requests_of_both_doors(tmp_path: Path) -> None:
     try:
         with ExitStack() as stack:
             requests = occupy(server, stack, FRONT_ENDS)
-            streams = [stack.enter_context(begin_stream(port)) for _ in range(4)]
+            begun = stack.enter_context(streams(port, 4, CONTEXT - 10))
             server.process.send_signal(signal.SIGTERM)
             start = time.monotonic()
-            for stream in streams:
+            for stream in begun:
                 with pytest.raises(openai.APIError, match=told):
                     list(stream)
             for request in requests:
@@ -113,15 +111,3 @@ def test_sigterm_ends_requests_of_both_doors(tmp_path: Path) -> None:
         server.await_log("OpenAI requests aborted", seconds=1)
     finally:
         server.kill()
-
-
-@contextlib.contextmanager
-def begin_stream(port: int) -> Iterator[Any]:
-    """Begin an endless stream over the OpenAI-compatible port, on a connection of its own."""
-    asked = {"model": "tiny", "prompt": "Hello", "max_tokens": CONTEXT - 10, "stream": True}
-    with (
-        client_of(port) as client,
-        client.completions.create(**asked, extra_body={"ignore_eos": True}) as stream,
-    ):
-        next(stream)
-        yield stream

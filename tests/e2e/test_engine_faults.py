@@ -83,6 +83,7 @@ def test_a_failed_engine_is_restarted(
             assert request.sent + last.seconds - failed < TOLD_SECONDS
     await_probe(shared, "ready", "ready: no: the engine is down", seconds=3)
     await_restart(shared, 2, since=since)
+    assert [] == list((directory / "faults").iterdir()), "not all of them happened"
     await_probe(shared, "ready", "ready: yes")
     assert truth == generate(shared, "Hello")
     assert 1 == len(shared.processes("VLLM::EngineCore"))
@@ -100,6 +101,7 @@ def test_restarts_that_fail_have_an_end(shared: TritonServer, directory: Path) -
         assert time.monotonic() < deadline, refusals(shared)
         time.sleep(0.5)
     assert any("Tried to allocate 9.00 GiB" in error for error in refusals(shared))
+    await_probe(shared, "live", "live: no: the engine died and is not started again")
     assert [] == shared.await_no_processes(5, "VLLM::")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.e2e.triton_server import (
+    ENGINE_ARGS,
     TritonServer,
     add_model,
     ask,
@@ -26,6 +28,7 @@ from tests.e2e.triton_server import (
 pytestmark = pytest.mark.timeout(400)
 
 FRONT_ENDS = 2
+LONG = 4000  # tokens: of several requests none ends before the last has begun
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """
     check_prerequisites()
     repository = tmp_path_factory.mktemp("model_repository")
-    use_front_ends(add_model(repository), FRONT_ENDS)
+    args = json.dumps(ENGINE_ARGS | {"max_model_len": LONG + 96})
+    use_front_ends(add_model(repository, engine_args=args), FRONT_ENDS)
     options = ("--disable-auto-complete-config",)
     server = TritonServer(repository, "front_ends", "vllm", options=options)
     yield server
@@ -86,7 +90,7 @@ def test_a_dead_engine_is_restarted(server: TritonServer) -> None:
     """Requests on every front end fail within a second; later ones are served by a new engine."""
     before = stubs(server)
     with ExitStack() as stack:
-        requests = start_requests(server, stack, 400, 400, 400, 400)
+        requests = start_requests(server, stack, *[LONG] * 4)
         (engine,) = server.processes("VLLM::EngineCore")
         engine.send_signal(signal.SIGKILL)
         killed = time.monotonic()

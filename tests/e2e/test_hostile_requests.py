@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 
 HOSTILE_CASES = int(os.environ.get("HOSTILE_SERVER_CASES", "500"))
 LIMIT_SECONDS = 60  # of a request: one that takes as long hangs
-SERVING = {"default_max_tokens": 16, "grammar_timeout_seconds": 2}
+SERVING = {"default_max_tokens": 16, "grammar_timeout_seconds": 1}
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,10 @@ def test_many_tokens_end_with_the_context(server: TritonServer) -> None:
     assert int(response.outputs["num_output_tokens"][0]) <= 20
 
 
-@pytest.mark.parametrize("path", ["generate", "generate_stream", "infer"])
-def test_a_compressed_body_is_not_unpacked(server: TritonServer, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "status"), [("generate", 400), ("generate_stream", 400), ("infer", 501)]
+)
+def test_a_compressed_body_is_not_unpacked(server: TritonServer, path: str, status: int) -> None:
     """A gigabyte of blanks in a megabyte over HTTP: refused as it is."""
     packer = zlib.compressobj(9, wbits=31)  # gzip's format
     parts = [packer.compress(b'{"text_input": "a"')]
@@ -178,7 +180,7 @@ def test_a_compressed_body_is_not_unpacked(server: TritonServer, path: str) -> N
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     before = psutil.Process(server.process.pid).memory_info().rss
     answer = httpx.post(url, content=body, headers=headers, timeout=60)
-    assert answer.status_code in (400, 501)
+    assert status == answer.status_code
     grown = psutil.Process(server.process.pid).memory_info().rss - before
     assert grown < 100 << 20
     assert generate(server, "Hello")
@@ -191,7 +193,7 @@ def test_a_grammar_that_takes_too_long_is_stopped(server: TritonServer) -> None:
     with Request(server, inputs) as request:
         truth = generate(server, "Hello")
         last = request.all(seconds=120)[-1]
-    assert "takes longer than 2 s to compile" in last.error
+    assert "takes longer than 1 s to compile" in last.error
     choice = generate(server, "Yes or no?", structured_outputs={"choice": ["yes", "no"]})
     assert choice in ("yes", "no")
     assert truth == generate(server, "Hello")

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from tests.e2e.load import endless
-from tests.e2e.openai_port import client_of, eventually, metric
+from tests.e2e.openai_port import client_of, complete, eventually, metric, streams
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model, await_idle, await_metric
 from tests.e2e.triton_server import Request, TritonServer, ask, free_ports, generate
 
@@ -41,11 +41,10 @@ class Served:
     triton: TritonServer
     port: int
 
-    def completions(self, **how: Any) -> Any:
-        """Ask over the OpenAI-compatible port for a text that does not end in any test's time."""
-        asked = {"prompt": "Hello", "max_tokens": CONTEXT - 10, "model": "tiny", "temperature": 0}
+    def completions(self, tokens: int = CONTEXT - 10, **how: Any) -> Any:
+        """Ask over the OpenAI-compatible port, for a text that does not end in any test's time."""
         with client_of(self.port) as client:
-            return client.completions.create(**asked | how, extra_body={"ignore_eos": True})
+            return complete(client, tokens, **{"temperature": 0} | how)
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +101,11 @@ def test_the_default_time_limit_over_openai(served: Served) -> None:
 
 def test_the_default_time_limit_ends_a_stream_over_openai(served: Served) -> None:
     """Its last event is the error."""
-    with client_of(served.port) as client:
-        stream = client.completions.create(
-            model="tiny",
-            prompt="Hello",
-            max_tokens=CONTEXT - 10,
-            stream=True,
-            extra_body={"ignore_eos": True},
-        )
-        assert next(stream).choices
-        with pytest.raises(openai.APIError, match=TIME_LIMIT):
-            list(stream)
+    with (
+        streams(served.port, 1, CONTEXT - 10) as (stream,),
+        pytest.raises(openai.APIError, match=TIME_LIMIT),
+    ):
+        list(stream)
     await_idle(served.triton)
 
 
@@ -128,7 +121,7 @@ def test_too_many_sequences_are_refused(served: Served, n: int) -> None:
     with pytest.raises(openai.BadRequestError, match=expected):
         served.completions(n=n, temperature=1)
     assert time.monotonic() - since < SLACK
-    allowed = served.completions(n=MAX_SEQUENCES, temperature=1, max_tokens=2)
+    allowed = served.completions(n=MAX_SEQUENCES, temperature=1, tokens=2)
     assert MAX_SEQUENCES == len(allowed.choices)
     assert truth == generate(served.triton, "Hello")
 
@@ -164,7 +157,7 @@ def test_a_burst_of_long_prompts_over_openai(served: Served) -> None:
 
     def error(_: int) -> str:
         with pytest.raises(openai.APIStatusError) as raised:
-            served.completions(prompt=LONG_PROMPT, max_tokens=10)
+            served.completions(prompt=LONG_PROMPT, tokens=10)
         message = str(raised.value.body["message"])
         assert raised.value.status_code == (504 if message == TIME_LIMIT else 503)
         return message

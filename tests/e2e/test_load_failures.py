@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.triton_server import CHECKPOINT, ENGINE_ARGS, TritonServer, add_model, generate
+from tests.e2e.triton_server import (
+    CHECKPOINT,
+    ENGINE_ARGS,
+    TritonServer,
+    add_model,
+    generate,
+    use_front_ends,
+    use_gpus,
+)
 from tests.tiny_llama import make_tiny_llama
 
 pytestmark = pytest.mark.timeout(200)
@@ -49,11 +57,8 @@ def on_gpus(devices: str, count: int = 1) -> Callable[[Path], object]:
     """Return what places ``count`` instances on these sets of GPUs."""
 
     def place(model: Path) -> None:
-        config = model / "config.pbtxt"
-        text = config.read_text().replace("count: 1", f"count: {count}")
-        config.write_text(
-            f'{text}parameters {{ key: "gpu_device_ids" value {{ string_value: "{devices}" }} }}'
-        )
+        use_front_ends(model, count)
+        use_gpus(model, devices)
 
     return place
 

@@ -37,7 +37,7 @@ from tests.tiny_lora import make_lora
 pytestmark = pytest.mark.timeout(400)
 
 KEY = "sk-the-second"
-GRAMMAR_SECONDS = 8
+GRAMMAR_SECONDS = 1
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # as in docs/openai.md
 QUESTION: list[Any] = [
     {"role": "system", "content": "You are a helpful AI assistant."},

@@ -5,11 +5,9 @@ Two front ends serve one port here. The tests run in the order in which they sta
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,12 @@ import pytest
 
 from tests.e2e.openai_port import (
     client_of,
+    complete,
     engine_args,
     eventually,
     is_open,
     metric,
+    streams,
 )
 from tests.e2e.tls import self_signed
 from tests.e2e.triton_server import (
@@ -85,12 +85,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(triton, port, embed_port, certificate)
 
 
-def complete(client: openai.OpenAI, tokens: int = 2, **how: Any) -> Any:
-    """Ask for so many tokens."""
-    how |= {"prompt": "One, two,", "max_tokens": tokens, "extra_body": {"ignore_eos": True}}
-    return client.completions.create(model="tiny", **how)
-
-
 def complete_some(port: int, number: int) -> list[int]:
     """Ask so often, each time on a connection of its own; return the numbers of tokens."""
 
@@ -110,26 +104,6 @@ def refusal(port: int) -> str:
         except openai.APIStatusError as error:
             return str(error.message)
     return ""
-
-
-@contextlib.contextmanager
-def streams(port: int, number: int, tokens: int) -> Iterator[list[Any]]:
-    """Begin so many streams, each on a connection of its own; each has had its first chunk.
-
-    All at once: on a busy machine one may begin many seconds after another.
-    """
-    with ExitStack() as stack, ThreadPoolExecutor(number) as pool:
-        clients = [stack.enter_context(client_of(port)) for _ in range(number)]
-
-        def begin(client: openai.OpenAI) -> Any:
-            stream = complete(client, tokens, stream=True)
-            next(stream)
-            return stream
-
-        begun = list(pool.map(begin, clients))
-        for stream in begun:
-            stack.enter_context(stream)
-        yield begun
 
 
 def ok(served: Served, front_end: int) -> float:

@@ -32,6 +32,8 @@ from tests.e2e.triton_server import (
     await_restart,
     free_ports,
     sampling,
+    use_front_ends,
+    use_gpus,
 )
 
 pytestmark = pytest.mark.timeout(500)
@@ -67,11 +69,10 @@ def serve(
     """Load the tiny chat model as ``name``, placed and split as told."""
     args = SMALL | {"model": str(checkpoints / "chat")} | engine_args
     args["serving"] = {"metrics_period_seconds": 0.3} | (serving or {})
-    config = add_model(server.repository, name, engine_args=json.dumps(args)) / "config.pbtxt"
-    text = config.read_text().replace("count: 1", f"count: {instances}")
+    model = add_model(server.repository, name, engine_args=json.dumps(args))
+    use_front_ends(model, instances)
     if devices:
-        text += f'parameters {{ key: "gpu_device_ids" value {{ string_value: "{devices}" }} }}\n'
-    config.write_text(text)
+        use_gpus(model, devices)
     error = server.load(name)
     assert not error, f"{error}\n{server.log_tail()}"
 

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.triton_server import CHECKPOINT, EXECUTION_ENV, TRITON, add_model, running
+from tests.e2e.triton_server import (
+    CHECKPOINT,
+    EXECUTION_ENV,
+    TRITON,
+    add_model,
+    running,
+    use_front_ends,
+)
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -50,8 +57,7 @@ def folder() -> Iterator[Path]:
 def test_a_read_only_root_file_system(folder: Path) -> None:
     """Two front ends serve, the end is clean, and nobody has missed a place to write."""
     model = add_model(folder / "models")
-    config = model / "config.pbtxt"
-    config.write_text(config.read_text().replace("count: 1 kind", "count: 2 kind"))
+    use_front_ends(model, 2)
     for path in (folder / "models", *(folder / "models").rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     cache = folder / "cache"
@@ -67,6 +73,7 @@ def test_a_read_only_root_file_system(folder: Path) -> None:
     with running(
         folder / "models", "read_only", "vllm", variables=variables, prefix=IN_CONTAINER
     ) as server:
+        assert 2 == len(server.processes("triton_python_backend_stub"))
         process = Path(f"/proc/{server.process.pid}")
         mounts = [line.split() for line in (process / "mountinfo").read_text().splitlines()]
         assert {"ro"} == {m[5].split(",")[0] for m in mounts if m[4] == "/"}

@@ -49,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         tmp_path_factory.mktemp("reliability"),
         SERVING,
         max_num_seqs=BATCH,
-        max_num_batched_tokens=256,
+        max_num_batched_tokens=64,
         enable_prefix_caching=False,
     )
     server = TritonServer(repository, "reliability", "vllm")
@@ -159,12 +159,13 @@ def test_a_time_limit_ends_a_request(server: TritonServer) -> None:
     before = metric(server, "triton_vllm:requests_total", 'outcome="deadline"')
     by_parameter = ask(server, endless(timeout_seconds=0.5))
     by_grpc = ask(server, endless(), timeout=500_000)
-    _, by_http = server.post(
+    status, by_http = server.post(
         "v2/models/vllm/generate",
         {"text_input": "Hello", "max_tokens": CONTEXT - 10, "ignore_eos": True, "timeout": 500_000},
     )
     errors = [by_parameter[-1].error, by_grpc[-1].error, json.loads(by_http)["error"]]
     assert ["not done within 0.5 s, its time limit"] * 3 == errors
+    assert 503 == status  # HTTP's UNAVAILABLE
     count = before + 3
     deadline = time.monotonic() + 10
     while metric(server, "triton_vllm:requests_total", 'outcome="deadline"') != count:
@@ -226,6 +227,7 @@ def test_while_prompts_wait_requests_are_refused(server: TritonServer) -> None:
             (refused,) = ask(server, {"text_input": "Hello", "stream": True})
             assert f"the limit is {MAX_QUEUED_TOKENS} (max_queued_tokens)" in refused.error
             seconds.append(refused.seconds)
+        assert 503 == server.post("v2/models/vllm/generate", {"text_input": "Hello"})[0]
     assert statistics.median(seconds) < A_MOMENT, seconds
     left = time.monotonic()
     while ask(server, {"text_input": "Hello"})[-1].error:  # until the last one is aborted

@@ -79,6 +79,14 @@ def use_front_ends(model: Path, count: int) -> None:
     config.write_text(text.replace("count: 1", f"count: {count}"))
 
 
+def use_gpus(model: Path, devices: str) -> None:
+    """Place the instances of a model on sets of GPUs: "0,1;2,3"."""
+    with (model / "config.pbtxt").open("a") as config:
+        config.write(
+            f'parameters {{ key: "gpu_device_ids" value {{ string_value: "{devices}" }} }}\n'
+        )
+
+
 class TritonFaultError(RuntimeError):
     """Triton 24.10 itself failed to start, as it does now and then on an overloaded machine.
 

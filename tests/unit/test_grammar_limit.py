@@ -54,27 +54,26 @@ def test_what_compiles_in_time_passes(limit: GrammarLimit) -> None:
         ("die 7", "exit code 7"),
     ],
 )
-def test_what_does_not_is_refused(limit: GrammarLimit, text: str, expected: str) -> None:
-    """Each time, without another trial; the next grammar is tried in a new process."""
+def test_what_does_not_is_refused(
+    limit: GrammarLimit, text: str, expected: str, tmp_path: Path
+) -> None:
+    """Each time, without another trial, which it would pass; the next one has a new process."""
+    text = f"first {tmp_path / 'once'} {text}"
 
-    async def main() -> float:
-        with pytest.raises(RequestError, match=expected):
-            await limit.check(regex(text))
-        since = time.monotonic()
-        with pytest.raises(RequestError, match=expected):
-            await limit.check(regex(text))
-        took = time.monotonic() - since
+    async def main() -> None:
+        for _ in range(2):
+            with pytest.raises(RequestError, match=expected):
+                await limit.check(regex(text))
         await limit.check(regex("work 0.01"))
-        return took
 
-    assert asyncio.run(main()) < 0.1
+    asyncio.run(main())
 
 
 def test_a_refusal_expires(
     limit: GrammarLimit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """However often it is asked for: the machine may have been at fault, as with its memory."""
-    monkeypatch.setattr(grammar_limit, "_EXPIRES_SECONDS", 0.5)
+    monkeypatch.setattr(grammar_limit, "_EXPIRES_SECONDS", 2.0)
     text = f"first {tmp_path / 'once'} grow"
 
     async def main() -> int:

@@ -341,12 +341,12 @@ def test_a_time_limit_ends_a_request(steps: Steps, status: int, last: bytes) -> 
 
 def test_in_time_nothing_is_ended() -> None:
     """A request that was answered in time is not ended afterwards."""
-    gate, _ = make(answering(200), time_limit=0.05)
+    gate, _ = make(answering(200), time_limit=0.5)
 
     async def main() -> None:
         client = Client()
         await gate(client.scope, client.receive, client.send)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
         assert 200 == client.status
 
     asyncio.run(main())
