@@ -55,7 +55,7 @@ def main() -> int:
         if options.what == "ready":
             _get(f"http://{options.http}/v2/models/{options.model}/ready")
     except (UnhealthyError, OSError) as error:
-        print(f"{options.what}: no: {error}")
+        print(f"{options.what}: no: {error}"[:500])
         return 1
     print(f"{options.what}: yes")
     return 0
@@ -101,7 +101,7 @@ def _get(url: str, body: bytes | None = None) -> str:
             return str(response.read().decode())
     except urllib.error.HTTPError as error:
         with error:
-            raise UnhealthyError(f"{url}: {error.code} {error.read().decode()[:200]}") from None
+            raise UnhealthyError(f"{url}: {error.code} {error.read().decode()}") from None
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pytest
 from tests.e2e.probing import await_probe
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
+    TOLD_SECONDS,
     TritonServer,
     ask,
     await_restart,
@@ -28,7 +29,6 @@ from tests.e2e.triton_server import (
 
 pytestmark = pytest.mark.timeout(400)
 
-TOLD_SECONDS = 3.0  # a second, on a machine that does nothing else
 UNLOAD_SECONDS = 20.0
 
 

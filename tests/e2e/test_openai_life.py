@@ -6,6 +6,7 @@ Two front ends serve one port here. The tests run in the order in which they sta
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tests.e2e.openai_port import (
 from tests.e2e.tls import self_signed
 from tests.e2e.triton_server import (
     CHECKPOINT,
+    TOLD_SECONDS,
     TritonServer,
     add_model,
     ask,
@@ -180,9 +182,11 @@ def test_an_engine_that_died_is_503_until_it_is_back(served: Served) -> None:
     with streams(served.port, 4, 16000) as begun:
         (core,) = served.triton.processes("VLLM::EngineCore")
         core.kill()
+        killed = time.monotonic()
         for stream in begun:
-            with pytest.raises(openai.APIError):
+            with pytest.raises(openai.APIError, match=r"the engine died .* is being restarted"):
                 list(stream)
+        assert time.monotonic() - killed < TOLD_SECONDS
     eventually(lambda: "503 - the engine died" in refusal(served.port), "requests are refused")
     assert "is being restarted" in refusal(served.port)
     with client_of(served.port) as client, pytest.raises(openai.InternalServerError, match="503"):

@@ -39,6 +39,7 @@ STARTS = 3  # where Triton itself fails
 START_SECONDS = 180  # vLLM takes 40 to 60 on two cores
 LOAD_SECONDS = 180
 HANG_SECONDS = 30
+TOLD_SECONDS = 3.0  # until clients hear of a death: a second, on a machine that does nothing else
 EXIT_TIMEOUT_SECONDS = 30  # what Triton gives the models, its own default
 STOP_SECONDS = EXIT_TIMEOUT_SECONDS + 15
 

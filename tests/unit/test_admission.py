@@ -47,6 +47,19 @@ def test_waiting_prompts_are_counted_in_tokens() -> None:
         pass
 
 
+def test_what_is_full_is_still_open() -> None:
+    """Health does not depend on room; whether there is some is told."""
+    full = admission(max_queued_tokens=40, queued=40)
+    full.check_open()
+    assert (False, True) == (
+        full.has_room_in_queue,
+        admission(max_queued_tokens=40, queued=39).has_room_in_queue,
+    )
+    full.close(UnavailableError("the server stops"))
+    with pytest.raises(UnavailableError, match="the server stops"):
+        full.check_open()
+
+
 def test_without_limits_everybody_enters() -> None:
     """Zero is no limit."""
     door = admission(queued=10**9)

@@ -70,7 +70,7 @@ def answering(reply: bytes | None) -> Iterator[tuple[str, int]]:
     ("reply", "expected"),
     [
         (b"HTTP/1.1 200 OK\r\n\r\n", READY),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", NOT_READY),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", NOT_READY),
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", UNCLEAR),
         (None, GONE),
     ],
@@ -79,7 +79,7 @@ def answering(reply: bytes | None) -> Iterator[tuple[str, int]]:
 def test_the_server_is_asked(reply: bytes | None, expected: Answer) -> None:
     """Statuses are Triton's; a server that stops closes the connection without one."""
     with answering(reply) as http:
-        assert expected == ask_server(http, "/v2/models/vllm/versions/1/ready")
+        assert expected == ask_server(http, "/v2/models/vllm/versions/1")
 
 
 def test_a_closed_port_is_a_server_that_stops() -> None:

@@ -82,6 +82,21 @@ def test_the_file_does_not_grow_for_ever(errors: EngineErrors, tmp_path: Path) -
     assert "the last one" in (tmp_path / "errors.jsonl").read_text()
 
 
+def test_a_line_that_is_none_hides_no_other(errors: EngineErrors, tmp_path: Path) -> None:
+    """Several processes write, and one may die while it does."""
+    (tmp_path / "errors.jsonl").write_bytes(b'5\n[1, \n["x", "y"]\n\xff\n')
+    log(ValueError("No room"))
+    assert "ValueError: No room" == errors.first(30)
+
+
+def test_no_engine_fails_for_want_of_the_file(errors: EngineErrors, tmp_path: Path) -> None:
+    """A cleaner of temporary files may have taken it."""
+    (tmp_path / "errors.jsonl").unlink()
+    tmp_path.rmdir()
+    errors.clear()
+    assert "" == errors.first()
+
+
 def test_without_a_place_for_it_logging_goes_on(errors: EngineErrors, tmp_path: Path) -> None:
     """The model is being unloaded, say."""
     (tmp_path / "errors.jsonl").unlink()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,3 +262,36 @@ def test_an_exit_in_anybodys_task_leaves_the_loop_to_the_others(
     loop.stop()
     gc.collect()  # now, and not after the tests, asyncio complains of the tasks
     assert 2 == caplog.text.count(f"a task tried to end the process: {exit_of.__name__}")
+
+
+def pidfds() -> int:
+    """Return how many of this process's descriptors stand for processes."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            count += "pidfd" in str(descriptor.readlink())
+    return count
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["told", "forgotten"])
+def test_an_exit_is_told_once_and_holds_no_descriptor(forgotten: bool) -> None:
+    """Of any process; who no longer wants to know leaves nothing behind either."""
+    told: list[int] = []
+    before = pidfds()
+    loop = EventLoopThread("engine")
+    with subprocess.Popen(["sleep", "5"]) as process:
+
+        async def watch() -> None:
+            forget = loop.on_exit(process.pid, told.append)
+            assert before + 1 == pidfds()
+            if forgotten:
+                forget()
+                forget()
+            process.kill()
+            await asyncio.sleep(0.3)
+            forget()
+            assert before == pidfds()
+
+        loop.call(watch())
+    loop.stop()
+    assert ([] if forgotten else [process.pid]) == told

@@ -37,17 +37,23 @@ class Engine:
 
     def __init__(self) -> None:
         self.down: ServingError | None = None
+        self.closed: ServingError | None = None
         self.full: ServingError | None = None
         self.admitted = 0
         self.place = Place()
 
-    def check(self) -> None:
+    def check_up(self) -> None:
         if self.down:
             raise self.down
 
+    def check_open(self) -> None:
+        self.check_up()
+        if self.closed:
+            raise self.closed
+
     @contextlib.contextmanager
-    def admit(self) -> Iterator[Place]:
-        self.check()
+    def admit_http(self) -> Iterator[Place]:
+        self.check_open()
         if self.full:
             raise self.full
         self.admitted += 1
@@ -94,7 +100,7 @@ class Client:
 
 def make(app: Any, keys: Sequence[str] = (), time_limit: float = 0.0) -> tuple[Gate, Engine]:
     engine = Engine()
-    gate = Gate(engine.check, engine.admit, keys, time_limit)
+    gate = Gate(engine, keys, time_limit)
     gate.app = app
     return gate, engine
 
@@ -156,6 +162,25 @@ def test_while_the_engine_is_down_the_answer_is_503(method: str, path: str) -> N
         "code": 503,
     }
     assert (503, {"error": expected}) == (client.status, client.body)
+
+
+def test_while_the_model_is_going_nobody_is_sent_there() -> None:
+    """A load balancer that asks for its health hears it."""
+    gate, engine = make(answering(200))
+    engine.closed = UnavailableError("the model is being unloaded")
+    assert 503 == ask(gate, Client("/health", "GET")).status
+
+
+def test_what_was_answered_before_the_model_went_counts_as_good() -> None:
+    """Its answer is complete."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        engine.closed = UnavailableError("the model is being unloaded")
+        await answering(200)(scope, receive, send)
+
+    gate, engine = make(app)
+    ask(gate, Client())
+    assert Counter(ok=1) == gate.traffic.outcomes
 
 
 def test_before_there_is_an_app_the_answer_is_503() -> None:

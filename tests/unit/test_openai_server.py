@@ -17,6 +17,17 @@ from triton_vllm.settings import ModelSettings, ServingSettings
 from triton_vllm.shared_engine import NoSeat
 
 
+class FakeDoor:
+    """The engine as the gate sees it, always open."""
+
+    def check_up(self) -> None: ...
+
+    def check_open(self) -> None: ...
+
+    def admit_http(self) -> contextlib.AbstractContextManager[Place]:
+        return contextlib.nullcontext(Place())
+
+
 def make(openai: OpenAISettings | None) -> OpenAIServer | NoOpenAIServer:
     settings = ModelSettings(
         name="vllm",
@@ -30,8 +41,7 @@ def make(openai: OpenAISettings | None) -> OpenAIServer | NoOpenAIServer:
         settings,
         args,
         NoSeat(),
-        lambda: None,
-        lambda: contextlib.nullcontext(Place()),
+        FakeDoor(),
         FakeLog(),
     )
 

@@ -93,10 +93,11 @@ def test_metrics_tell_life_and_readiness(text: str, live: str, ready: str) -> No
         (404, "Request for unknown model: 'vllm' is not found", True),
         (503, "the model is being unloaded or the server stopped", True),
         (503, "the engine died (process 7) and is being restarted", True),
+        (503, f"the engine died (process 7: {'x' * 500}) and is being restarted", True),
         (503, DEAD, False),
         (400, "Stub process 'vllm_0' is not healthy.", False),
     ],
-    ids=["serves", "unloaded", "drains", "restarting", "gave up", "killed"],
+    ids=["serves", "unloaded", "drains", "restarting", "long cause", "gave up", "killed"],
 )
 def test_a_request_tells_where_metrics_are_off(status: int, error: str, live: bool) -> None:
     """The same by what the model, or Triton in its absence, answers."""

@@ -28,6 +28,22 @@ def test_the_wait_doubles_up_to_half_a_minute(clock: Clock) -> None:
     assert [1, 2, 4, 8, 16, 30, 30, 30] == [restarts.start_try() for _ in range(8)]
 
 
+def test_the_wait_never_ends_in_an_overflow(clock: Clock) -> None:
+    """Who follows a leader tries as often as it does, for ever."""
+    restarts = Restarts(8, clock)
+    assert {30} == {restarts.start_try() for _ in range(2000)} - {1, 2, 4, 8, 16}
+
+
+def test_a_good_life_forgives_without_being_asked(clock: Clock) -> None:
+    """Who follows a leader does not ask whether it may try."""
+    restarts = Restarts(8, clock)
+    for _ in range(6):
+        restarts.start_try()
+    restarts.succeeded()
+    clock.now += 301
+    assert 1 == restarts.start_try()
+
+
 def test_there_are_as_many_tries_as_allowed(clock: Clock) -> None:
     """In a row."""
     restarts = Restarts(2, clock)

@@ -88,12 +88,9 @@ class Admission:
             place.turned_away(why)
 
     def _check_queue(self) -> None:
-        if not self._max_queued_tokens:
-            return
-        queued = self._queued_tokens()
-        if queued >= self._max_queued_tokens:
+        if not self.has_room_in_queue:
             raise UnavailableError(
-                f"{queued} prompt tokens wait for their prefill, the limit is "
+                f"{self._queued_tokens()} prompt tokens wait for their prefill, the limit is "
                 f"{self._max_queued_tokens} (max_queued_tokens): try again later"
             )
 
@@ -102,13 +99,22 @@ class Admission:
 
         Any thread may ask, so that most refusals cost neither decoding nor a coroutine.
         """
-        if self._closed is not None:
-            raise self._closed
+        self.check_open()
         if self._max_requests and self.live >= self._max_requests:
             raise UnavailableError(
                 f"{self.live} requests run or wait, the limit of this front end is "
                 f"{self._max_requests} (max_requests): try again later"
             )
+
+    def check_open(self) -> None:
+        """Raise UnavailableError if requests are refused, whatever room there is. Any thread."""
+        if self._closed is not None:
+            raise self._closed
+
+    @property
+    def has_room_in_queue(self) -> bool:
+        """Whether prompts may join those that wait for their prefill. Event loop only."""
+        return not self._max_queued_tokens or self._queued_tokens() < self._max_queued_tokens
 
     def close(self, why: UnavailableError) -> None:
         """Refuse all that come from now on; those inside stay."""

@@ -2,8 +2,8 @@
 
 Triton tells a model nothing about its end before every request has had its last response: at an
 unload it waits for as long as they run, at SIGTERM until its exit timeout, after which it exits
-with an error and without a word to the model. But it tells everybody else: it says of a model that
-is being unloaded that it is not ready, and at SIGTERM its HTTP service takes no more connections.
+with an error and without a word to the model. But it tells everybody else: it has no metadata of a
+model that is being unloaded, and at SIGTERM its HTTP service takes no more connections.
 So the model asks, as any client would.
 """
 
@@ -33,7 +33,7 @@ class Answer(enum.Enum):
     """What the server says about this model."""
 
     READY = enum.auto()
-    NOT_READY = enum.auto()
+    NOT_READY = enum.auto()  # it is being loaded or unloaded
     GONE = enum.auto()  # no connection: the HTTP service has been stopped
     UNCLEAR = enum.auto()  # a busy server, or one that keeps this question to some clients
 
@@ -51,9 +51,7 @@ def ask_server(http: tuple[str, int], path: str) -> Answer:
         return Answer.UNCLEAR
     if not status:
         return Answer.GONE
-    return {"200": Answer.READY, "400": Answer.NOT_READY, "503": Answer.NOT_READY}.get(
-        status[9:12], Answer.UNCLEAR
-    )
+    return {"200": Answer.READY, "503": Answer.NOT_READY}.get(status[9:12], Answer.UNCLEAR)
 
 
 class OtherDoor(Protocol):
@@ -191,26 +189,22 @@ class Judge:
 def watch_server(
     settings: ModelSettings,
     server: ServerOptions,
-    is_up: Callable[[], bool],
     in_use: Callable[[], bool],
     changed: Callable[[bool], None],
     log: Log,
 ) -> ServerWatch | NoWatch:
     """Start to watch the server, where it can be asked.
 
-    A server that calls the model's ``is_ready`` (26.03) says not ready of an engine that is not
-    ``is_up``, which is no reason to drain.
+    ``in_use``: a request of the server's own is under way.
     """
     http = server.http
     if http is None:
         log.log_warn(f"{settings.name}: the server has no HTTP to ask: requests are not drained")
         return NoWatch()
-    path = f"/v2/models/{quote(settings.name, safe='')}/versions/{settings.version}/ready"
-
-    def ask() -> Answer:
-        return ask_server(http, path) if is_up() else Answer.UNCLEAR
-
-    return ServerWatch(ask, in_use, changed, log)
+    # The model's metadata, not its `ready`: that is also no, from 26.03 on, while an engine of any
+    # instance is down.
+    path = f"/v2/models/{quote(settings.name, safe='')}/versions/{settings.version}"
+    return ServerWatch(lambda: ask_server(http, path), in_use, changed, log)
 
 
 def drain_seconds(settings: ModelSettings, server: ServerOptions) -> float:

@@ -101,9 +101,7 @@ class Engine:
             settings.serving.max_queued_tokens,
             lambda: self._vllm.queued_tokens(self._llm),
         )
-        self.openai = openai_server(
-            settings, self._args, self.seat, self.check, self._admit_http, self._log
-        )
+        self.openai = openai_server(settings, self._args, self.seat, self, self._log)
         self._cleanup.callback(self.openai.close)
         launch.resolve(phases)
         self._service = Service(launch, self.admission, self.openai, self._cleanup, self._log)
@@ -123,6 +121,7 @@ class Engine:
             self._settings.name,
             self._settings.serving.engine_restarts,
             begun=self._service.open,
+            died=self.openai.engine_died,
             ending=self.openai.end_requests,
             log=self._log,
         )
@@ -130,7 +129,9 @@ class Engine:
         if isinstance(self.seat, Seat) and self.seat.is_leader:
             self._cleanup.callback(self.seat.announce_closing)
         self._loop.call(self._supervisor.begin())
-        self._loop.spawn_background(self._share.beat(lambda: self.is_up))
+        self._loop.spawn_background(
+            self._share.beat(lambda: self.is_up and self.admission.has_room_in_queue)
+        )
         if self.reports_metrics:
             self._loop.spawn_background(self.lag.measure())
         if not self._args.disable_log_stats:
@@ -149,8 +150,7 @@ class Engine:
         watch = watch_server(
             self._settings,
             self._server,
-            is_up=lambda: self.is_up,
-            in_use=lambda: self.admission.live > 0,
+            in_use=lambda: self._loop.has_requests,
             changed=self._on_readiness,
             log=self._log,
         )
@@ -199,10 +199,11 @@ class Engine:
 
     def check(self) -> None:
         """Raise what would keep a request that came now from being served, if anything."""
-        self._check_up()
+        self.check_up()
         self.admission.check()
 
-    def _check_up(self) -> None:
+    def check_up(self) -> None:
+        """Raise EngineDownError, or why the engine is ended, unless it serves."""
         if self._supervisor.down is not None:
             raise self._supervisor.down
 
@@ -210,13 +211,18 @@ class Engine:
     def admit(self) -> Iterator[Place]:
         """Hold the place of one request to its end; raise what keeps it out. Event loop only."""
         try:
-            self._check_up()
+            self.check_up()
             with self.admission.admit() as place:
                 yield place
         finally:
             self._share.ended()
 
-    def _admit_http(self) -> contextlib.AbstractContextManager[Place]:
+    def check_open(self) -> None:
+        """Raise what keeps requests out for another reason than want of room."""
+        self.check_up()
+        self.admission.check_open()
+
+    def admit_http(self) -> contextlib.AbstractContextManager[Place]:
         """Count and admit a request that comes in the event loop, not through ``spawn``."""
         self._share.came()
         return self.admit()
@@ -232,7 +238,7 @@ class Engine:
 
     async def render(self, request: GenerationRequest) -> Work:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
-        self._check_up()
+        self.check_up()
         return await self._service.render(request)
 
     def cancel(self, task: asyncio.Task[Any]) -> bool:

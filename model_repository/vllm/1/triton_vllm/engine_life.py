@@ -11,10 +11,11 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from triton_vllm.cpus import engine_on
+from triton_vllm.errors import EngineDownError, one_line
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.launch import Launch
 from triton_vllm.shared_engine import EngineAddresses, Seat
@@ -25,6 +26,7 @@ _LOOK_SECONDS = 0.1  # between two questions whether vLLM has given the engine u
 _LEAVE_SECONDS = 3.0
 _GONE_SECONDS = 10.0  # for the kernel to be done with a killed process, and with its GPU memory
 _CAUSE_SECONDS = 10.0  # an error that was logged so shortly before a death is its cause
+_CAUSE_LENGTH = 500  # characters, of what clients are told
 
 
 class EngineLife:
@@ -46,6 +48,7 @@ class EngineLife:
         self._cleanup = contextlib.ExitStack()
         self._processes: set[int] = set()
         self._gone = asyncio.Event()  # all of them
+        self._failed = asyncio.Event()
         self.addresses: EngineAddresses | None = None
         self.failure = ""
 
@@ -115,7 +118,7 @@ class EngineLife:
         seat = self._seat
         leader = {seat.leader_pid()} if isinstance(seat, Seat) and not seat.is_leader else set()
         for pid in self._processes | leader:
-            self._loop.on_exit(pid, self._exited)
+            self._cleanup.callback(self._loop.on_exit(pid, self._exited))
         watchers = [asyncio.create_task(self._look())]
         if self._seat.is_leader:
             watchers.append(asyncio.create_task(self._launch.cluster.watch(self.llm)))
@@ -140,9 +143,25 @@ class EngineLife:
             self._fail(f"process {pid}")
 
     def _fail(self, what: str) -> None:
-        cause = self._launch.errors.first(_CAUSE_SECONDS)
+        cause = one_line(self._launch.errors.first(_CAUSE_SECONDS), _CAUSE_LENGTH)
         self.failure = ": ".join(filter(None, (what, cause))) or "vLLM gave it up, its log says why"
+        self._failed.set()
         self._on_death(self)
+
+    async def lasts(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await ``work`` with this engine. Raises EngineDownError when it fails meanwhile.
+
+        vLLM lets who waits for an engine's answer wait for ever when the engine dies.
+        """
+        working = asyncio.create_task(work)
+        failing = asyncio.create_task(self._failed.wait())
+        await asyncio.wait((working, failing), return_when=asyncio.FIRST_COMPLETED)
+        failing.cancel()
+        if self.failure:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            raise EngineDownError(f"the engine died ({self.failure})")
+        await working
 
     async def end_processes(self) -> None:
         """See to it that the processes of a failed engine end, whatever they hang in."""

@@ -96,9 +96,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f', did you mean "{close[0]}"?' if close else ""
 
 
-def one_line(error: BaseException | str) -> str:
-    """Return an error, or its text, as one line of at most 2000 characters."""
+def one_line(error: BaseException | str, most: int = 2000) -> str:
+    """Return an error, or its text, as one line of at most ``most`` characters."""
     line = " ".join(str(error).split())
     if not line and isinstance(error, BaseException):
         line = type(error).__name__
-    return line if len(line) <= 2000 else line[:1997] + "..."
+    return line if len(line) <= most else line[: most - 3] + "..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -49,6 +50,11 @@ class EventLoopThread:
         """Start a coroutine that runs until ``stop``."""
         self._loop.call_soon_threadsafe(self._start, coroutine, self._background)
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether a request's coroutine is running. Any thread."""
+        return bool(self._requests)
+
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` in the loop, soon."""
         self._loop.call_soon_threadsafe(callback)
@@ -81,19 +87,23 @@ class EventLoopThread:
             await asyncio.wait(requests, timeout=timeout)
         return len(requests)
 
-    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
+    def on_exit(self, pid: int, callback: Callable[[int], None]) -> Callable[[], None]:
         """Call ``callback(pid)`` once when the process ``pid`` exits. Event loop only.
 
-        Without polling: Linux makes a pidfd readable then. It need not be a child.
+        Without polling: Linux makes a pidfd readable then. It need not be a child. Returns what
+        ends the watch; the exit does, too.
         """
         pidfd = os.pidfd_open(pid)
+        watching = contextlib.ExitStack()
+        watching.callback(os.close, pidfd)
+        watching.callback(self._loop.remove_reader, pidfd)
 
         def exited() -> None:
-            self._loop.remove_reader(pidfd)
-            os.close(pidfd)
+            watching.close()
             callback(pid)
 
         self._loop.add_reader(pidfd, exited)
+        return watching.close
 
     def stop(self) -> None:
         """End the loop and its thread."""

@@ -11,8 +11,9 @@ The numbers stand in a small file in the meeting place that all front ends map, 
     | engine + 1 | last beat | taken by execute | come and gone in the event loop |
 
 Each number has one thread that writes it, so there are no locks. The beat is the monotonic clock,
-written by an event loop that lives and whose engine serves; a slot whose beat stands still counts
-no more, whether its process has died, hangs, or waits for its engine to be restarted.
+written by an event loop that lives and whose engine takes requests; a slot whose beat stands still
+counts no more, whether its process has died or hangs, or its engine is restarted or has a full
+queue.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class LoadTable:
         self._numbers[self._own + _PASSED] += change
 
     def beat(self, *, serves: bool) -> None:
-        """Say that this front end lives and its engine serves, or does not. Event loop only."""
+        """Say that this front end lives and its engine takes requests, or not. Event loop only."""
         self._numbers[self._own + _BEAT] = time.monotonic_ns() if serves else 0
 
     def loads(self) -> tuple[Load | None, dict[int, Load]]:

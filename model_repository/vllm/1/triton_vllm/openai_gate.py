@@ -11,6 +11,7 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from triton_vllm.admission import Place
 from triton_vllm.errors import DeadlineError, EngineDownError, ServingError, UnavailableError
@@ -28,25 +29,34 @@ OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})
 ADMIN_PATHS = frozenset({"/scale_elastic_ep", "/is_scaling_elastic_ep"})
 
 
-class Gate:
-    """Lets requests through to ``app`` while the engine serves, and counts those that generate.
+class Door(Protocol):
+    """What the gate asks: the engine. Each raises the ServingError that keeps requests out."""
 
-    ``check`` raises what keeps the engine from serving; ``admit`` does so too, and its context
-    holds the place of one request that generates, for ``time_limit`` seconds at most (0: no limit).
-    ``traffic`` is written by the event loop only.
+    def check_up(self) -> None:
+        """Raise while the engine does not serve."""
+
+    def check_open(self) -> None:
+        """Raise then, and when the model is going; not for want of room."""
+
+    def admit_http(self) -> AbstractContextManager[Place]:
+        """Return the context that holds the place of one request that generates."""
+
+
+class Gate:
+    """Lets requests through the ``door`` to ``app``, and counts those that generate.
+
+    These have ``time_limit`` seconds (0: no limit). ``traffic`` is written by the event loop only.
     """
 
     def __init__(
         self,
-        check: Callable[[], None],
-        admit: Callable[[], AbstractContextManager[Place]],
+        door: Door,
         api_keys: Sequence[str],
         time_limit: float = 0.0,
     ) -> None:
         self.app: App | None = None
         self.traffic = Traffic()
-        self._check = check
-        self._admit = admit
+        self._door = door
         self._keys = [_digest(key.encode()) for key in api_keys]
         self._time_limit = time_limit
         self._live: set[Exchange] = set()
@@ -63,7 +73,7 @@ class Gate:
             elif generates:
                 await self._generate(scope, exchange)
             else:
-                self._check()
+                self._door.check_open()
                 await self._living()(scope, receive, send)
         except ServingError as error:
             await exchange.refuse_with(error)
@@ -77,7 +87,7 @@ class Gate:
 
     async def _generate(self, scope: Message, exchange: Exchange) -> None:
         """Have the app answer a request that costs something, or say what has ended it."""
-        with self._admit() as place, self._held(exchange):
+        with self._door.admit_http() as place, self._held(exchange):
             place.turned_away = exchange.end
             try:
                 await self._living()(scope, exchange.receive, exchange.send)
@@ -87,7 +97,7 @@ class Gate:
         if exchange.ended is not None:
             await exchange.refuse_with(exchange.ended)
         else:
-            self._check()  # vLLM ends the streams of an engine that died like any other
+            self._door.check_up()  # vLLM ends the streams of an engine that died like any other
 
     @contextlib.contextmanager
     def _held(self, exchange: Exchange) -> Iterator[None]:

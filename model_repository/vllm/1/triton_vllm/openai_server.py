@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from triton_vllm.admission import Place
 from triton_vllm.draining import draining
-from triton_vllm.errors import SettingsError, UnavailableError, one_line
+from triton_vllm.errors import ServingError, SettingsError, UnavailableError, one_line
 from triton_vllm.front_end_metrics import Traffic
 from triton_vllm.frontend_args import parse_frontend_args
-from triton_vllm.openai_gate import Gate
+from triton_vllm.openai_gate import Door, Gate
 from triton_vllm.port import Port
 from triton_vllm.server_options import ServerOptions
 from triton_vllm.settings import ModelSettings
@@ -47,6 +44,9 @@ class NoOpenAIServer:
     async def serve(self, llm: vllm_api.AsyncLLM) -> None:
         """Do nothing."""
 
+    def engine_died(self, why: ServingError) -> None:
+        """Do nothing."""
+
     async def end_requests(self) -> None:
         """Do nothing."""
 
@@ -61,13 +61,12 @@ def openai_server(
     settings: ModelSettings,
     engine_args: vllm_api.AsyncEngineArgs,
     seat: Seat | NoSeat,
-    check: Callable[[], None],
-    admit: Callable[[], AbstractContextManager[Place]],
+    door: Door,
     log: Log,
 ) -> OpenAIServer | NoOpenAIServer:
     """Return the server that the settings ask for, its port taken, where this front end leads.
 
-    ``check`` and ``admit`` are those of ``Gate``. Raises SettingsError, one line.
+    Raises SettingsError, one line.
     """
     openai = settings.serving.openai
     if openai is None:
@@ -86,7 +85,7 @@ def openai_server(
     args.host, args.port, args.api_key = openai.host, openai.port, list(keys) or None
     if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
         log.log_warn(f"{where}: {openai.host} can be reached from other machines, without a key")
-    gate = Gate(check, admit, keys, settings.serving.default_timeout_seconds)
+    gate = Gate(door, keys, settings.serving.default_timeout_seconds)
     return OpenAIServer(settings, args, engine_args, seat, gate, log)
 
 
@@ -225,6 +224,10 @@ class OpenAIServer:
         )
         if ended:
             self._log.log_warn(f"{self._name}: {ended} OpenAI requests aborted: {why}")
+
+    def engine_died(self, why: ServingError) -> None:
+        """Answer what is under way: no engine will."""
+        self._gate.end_all(why)
 
     async def end_requests(self) -> None:
         """End what the engine that is going away has not answered."""

@@ -50,7 +50,8 @@ class EngineErrors:
 
     def clear(self) -> None:
         """Begin anew: another engine is started."""
-        self._path.write_text("", encoding="utf-8")
+        with contextlib.suppress(OSError):  # no engine fails for want of an explanation
+            self._path.write_text("", encoding="utf-8")
 
     def first(self, seconds: float = math.inf) -> str:
         """Return the first error of the last ``seconds`` as one line, empty if there is none.
@@ -58,8 +59,11 @@ class EngineErrors:
         The first one is the cause, in a worker, say; what others log is what follows from it.
         """
         oldest = time.time() - seconds
-        with contextlib.suppress(OSError, ValueError):  # a line may be half written
-            for line in self._path.read_text(encoding="utf-8").splitlines():
+        lines: list[str] = []
+        with contextlib.suppress(OSError):
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError):  # it may be half written
                 when, text = json.loads(line)
                 if when >= oldest:
                     return one_line(text)

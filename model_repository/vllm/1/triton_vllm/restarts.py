@@ -21,15 +21,19 @@ class Restarts:
 
     def may_try(self) -> bool:
         """Return whether one more try is allowed; a good life before forgives the earlier ones."""
-        if self._alive_since is not None and self._clock() - self._alive_since > _GOOD_LIFE:
-            self.tries = 0
+        self._forgive()
         return self.tries < self.limit
 
     def start_try(self) -> float:
-        """Count a try; return the seconds to wait before it: 1, 2, 4, up to 30."""
+        """Count a try, allowed or not; return the seconds to wait before it: 1, 2, 4, up to 30."""
+        self._forgive()
         self.tries += 1
         self._alive_since = None  # however long the try takes
-        return min(_LONGEST_WAIT, 2.0 ** (self.tries - 1))
+        return min(_LONGEST_WAIT, 2.0 ** min(self.tries - 1, 10))
+
+    def _forgive(self) -> None:
+        if self._alive_since is not None and self._clock() - self._alive_since > _GOOD_LIFE:
+            self.tries = 0
 
     def succeeded(self) -> None:
         """Note that the engine lives again."""

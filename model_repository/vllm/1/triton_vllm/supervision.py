@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from triton_vllm.engine_life import EngineLife
 from triton_vllm.errors import EngineDownError, ServingError, one_line
@@ -31,11 +33,14 @@ class Supervisor:
         name: str,
         restarts: int,
         *,
-        begun: Callable[[EngineLife], Awaitable[None]],
+        begun: Callable[[EngineLife], Coroutine[Any, Any, None]],
+        died: Callable[[ServingError], object],
         ending: Callable[[], Awaitable[None]],
         log: Log,
     ) -> None:
         """``begun`` follows each start of the engine, ``ending`` precedes each end.
+
+        ``died`` is told of a death at once, to end the requests that are not the event loop's.
 
         ``restarts`` is how many tries in a row a dead engine is worth.
         """
@@ -45,6 +50,7 @@ class Supervisor:
         self._name = name
         self._restarts = Restarts(restarts)
         self._begun = begun
+        self._died = died
         self._ending = ending
         self._log = log
         self._life: EngineLife | None = None
@@ -71,9 +77,7 @@ class Supervisor:
             life = EngineLife(self._launch, self._loop, self._on_death)
             await life.begin(died)
             self._life = life
-            await self._begun(life)
-            if life.failure:  # meanwhile
-                raise EngineDownError(f"the engine died ({life.failure})")
+            await life.lasts(self._begun(life))
         if self._seat.count > 1:
             front_end = f"front end {self._seat.index + 1} of {self._seat.count}"
             self._log.log_info(f"{self._name}: {front_end} joins the engine")
@@ -114,19 +118,20 @@ class Supervisor:
         """End all requests, and restart: the engine has failed. Event loop only."""
         if self.down is not None or life is not self._life or self._seat.is_closing:
             return
-        if self._changes.locked():  # it is just beginning, and begin() looks by itself
+        if self._changes.locked():  # it is just beginning, and begin() fails
             return
         self.down = EngineDownError(f"the engine died ({life.failure})")
         self._log.log_error(f"{self._name}: {self.down}")
+        why = str(self.down)
         if self._may_try():
-            self.down = EngineDownError(f"{self.down} and is being restarted")
-        self._loop.spawn_background(self._restart(life))
+            self.down = EngineDownError(f"{why} and is being restarted")
+        self._died(self.down)
+        self._loop.spawn_background(self._restart(life, why))
 
-    async def _restart(self, life: EngineLife) -> None:
+    async def _restart(self, life: EngineLife, why: str) -> None:
         """Bring the engine back, with growing patience, as often as the operator allows."""
         await self._loop.end_requests(timeout=1.0)
         await life.end_processes()
-        why = str(self.down)
         while self._may_try() and not self._closing:
             seconds = self._restarts.start_try()
             number = f"{self._restarts.tries} of {self._restarts.limit}"
@@ -135,12 +140,13 @@ class Supervisor:
             await asyncio.sleep(seconds)
             if self._closing:
                 return
-            phases = Phases(self._name, self._log)
+            phases, began = Phases(self._name, self._log), time.monotonic()
             try:
                 await self.end()
                 await self.begin()
             except Exception as failed:
-                cause = self._launch.errors.first() or one_line(failed)
+                logged = self._launch.errors.first(seconds=time.monotonic() - began)
+                cause = logged or one_line(failed)
                 why = f"the engine died and could not be restarted: {cause}"
                 self._log.log_error(f"{self._name}: no restart: {cause}")
             else:

@@ -25,6 +25,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.network_utils import get_open_port, get_open_zmq_ipc_path, get_tcp_uri
+from vllm.v1.engine import core_client
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -71,10 +72,11 @@ _LAUNCH_TAKES_COUNT = (
     "num_api_servers" in inspect.signature(engine_utils.launch_core_engines).parameters
 )
 
-
 # What vLLM infers of these it writes back into the arguments, where a second look, for a restart or
 # for the engine behind several front ends, would take it for the operator's wish.
 _INFERRED = ("data_parallel_rank", "data_parallel_size_local", "data_parallel_hybrid_lb")
+
+_JOIN_SECONDS = 30  # for an engine that has loaded its model to answer one more front end
 
 
 def version() -> str:
@@ -126,11 +128,13 @@ def create_config(engine_args: AsyncEngineArgs) -> Any:
 
 
 def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -> GuardedLLM:
-    """Start an ``AsyncLLM``. Call in a running event loop, where it will live.
+    """Start an ``AsyncLLM``, which will live in the event loop that uses it first. Blocks.
 
     ``front_end`` holds ``client_addresses``, ``client_count`` and ``client_index`` when the
     engine is shared by several processes; without them the engine core is started here.
     """
+    if front_end:  # its model is loaded: one that does not answer now has died
+        core_client.VLLM_ENGINE_READY_TIMEOUT_S = _JOIN_SECONDS
     llm: GuardedLLM = GuardedLLM.from_vllm_config(
         config,
         usage_context=USAGE_CONTEXT,
