@@ -51,6 +51,7 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
                 self.turn_away(why)
             raise
         if self.join_queue is not None:
-            await self.get_supported_tasks()  # asked once; then nobody comes in between
+            # Asked once. Then nobody comes in between, as every protocol renders its prompts first.
+            await self.get_supported_tasks()
             self.join_queue()
         return await super().add_request(request_id, prompt, params, *args, **kwargs)
