@@ -124,6 +124,15 @@ def test_an_unload_does_not_wait_for_a_restart(shared: TritonServer, directory: 
     assert [] == shared.await_no_processes(5, "VLLM::")
 
 
+def test_nothing_outlives_the_server(shared: TritonServer) -> None:
+    """Killed outright it takes along what it started, though Triton's own stub may hang then."""
+    assert "" == shared.load("vllm")
+    assert generate(shared, "Hello")
+    assert 2 == len(shared.processes("triton_python_backend_stub"))
+    shared.process.kill()
+    assert [] == shared.await_no_processes(10)
+
+
 def test_a_sigterm_does_not_wait_for_a_restart(tmp_path: Path) -> None:
     """The server ends as well as ever, while the engine of its one front end is coming back."""
     server = start(tmp_path, front_ends=1, restarts=2)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from triton_vllm import child_process
+
 END_SECONDS = 30  # for what takes milliseconds, where a machine is busy
 PACKAGE = Path(__file__).resolve().parents[2] / "model_repository/vllm/1"
 
@@ -99,6 +101,51 @@ def test_a_worker_dies_with_the_engine_core(tmp_path: Path, running: bool) -> No
             assert not ends_within(worker, 1)
         stub.send_signal(signal.SIGKILL)
         assert ends_within(worker, END_SECONDS)
+
+
+SERVER = """
+import subprocess, sys, time
+with subprocess.Popen([sys.executable, "-c", sys.argv[1], "spawn"], stdout=subprocess.PIPE) as stub:
+    print(stub.pid, int(stub.stdout.readline()), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_stub_does_not_outlive_the_server() -> None:
+    """One that hangs, as Triton's own may when its server dies, is ended, and what it started."""
+    with start(SERVER, PARENT) as server:
+        assert server.stdout is not None
+        stub, engine = map(int, server.stdout.readline().split())
+        time.sleep(1)  # the engine has got to its work
+        os.kill(stub, signal.SIGSTOP)
+        assert not ends_within(engine, 1)
+        server.kill()
+        assert ends_within(stub, END_SECONDS)
+        assert ends_within(engine, END_SECONDS)
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held", "left"])
+def test_front_ends_that_share_the_engine_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    """By the seats that they hold, not by those that somebody has left."""
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from triton_vllm.shared_engine import Seat\n"
+        "seat = Seat.take(Path(sys.argv[1]).parent, 2)\n"
+        "print(seat.generation, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with start(code, str(tmp_path / "x")) as stub:
+        assert stub.stdout is not None
+        generation = Path(stub.stdout.readline().strip())
+        monkeypatch.setenv(child_process.ERRORS, str(generation / "errors.jsonl"))
+        if not held:
+            stub.kill()
+            stub.wait()
+        assert ([stub.pid] if held else []) == child_process._other_stubs()
+        stub.kill()
 
 
 def test_the_locale_is_utf_8() -> None:

@@ -1,8 +1,9 @@
 """Runs first in each process that the stub starts.
 
 It asks Linux to end the process when the stub dies: a stub that is killed cannot stop its engine,
-which would hold the GPU for ever. And it writes down the errors that the process logs, since of an
-engine that does not start, or dies, vLLM tells the stub no more than that.
+which would hold the GPU for ever. It ends stubs that outlive tritonserver. And it writes down the
+errors that the process logs, since of an engine that does not start, or dies, vLLM tells the stub
+no more than that.
 
 multiprocessing runs this file by its path as the main module of a spawned process: keep it to the
 standard library.
@@ -10,18 +11,25 @@ standard library.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import logging
 import os
+import select
 import signal
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 STUB_PID = "TRITON_VLLM_STUB_PID"
+SERVER_PID = "TRITON_VLLM_SERVER_PID"
 ERRORS = "TRITON_VLLM_ERRORS"  # the path of the file that takes them
 _MOST = 1_000_000  # bytes of that file: of more errors only the newer ones are kept
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_LEAVE_SECONDS = 3.0  # for a stub to end by itself when tritonserver has
 
 
 def die_with_stub() -> None:
@@ -59,6 +67,41 @@ def _parent_of(pid: int) -> int:
         return 0
 
 
+def end_stubs_with_server() -> None:
+    """Watch tritonserver, if this is a child of the stub; kill stubs that outlive it by seconds.
+
+    A stub sees by itself that its server was killed. But in Triton 24.10 it hangs then for ever if
+    it was writing a metric or a line of the log: the one thread waits for the server's answer and
+    holds the lock that the thread wants which has seen it, and a third one holds the interpreter's.
+    """
+    stub, server = (int(os.environ.get(name, "0")) for name in (STUB_PID, SERVER_PID))
+    if server and stub == os.getppid():
+        threading.Thread(
+            target=_end_stubs_with, args=(server, stub), name="server-end", daemon=True
+        ).start()
+
+
+def _end_stubs_with(server: int, stub: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has gone already
+        select.select([os.pidfd_open(server)], [], [])
+    time.sleep(_LEAVE_SECONDS)  # in which this process has ended, if its stub has
+    for pid in (*_other_stubs(), stub):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _other_stubs() -> list[int]:
+    """Return the front ends that share the engine: those who hold a seat (shared_engine.py)."""
+    found = []
+    for seat in Path(os.environ.get(ERRORS, "")).parent.glob("seat-*"):
+        with contextlib.suppress(FileNotFoundError, ValueError), seat.open("r+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # it lives
+                found.append(int(file.read()))
+    return found
+
+
 def write_down_errors() -> None:
     """Append each exception that is logged as an error to the file: a line with its time.
 
@@ -87,4 +130,5 @@ def write_down_errors() -> None:
 
 if __name__ == "__mp_main__":
     die_with_stub()
+    end_stubs_with_server()
     write_down_errors()

@@ -31,6 +31,7 @@ def prepare_process() -> None:
     # multiprocessing runs the main module's file in each child that it spawns; the embedded
     # interpreter has no such file, so there is room for ours.
     os.environ[child_process.STUB_PID] = str(os.getpid())
+    os.environ[child_process.SERVER_PID] = str(os.getppid())
     sys.modules["__main__"].__file__ = child_process.__file__
     os.register_at_fork(after_in_child=child_process.die_with_stub)
     # `kill -USR1` shows, on the server's standard error, where each thread of the stub stands.
