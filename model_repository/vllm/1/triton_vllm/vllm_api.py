@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
@@ -22,11 +21,7 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.utils import get_adapter_absolute_path
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.utils.network_utils import get_open_port, get_open_zmq_ipc_path, get_tcp_uri
-from vllm.v1.engine import core_client
-from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
@@ -40,16 +35,17 @@ from triton_vllm.errors import (
     UnavailableError,
     one_line,
 )
-from triton_vllm.shared_engine import EngineAddresses
-from triton_vllm.text_encoder import text_encoder
-from triton_vllm.vllm_guard import GuardedLLM
-from triton_vllm.vllm_parallel import executor_class
+from triton_vllm.vllm_start import (
+    EngineCores,
+    as_front_end,
+    create_config,
+    create_engine,
+    engine_processes,
+)
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
+__all__ += ["EngineCores", "as_front_end", "create_config", "create_engine", "engine_processes"]
 __all__ += ["SamplingParams"]
-
-# `max_num_batched_tokens` and friends default by usage context: take the ones of `vllm serve`.
-USAGE_CONTEXT = UsageContext.OPENAI_API_SERVER
 
 
 def _known_exceptions(*names: str) -> tuple[type[Exception], ...]:
@@ -68,15 +64,6 @@ _LIMITS = {
     "QueueOverflowError": "(max_num_queued_reqs)",
     "MaxQueuedTokensError": "(max_num_queued_tokens)",
 }
-_LAUNCH_TAKES_COUNT = (
-    "num_api_servers" in inspect.signature(engine_utils.launch_core_engines).parameters
-)
-
-# What vLLM infers of these it writes back into the arguments, where a second look, for a restart or
-# for the engine behind several front ends, would take it for the operator's wish.
-_INFERRED = ("data_parallel_rank", "data_parallel_size_local", "data_parallel_hybrid_lb")
-
-_JOIN_SECONDS = 30  # for an engine that has loaded its model to answer one more front end
 
 
 def version() -> str:
@@ -115,113 +102,6 @@ def pooling_param_types() -> dict[str, Any]:
     """Return the type hint of every field of ``PoolingParams``."""
     hints = typing.get_type_hints(PoolingParams)
     return {name: hints[name] for name in PoolingParams.__struct_fields__}
-
-
-def create_config(engine_args: AsyncEngineArgs) -> Any:
-    """Resolve engine arguments to a ``VllmConfig``, with the defaults of ``vllm serve``."""
-    given = {name: getattr(engine_args, name) for name in _INFERRED}
-    try:
-        return engine_args.create_engine_config(usage_context=USAGE_CONTEXT)
-    finally:
-        for name, value in given.items():
-            setattr(engine_args, name, value)
-
-
-def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -> GuardedLLM:
-    """Start an ``AsyncLLM``, which will live in the event loop that uses it first. Blocks.
-
-    ``front_end`` holds ``client_addresses``, ``client_count`` and ``client_index`` when the
-    engine is shared by several processes; without them the engine core is started here.
-    """
-    if front_end:  # its model is loaded: one that does not answer now has died
-        core_client.VLLM_ENGINE_READY_TIMEOUT_S = _JOIN_SECONDS
-    llm: GuardedLLM = GuardedLLM.from_vllm_config(
-        config,
-        usage_context=USAGE_CONTEXT,
-        enable_log_requests=engine_args.enable_log_requests,
-        disable_log_stats=engine_args.disable_log_stats,
-        **front_end,
-    )
-    text_encoder(llm.renderer.tokenizer)  # so that no request waits until it is made
-    return llm
-
-
-def engine_processes(llm: AsyncLLM) -> list[int]:
-    """Return the ids of the engine core's processes, as far as this front end started them."""
-    resources = llm.engine_core.resources
-    return _process_ids(resources.engine_manager, resources.coordinator)
-
-
-def _process_ids(manager: Any, coordinator: Any) -> list[int]:
-    """Return the engine cores, and the coordinator of data-parallel ones where there is one."""
-    processes = [*getattr(manager, "processes", [])]
-    if coordinator is not None:
-        processes.append(coordinator.proc)
-    return [process.pid for process in processes]
-
-
-class EngineCores:
-    """The engine core processes that several front ends share, and their coordinator if any.
-
-    Owned by the front end that launched them.
-    """
-
-    def __init__(self, engine_args: AsyncEngineArgs, front_ends: int) -> None:
-        """Launch the processes and wait until the model is loaded. Blocks for all that time.
-
-        Raises what vLLM raises when a process dies while it starts.
-        """
-        # Rank -1: this configuration belongs to no front end, but to the engine.
-        config = create_config(as_front_end(engine_args, -1, front_ends))
-        addresses = _zmq_addresses(config, front_ends)
-        counts = {"num_api_servers": front_ends} if _LAUNCH_TAKES_COUNT else {}
-        with engine_utils.launch_core_engines(
-            config,
-            executor_class(config),
-            not engine_args.disable_log_stats,
-            addresses,
-            **counts,
-        ) as launch:
-            if _LAUNCH_TAKES_COUNT:  # then it yields a tuple
-                self._manager, self._coordinator, addresses, _ = launch
-            else:
-                self._manager, self._coordinator = launch.engine_manager, launch.coordinator
-                addresses = launch.addresses
-        self.addresses = EngineAddresses(
-            inputs=list(addresses.inputs),
-            outputs=list(addresses.outputs),
-            stats_update=self._coordinator and self._coordinator.get_stats_publish_address(),
-            processes=_process_ids(self._manager, self._coordinator),
-        )
-
-    def shutdown(self, timeout: float) -> None:
-        """End the processes; kill them after ``timeout`` seconds."""
-        for part in (self._manager, self._coordinator):
-            if part is not None:
-                part.shutdown(timeout=timeout)
-
-
-def as_front_end(engine_args: AsyncEngineArgs, index: int, count: int) -> AsyncEngineArgs:
-    """Return the engine arguments as seen from front end ``index`` of ``count``."""
-    return replace(engine_args, _api_process_count=count, _api_process_rank=index)
-
-
-def _zmq_addresses(config: Any, front_ends: int) -> Any:
-    """Choose an input and an output address for each front end: IPC where all engines are here."""
-    parallel = config.parallel_config
-    local = parallel.local_engines_only or (
-        parallel.data_parallel_size_local == parallel.data_parallel_size
-    )
-
-    def address() -> str:
-        if local:
-            return str(get_open_zmq_ipc_path())
-        return str(get_tcp_uri(parallel.data_parallel_master_ip, get_open_port()))
-
-    return engine_utils.EngineZmqAddresses(
-        inputs=[address() for _ in range(front_ends)],
-        outputs=[address() for _ in range(front_ends)],
-    )
 
 
 def default_sampling_params(config: Any) -> Mapping[str, Any]:
