@@ -161,7 +161,8 @@ def test_a_restart_brings_it_back(server: TritonServer, repository: Path) -> Non
         while left := {name for name in used if Path("/dev/shm", name).exists()}:
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
-        await_probe(again, "live", "live: no: the last heartbeat is", seconds=MAX_AGE + 10)
+        # Killed while it sends, it may take tritonserver 24.10 along (kill_stub): red all the same.
+        await_probe(again, "live", "live: no: ", seconds=MAX_AGE + 10)
         # Triton 24.10 tells a request that was under way nothing before it ends itself.
         again.kill()
         assert request.all(seconds=20)[-1].error
