@@ -168,7 +168,7 @@ def test_a_lost_replica_moves_its_own_keys_only(port: int, echoes: list[Echo]) -
 
 
 def test_a_replica_that_refuses_is_passed_over(port: int, echoes: list[Echo]) -> None:
-    """503 is what a full, draining or restarting replica says; a 400 is the client's own."""
+    """503 is what its OpenAI-compatible port says, full, draining or restarting; a 400 is final."""
     key = next(f"key-{n}" for n in range(60) if ask(port, f"key-{n}") == "a")
     echoes[0].status = 503
     assert ask(port, key) in "bc"

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 
-from tests.e2e.triton_server import Request, Response, TritonServer, ask, generate, sampling
+from tests.e2e.triton_server import (
+    Request,
+    Response,
+    TritonServer,
+    ask,
+    generate,
+    refusal,
+    sampling,
+)
 
 FRANCE = "The capital of France is"
 ONE_PROMPT = "a request has one prompt: text_input, input_ids, messages or PROMPT"
@@ -261,10 +269,14 @@ def test_a_request_without_a_prompt_is_refused(triton: TritonServer) -> None:
 
 
 def test_a_bad_request_is_the_clients_fault(triton: TritonServer) -> None:
-    """Over HTTP a bad request is a 400, which says INVALID_ARG."""
-    body = {"text_input": FRANCE, "parameters": {"temprature": 0.1}}
-    status, answer = triton.post("v2/models/vllm/generate", body)
-    assert 400 == status
+    """The status is INVALID_ARG, and HTTP's 400."""
+    mistake = {"temprature": 0.1}
+    inputs = {"text_input": FRANCE, "sampling_parameters": json.dumps(mistake)}
+    status, message = refusal(triton, inputs)
+    assert ("INVALID_ARGUMENT", True) == (status, 'unknown key "temprature"' in message)
+    body = {"text_input": FRANCE, "parameters": mistake}
+    code, answer = triton.post("v2/models/vllm/generate", body)
+    assert 400 == code
     assert 'unknown key "temprature"' in json.loads(answer)["error"]
 
 

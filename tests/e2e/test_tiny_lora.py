@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tritonclient.grpc as grpcclient
 
 from tests.e2e.tiny_models import TinyModels, deltas, document_lines, serve_chat
-from tests.e2e.triton_server import Request, sampling, tensor
+from tests.e2e.triton_server import Request, refusal, sampling
 
 pytestmark = pytest.mark.timeout(300)
 GREEDY = {"temperature": 0, "ignore_eos": True}
@@ -74,33 +72,18 @@ def test_the_name_as_a_request_parameter(tiny: TinyModels) -> None:
 def test_an_unknown_adapter_is_not_found(tiny: TinyModels) -> None:
     """An unknown name, such as a path, is answered NOT_FOUND with the names that there are."""
     for name in ("lowd", str(tiny.checkpoints / "adapters/loud")):
-        status, message = refusal(tiny, name)
-        assert "StatusCode.NOT_FOUND" == status
+        status, message = refusal(tiny.server, {"text_input": "Hi"}, "chat", {"lora_name": name})
+        assert "NOT_FOUND" == status
         assert f'lora_name: unknown adapter "{name}"' in message
         assert "there are: loud, quiet, broken" in message
 
 
 def test_an_adapter_that_cannot_be_loaded(tiny: TinyModels) -> None:
     """It is answered so, and the engine lives."""
-    status, message = refusal(tiny, "broken")
-    assert "StatusCode.UNAVAILABLE" == status
+    status, message = refusal(tiny.server, {"text_input": "Hi"}, "chat", {"lora_name": "broken"})
+    assert "UNAVAILABLE" == status
     assert 'adapter "broken" cannot be loaded' in message
     assert text(tiny, None)
-
-
-def refusal(tiny: TinyModels, adapter: str) -> tuple[str, str]:
-    """Return the gRPC status and message of a request's error."""
-    errors: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    with grpcclient.InferenceServerClient(f"127.0.0.1:{tiny.server.grpc_port}") as client:
-        # Triton then ends the stream with the error's own status.
-        client.start_stream(
-            lambda result, error: errors.put(error), headers={"triton_grpc_error": "true"}
-        )
-        client.async_stream_infer(
-            "chat", [tensor("text_input", "Hi")], parameters={"lora_name": adapter}
-        )
-        error = errors.get(timeout=60)
-    return str(error.status()), str(error.message())
 
 
 def test_reloaded_while_a_request_runs(tiny: TinyModels) -> None:

@@ -471,6 +471,29 @@ def ask(
         return request.all(seconds)
 
 
+def refusal(
+    server: TritonServer,
+    inputs: Mapping[str, Any],
+    model: str = "vllm",
+    parameters: Mapping[str, Any] | None = None,
+) -> tuple[str, str]:
+    """Send a request that is refused; return the name of the gRPC status, and the message.
+
+    A stream carries no status unless it is asked to: then Triton ends it with the error's own. Over
+    HTTP Triton answers 400 to whatever error a model has (docs/reliability.md).
+    """
+    ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        client.start_stream(
+            lambda result, error: ends.put(error), headers={"triton_grpc_error": "true"}
+        )
+        made = [tensor(name, value) for name, value in inputs.items()]
+        client.async_stream_infer(model, made, parameters=dict(parameters or {}))
+        error = ends.get(timeout=60)
+    assert error is not None, "it was answered"
+    return str(error.status()).removeprefix("StatusCode."), str(error.message())
+
+
 def sampling(**parameters: Any) -> str:
     """Return greedy sampling parameters as the tensor's JSON: the same text each time."""
     return json.dumps({"temperature": 0, "max_tokens": 8, **parameters})
