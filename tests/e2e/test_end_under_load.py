@@ -96,8 +96,8 @@ def test_sigterm_ends_requests_of_both_doors(tmp_path: Path) -> None:
     told = f"{LONG_DRAIN_SECONDS} s of grace are over"
     try:
         with ExitStack() as stack:
-            requests = occupy(server, stack, FRONT_ENDS)
             begun = stack.enter_context(streams(port, 4, CONTEXT - 10))
+            requests = occupy(server, stack, FRONT_ENDS)
             server.process.send_signal(signal.SIGTERM)
             start = time.monotonic()
             for stream in begun:

@@ -157,13 +157,14 @@ def test_a_burst_of_long_prompts_over_openai(served: Served) -> None:
 
     def error(_: int) -> str:
         with pytest.raises(openai.APIStatusError) as raised:
-            served.completions(prompt=LONG_PROMPT, tokens=10)
+            complete(client, 10, prompt=LONG_PROMPT)
         message = str(raised.value.body["message"])
         assert raised.value.status_code == (504 if message == TIME_LIMIT else 503)
         return message
 
     with ExitStack() as stack:
+        client = stack.enter_context(client_of(served.port))
+        pool = stack.enter_context(ThreadPoolExecutor(BURST))
         occupy(served, stack)
-        with ThreadPoolExecutor(BURST) as pool:
-            assert_most_were_refused(list(pool.map(error, range(BURST))))
+        assert_most_were_refused(list(pool.map(error, range(BURST))))
     await_idle(served.triton)
