@@ -5,14 +5,14 @@
 #   scripts/test.sh [--unit | --faults] [pytest option...]
 #
 #   --unit    lint and unit tests only: two minutes, and neither Triton nor vLLM
-#   --faults  as root, also the tests of two machines and of the loss of one, with Ray, which is
-#             installed for them; CI leaves them out
+#   --faults  also what CI leaves out: the tests marked slow and, as root, those of two machines and
+#             of the loss of one, with Ray, which is installed for them
 #   further options go to the last run of pytest, such as -k cancel or -x
 #
 # Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and
 # shares with the demo what both need: Triton, the execution environment and the model. The servers'
-# logs are in .cache/test-logs. Took 85 minutes on two cores in a fresh clone, of which the tests
-# against servers were 65, part of the time beside other servers.
+# logs are in .cache/test-logs. Takes about 70 minutes on two cores in a fresh clone, of which the tests
+# against servers are an hour.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -32,7 +32,7 @@ MEDIA_PACKAGES=$CACHE/media-packages
 REPORT=$CACHE/last-pytest.txt
 
 unit=no
-faults=(--ignore=tests/e2e/test_cluster.py)
+faults=(--ignore=tests/e2e/test_cluster.py -m "not slow")
 options=()
 times=()
 
@@ -58,8 +58,8 @@ main() {
         phase "execution environment" make_execution_env
         phase model scripts/get_smollm2.sh --with "$MODEL/vllm_env/bin/python"
         phase demo demo
-        phase "contract tests" contract_tests
-        phase "contract tests, $OLDEST" oldest_contract_tests
+        phase "$OLDEST" get_oldest_vllm
+        phase "contract tests, with both ends of vLLM" contract_tests
         phase Prometheus scripts/get_prometheus.sh
         phase nginx scripts/get_nginx.sh
         [ "${#faults[@]}" -gt 0 ] || phase Ray install_ray
@@ -142,10 +142,11 @@ EOP
     grep -q "^The capital of France is Paris" "$CACHE/last-demo.txt" || err "the demo's answer is wrong"
 }
 
-# contract_tests [FOLDER]: with the execution environment's Python, which gets pytest from a folder
-# beside it, and vLLM from FOLDER.
+# With the execution environment's Python, which gets pytest from a folder beside it, and once more
+# with the oldest vLLM in the place of the environment's. Side by side: each takes one core.
 contract_tests() {
     local python="$MODEL/vllm_env/bin/python" packages=(pytest pytest-timeout hypothesis) wanted
+    local said="$CACHE/oldest-contract.txt" oldest failed=no
     wanted="$("$python" --version) ${packages[*]}"
     if [ "$(cat "$CONTRACT_DEPS/stamp" 2>/dev/null)" != "$wanted" ]; then
         rm -rf "$CONTRACT_DEPS"
@@ -153,11 +154,23 @@ contract_tests() {
             "${packages[@]}"
         printf '%s\n' "$wanted" >"$CONTRACT_DEPS/stamp"
     fi
-    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 PYTHONPATH="${1:+$1:}$CONTRACT_DEPS" \
-        "$python" -m pytest -q tests/contract
+    # As many hostile cases as to see that they end alike.
+    HOSTILE_CASES=2000 contract_tests_with "$OLDEST_VLLM/wheel:" >"$said" 2>&1 &
+    oldest=$!
+    contract_tests_with "" || failed=yes
+    wait "$oldest" || failed=yes
+    say "the same with $OLDEST:"
+    cat "$said"
+    [ "$failed" = no ] || err "contract tests failed"
 }
 
-oldest_contract_tests() {
+# contract_tests_with PATH: PATH goes before all others of Python.
+contract_tests_with() {
+    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 PYTHONPATH="$1$CONTRACT_DEPS" \
+        "$MODEL/vllm_env/bin/python" -m pytest -q tests/contract
+}
+
+get_oldest_vllm() {
     if [ "$(cat "$OLDEST_VLLM/stamp" 2>/dev/null)" != "$OLDEST" ]; then
         rm -rf "$OLDEST_VLLM"
         mkdir -p "$OLDEST_VLLM"
@@ -166,8 +179,6 @@ oldest_contract_tests() {
         rm "$OLDEST_VLLM"/*.whl
         printf '%s\n' "$OLDEST" >"$OLDEST_VLLM/stamp"
     fi
-    # As many hostile cases as to see that they end alike.
-    HOSTILE_CASES=2000 contract_tests "$OLDEST_VLLM/wheel"
 }
 
 # Beside the environment, which the other tests have as it is made.

@@ -17,7 +17,7 @@ from tests.e2e.balancer import KEY, Balancer, Replica, balancing
 from tests.e2e.tiny_server import add_tiny_model
 from tests.e2e.triton_server import TritonServer, free_ports
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 KEYS = [f"conversation-{n}" for n in range(12)]
 REPEATS = 3

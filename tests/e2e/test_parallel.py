@@ -200,6 +200,7 @@ def table(server: TritonServer, model: str) -> list[tuple[int, int]]:
     return [(taken, taken + passed) for _, _, taken, passed, *_ in slots]
 
 
+@pytest.mark.slow
 def test_engines_get_their_fair_share(server: TritonServer, checkpoints: Path) -> None:
     """Triton's requests level what the OpenAI port has put out of balance, and avoid the dead."""
     port, _ = port_pair()

@@ -23,7 +23,7 @@ from tests.e2e.triton_server import (
     use_front_ends,
 )
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 # /tmp and /dev/shm are mounts of their own in the pod; its /cache lies in /tmp here.
 CONTAINER = """

@@ -19,7 +19,7 @@ from tests.hostile import encoded as as_base64
 from tests.pictures import odd_images, png, site
 
 pytestmark = pytest.mark.timeout(300)
-HOSTILE_CASES = int(os.environ.get("HOSTILE_MEDIA_CASES", "50"))
+HOSTILE_CASES = int(os.environ.get("HOSTILE_MEDIA_CASES", "20"))
 ONE = "<image>What?"
 GREEDY = sampling(temperature=0, max_tokens=8, ignore_eos=True)
 

@@ -18,7 +18,7 @@ from tests.hostile import DAMAGED_IMAGES, cases, damaged
 from tests.pictures import png, site
 
 pytestmark = pytest.mark.timeout(300)
-HOSTILE_CASES = int(os.environ.get("HOSTILE_MEDIA_CASES", "25"))
+HOSTILE_CASES = int(os.environ.get("HOSTILE_MEDIA_CASES", "10"))
 PLACE = "<|vision_start|><|video_pad|><|vision_end|>"
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 ONE = f"{PLACE}What?"
