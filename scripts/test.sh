@@ -11,8 +11,8 @@
 #
 # Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and
 # shares with the demo what both need: Triton, the execution environment and the model. The servers'
-# logs are in .cache/test-logs. Takes about 70 minutes on two cores in a fresh clone, of which the tests
-# against servers are an hour.
+# logs are in .cache/test-logs. Takes about 70 minutes on two cores in a fresh clone, of which the
+# tests against servers are an hour.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
