@@ -97,7 +97,7 @@ def test_sigterm_ends_requests_of_both_doors(tmp_path: Path) -> None:
     try:
         with ExitStack() as stack:
             begun = stack.enter_context(streams(port, 4, CONTEXT - 10))
-            requests = occupy(server, stack, FRONT_ENDS)
+            requests = start_requests(server, stack, *[CONTEXT - 20] * FRONT_ENDS)
             server.process.send_signal(signal.SIGTERM)
             start = time.monotonic()
             for stream in begun:
