@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
@@ -86,6 +87,12 @@ def test_health_over_http_needs_none(server: TritonServer) -> None:
     """Probes and load balancers ask as before."""
     server.get("v2/health/live")
     server.get("v2/health/ready")
+
+
+def test_metadata_over_http_need_none(server: TritonServer) -> None:
+    """The model asks for its own, to notice its end; there is none here."""
+    url = f"http://127.0.0.1:{server.http_port}/v2/models/vllm/versions/1"
+    assert 404 == httpx.get(url).status_code
 
 
 def test_model_control_over_grpc_needs_the_key(server: TritonServer, certificates: Path) -> None:

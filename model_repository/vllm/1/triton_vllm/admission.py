@@ -88,9 +88,9 @@ class Admission:
             place.turned_away(why)
 
     def _check_queue(self) -> None:
-        if not self.has_room_in_queue:
+        if queued := self._full_queue():
             raise UnavailableError(
-                f"{self._queued_tokens()} prompt tokens wait for their prefill, the limit is "
+                f"{queued} prompt tokens wait for their prefill, the limit is "
                 f"{self._max_queued_tokens} (max_queued_tokens): try again later"
             )
 
@@ -114,7 +114,12 @@ class Admission:
     @property
     def has_room_in_queue(self) -> bool:
         """Whether prompts may join those that wait for their prefill. Event loop only."""
-        return not self._max_queued_tokens or self._queued_tokens() < self._max_queued_tokens
+        return not self._full_queue()
+
+    def _full_queue(self) -> int:
+        """Return how many prompt tokens wait where no more may join them, else 0."""
+        queued = self._queued_tokens() if self._max_queued_tokens else 0
+        return queued if queued >= self._max_queued_tokens else 0
 
     def close(self, why: UnavailableError) -> None:
         """Refuse all that come from now on; those inside stay."""

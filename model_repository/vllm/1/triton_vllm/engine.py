@@ -202,6 +202,11 @@ class Engine:
         self.check_up()
         self.admission.check()
 
+    def check_open(self) -> None:
+        """Raise what keeps requests out for another reason than want of room."""
+        self.check_up()
+        self.admission.check_open()
+
     def check_up(self) -> None:
         """Raise EngineDownError, or why the engine is ended, unless it serves."""
         if self._supervisor.down is not None:
@@ -216,11 +221,6 @@ class Engine:
                 yield place
         finally:
             self._share.ended()
-
-    def check_open(self) -> None:
-        """Raise what keeps requests out for another reason than want of room."""
-        self.check_up()
-        self.admission.check_open()
 
     def admit_http(self) -> contextlib.AbstractContextManager[Place]:
         """Count and admit a request that comes in the event loop, not through ``spawn``."""
