@@ -12,9 +12,9 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Tree:
-    """All processes of the session of ``leader``, and what descends from them.
+    """All processes of the process group of ``leader``, and what descends from them.
 
-    Descendants are remembered, as one that has a session of its own is an orphan once its parent
+    Descendants are remembered, as one that has a group of its own is an orphan once its parent
     has died.
     """
 
@@ -24,11 +24,9 @@ class Tree:
 
     def processes(self) -> list[int]:
         """Return the ids of those that live."""
-        living = {(pid, began): (parent, session) for pid, parent, session, began in _processes()}
+        living = {(pid, began): (parent, group) for pid, parent, group, began in _processes()}
         members = {
-            key
-            for key, (_, session) in living.items()
-            if session == self._leader or key in self._known
+            key for key, (_, group) in living.items() if group == self._leader or key in self._known
         }
         while True:
             parents = {pid for pid, _ in members}
@@ -59,13 +57,13 @@ class Tree:
 
 
 def _processes() -> Iterator[tuple[int, int, int, int]]:
-    """Yield id, parent, session and start time of every live process."""
+    """Yield id, parent, process group and start time of every live process."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 _, fields = _stat(entry / "stat")
                 if fields[0] != "Z":
-                    yield int(entry.name), int(fields[1]), int(fields[3]), int(fields[19])
+                    yield int(entry.name), int(fields[1]), int(fields[2]), int(fields[19])
 
 
 def _stat(path: Path) -> tuple[str, list[str]]:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -33,6 +34,14 @@ _RESOLVED = {
 }
 
 
+# A server has a process group of its own, by which what it starts is known, orphans included. Not a
+# session of its own: Linux schedules each as a group (autogroup), and then a server that takes all
+# cores kept its clients from running for up to a minute (Linux 6.18).
+_OWN_GROUP: dict[str, Any] = (
+    {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+)
+
+
 class ServerError(Exception):
     """A server did not start, or has gone; the message holds the end of its log."""
 
@@ -48,7 +57,6 @@ class Server:
         self._since = time.monotonic()
         pipe = subprocess.PIPE if peer.kind == "offline" else subprocess.DEVNULL
         with self.log.open("wb") as log:
-            # In a session of its own, by which what it starts is known, orphans included.
             self._process = subprocess.Popen(
                 command.arguments,
                 stdin=pipe,
@@ -56,7 +64,7 @@ class Server:
                 stderr=log,
                 env=os.environ | command.environment,
                 cwd=folder,
-                start_new_session=True,
+                **_OWN_GROUP,
             )
         self.tree = Tree(self._process.pid)
 

@@ -43,6 +43,13 @@ TOLD_SECONDS = 3.0  # until clients hear of a death: a second, on a machine that
 EXIT_TIMEOUT_SECONDS = 30  # what Triton gives the models, its own default
 STOP_SECONDS = EXIT_TIMEOUT_SECONDS + 15
 
+# A server has a process group of its own, by which its whole process tree is known, orphans
+# included. Not a session of its own: Linux schedules each as a group (autogroup), and then an
+# engine that takes all cores kept this process from running for up to a minute (Linux 6.18).
+_OWN_GROUP: dict[str, Any] = (
+    {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+)
+
 ENGINE_ARGS: dict[str, Any] = {
     "model": str(CHECKPOINT),
     "dtype": "bfloat16",
@@ -150,9 +157,8 @@ class TritonServer:
 
     def _start(self, command: list[str], environment: Mapping[str, str]) -> None:
         with self.log.open("wb") as log:
-            # In a session of its own, by which its whole process tree is known, orphans included.
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, start_new_session=True
+                command, stdout=log, stderr=log, env=environment, **_OWN_GROUP
             )
         try:
             self._await_ready()
@@ -282,7 +288,7 @@ class TritonServer:
 
         ``title`` is a part of their command line: all are found by an empty one.
         """
-        return [p for p in _session_of(self.process.pid) if title in _title(p)]
+        return [p for p in _group_of(self.process.pid) if title in _title(p)]
 
     def terminate(self) -> int:
         """Stop the server as an operator does; return its exit code. Raises if it hangs."""
@@ -349,10 +355,10 @@ def free_ports(count: int) -> list[int]:
         return ports
 
 
-def _session_of(leader: int) -> Iterator[psutil.Process]:
+def _group_of(leader: int) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
 
 

@@ -132,7 +132,7 @@ def test_send_only_takes_our_package_along(setup: Setup) -> None:
 
 
 def test_a_tree_knows_and_ends_all_its_processes() -> None:
-    """A grandchild with a session of its own is found, has CPU time, and is ended."""
+    """A grandchild with a process group of its own is found, has CPU time, and is ended."""
     code = "import os\nif not os.fork():\n os.setsid()\nwhile True: pass"
     leader = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
