@@ -10,12 +10,15 @@
 #   dp    256 streams on one GPU and 512 on two, data parallel; prompts of 64 tokens, not 128, whose
 #         KV cache is small enough for three servers: about 77 GB a GPU
 #   sets  the same, with two engines of one Triton
+#   moe   only where COMPARISONS names it: a mixture of experts, such as OLMoE-1B-7B, over two GPUs
+#         with its experts divided (tensor and data parallel), and pipeline parallel; 14 GB a GPU and
+#         server
 # About six minutes on two H100, not more than LIMIT_SECONDS (480): then it ends what runs, and tells
 # what was measured. The options are for all: --model, --triton, --python, --execution-env, --env,
 # --config, --repeats. Writes OUT/tp, OUT/dp and OUT/sets, and prints their tables. Variables:
 # COMPARISONS ("tp dp sets"); SUFFIX=-http speaks HTTP to our servers, where no gRPC client is
-# installed; STREAMS_TP (1,256) and STREAMS_DP (256, for each GPU) are the requests under way;
-# PEERS_TP, PEERS_DP and PEERS_SETS other peers than those below.
+# installed; STREAMS_TP (1,256), STREAMS_DP (256, for each GPU) and STREAMS_MOE (64) are the requests
+# under way; PEERS_TP, PEERS_DP, PEERS_SETS and PEERS_MOE other peers than those below.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -27,6 +30,7 @@ SUFFIX="${SUFFIX:-}"
 PEERS_TP="${PEERS_TP:-vllm,ours-2-gpu1$SUFFIX,vllm-tp2,ours-2-tp2$SUFFIX}"
 PEERS_DP="${PEERS_DP:-vllm,ours-2-gpu1$SUFFIX,vllm-dp2,ours-4-dp2$SUFFIX}"
 PEERS_SETS="${PEERS_SETS:-ours-2-gpu1$SUFFIX,vllm-dp2,ours-4-sets2$SUFFIX}"
+PEERS_MOE="${PEERS_MOE:-vllm-tp2-ep,ours-2-tp2-ep$SUFFIX,vllm-dp2-ep,ours-4-dp2-ep$SUFFIX,vllm-pp2,ours-2-pp2$SUFFIX}"
 
 # compare NAME CONFIG PEERS STREAMS [option...]: the config first, so that a later --config wins.
 compare() {
@@ -48,6 +52,7 @@ for name in ${COMPARISONS:-tp dp sets}; do
         tp) compare tp llama-8b-tp "$PEERS_TP" "${STREAMS_TP:-1,256}" "$@" ;;
         dp) compare dp llama-8b-dp "$PEERS_DP" "${STREAMS_DP:-256}" --streams-per-gpu "$@" ;;
         sets) compare sets llama-8b-dp "$PEERS_SETS" "${STREAMS_DP:-256}" --streams-per-gpu "$@" ;;
+        moe) compare moe olmoe "$PEERS_MOE" "${STREAMS_MOE:-64}" "$@" ;;
         *) printf 'no such comparison: %s\n' "$name" >&2; exit 2 ;;
     esac || failed=1
 done

@@ -10,7 +10,8 @@ _NAME = re.compile(
     r"(?P<kind>vllm|official|ours|send|offline)"
     r"(?P<rust>-rust)?(-api(?P<api>\d+))?"
     r"(-(?P<front_ends>\d+)(x(?P<threads>\d+))?)?"
-    r"((-tp(?P<tp>\d+))?(-dp(?P<dp>\d+))?(-sets(?P<sets>\d+))?|-gpu(?P<gpu>\d+))"
+    r"((-tp(?P<tp>\d+))?(-pp(?P<pp>\d+))?(-dp(?P<dp>\d+))?(?P<ep>-ep)?(-sets(?P<sets>\d+))?"
+    r"|-gpu(?P<gpu>\d+))"
     r"(-pin(?P<pin>\d+))?"
     r"(?P<http>-http)?(?P<openai>-openai)?(?P<nometrics>-nometrics)?"
 )
@@ -22,7 +23,8 @@ NAMES = """\
   official            Triton's own vLLM backend, if --official-backend says where it is
   send-N[xT]          our send path alone, no engine: N front ends, T sender threads in each
   offline             LLM.generate on the same requests, for answers that are not streamed
-vllm and ours may be followed by -tpN and -dpN: N GPUs for each engine, N data-parallel engines;
+vllm and ours may be followed by -tpN and -ppN, N GPUs or N stages for each engine, -dpN, N
+data-parallel engines, and -ep, a mixture's experts spread over all GPUs of these;
 ours by -setsN, too: N engines on GPUs of their own, each with its share of the front ends;
 and by -pinN: N CPUs for the engine core alone (whole physical cores where N allows).
 Any on one GPU may be followed by -gpuN, the GPU that it sees, counted from 0.
@@ -48,7 +50,9 @@ class Peer:
     front_ends: int = 1
     sender_threads: int = 0
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
     data_parallel: int = 1
+    expert_parallel: bool = False
     gpu_sets: int = 1
     engine_cpus: int = 0
     gpu: int | None = None
@@ -64,7 +68,7 @@ class Peer:
             given = {key for key, value in found.groupdict().items() if value}
             kind = found["kind"]
             allowed = {
-                "vllm": {"rust", "api", "tp", "dp"},
+                "vllm": {"rust", "api", "tp", "pp", "dp", "ep"},
                 "offline": set[str](),
                 "official": {"http", "nometrics"},
                 "send": {"front_ends", "threads", "http", "nometrics"},
@@ -81,7 +85,9 @@ class Peer:
                     front_ends=int(found["front_ends"] or 1),
                     sender_threads=int(found["threads"] or 0),
                     tensor_parallel=int(found["tp"] or 1),
+                    pipeline_parallel=int(found["pp"] or 1),
                     data_parallel=int(found["dp"] or 1),
+                    expert_parallel=bool(found["ep"]),
                     gpu_sets=int(found["sets"] or 1),
                     engine_cpus=int(found["pin"] or 0),
                     gpu=int(found["gpu"]) if found["gpu"] else None,
@@ -92,25 +98,32 @@ class Peer:
         raise PeerError(f"{name}: no such peer; there are\n{NAMES}")
 
     @property
+    def engine_gpus(self) -> int:
+        """How many GPUs an engine runs on, with all its data-parallel ranks."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+    @property
     def gpus(self) -> int:
         """How many GPUs it runs on."""
-        return self.tensor_parallel * self.data_parallel * self.gpu_sets
+        return self.engine_gpus * self.gpu_sets
 
     @property
     def parallelism(self) -> dict[str, int]:
         """The engine arguments that it has beside those of all."""
         sizes = {
             "tensor_parallel_size": self.tensor_parallel,
+            "pipeline_parallel_size": self.pipeline_parallel,
             "data_parallel_size": self.data_parallel,
         }
-        return {key: size for key, size in sizes.items() if size > 1}
+        given = {key: size for key, size in sizes.items() if size > 1}
+        return given | {"enable_expert_parallel": True} if self.expert_parallel else given
 
     @property
     def gpu_device_ids(self) -> str:
         """Its sets of GPUs, empty for one set."""
         if self.gpu_sets == 1:
             return ""
-        size = self.tensor_parallel * self.data_parallel
+        size = self.engine_gpus
         sets = (range(i * size, (i + 1) * size) for i in range(self.gpu_sets))
         return ";".join(",".join(map(str, gpus)) for gpus in sets)
 

@@ -58,6 +58,19 @@ def test_three_comparisons(called: Path) -> None:
     assert ["--streams-per-gpu" in line for line in lines] == [False, True, True]
 
 
+def test_a_mixture_of_experts_is_compared_where_asked_for(called: Path) -> None:
+    """All its peers are on two GPUs; vLLM and ours have their experts divided alike."""
+    outcome = gpus(called, "out", "--model", "m", COMPARISONS="moe")
+    assert 0 == outcome.returncode, outcome.stderr
+    (line,) = [line.split() for line in called.read_text().splitlines()]
+    assert Path(line[line.index("--config") + 1]).exists()
+    peers = [Peer.parse(name) for name in line[line.index("--peers") + 1].split(",")]
+    assert {2} == {peer.gpus for peer in peers}
+    ours, vllms = ([p.parallelism for p in peers if p.kind == kind] for kind in ("ours", "vllm"))
+    assert ours == vllms
+    assert {"data_parallel_size": 2, "enable_expert_parallel": True} in ours
+
+
 def test_it_ends_by_itself(called: Path) -> None:
     """What no time is left for is left out."""
     outcome = gpus(called, "out", LIMIT_SECONDS="61", NAP="4")
@@ -78,6 +91,9 @@ def test_peers_on_several_gpus() -> None:
     assert "0,1;2,3" == peer.gpu_device_ids
     assert {"data_parallel_size": 2} == Peer.parse("vllm-dp2").parallelism
     assert "" == Peer.parse("ours-2-dp2").gpu_device_ids
+    peer = Peer.parse("ours-2-pp2-dp2-ep-sets2")
+    sizes = {"pipeline_parallel_size": 2, "data_parallel_size": 2, "enable_expert_parallel": True}
+    assert (sizes, 8, "0,1,2,3;4,5,6,7") == (peer.parallelism, peer.gpus, peer.gpu_device_ids)
     with pytest.raises(PeerError):
         Peer.parse("vllm-sets2")
 
