@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import re
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import zmq
 from vllm import exceptions as vllm_exceptions
 from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.engine.core_client import BackgroundResources
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from triton_vllm import vllm_api
@@ -155,3 +160,32 @@ def test_a_grammar_that_cannot_be_tried_is_told_to_the_door(
     with pytest.raises(UnavailableError, match="32 new grammars"):
         asyncio.run(llm.add_request("1", "Hello", params))
     assert [why] == told
+
+
+def test_the_end_of_an_engine_does_not_wait_for_its_sockets() -> None:
+    """Its ZMQ context is freed while a socket has a message for nobody; open ones come first."""
+    context = zmq.Context()
+    lost, known = (context.socket(zmq.PUSH) for _ in range(2))
+    lost.linger = 5000  # milliseconds for which what it holds is to be delivered
+    lost.connect("tcp://127.0.0.1:9")  # nobody reads there
+    lost.send(b"lost")
+    resources = BackgroundResources(ctx=context, output_socket=known)
+    shutdowns: list[float] = []
+    llm: Any = SimpleNamespace(
+        engine_core=SimpleNamespace(resources=resources),
+        shutdown=lambda *, timeout: shutdowns.append(timeout),
+    )
+    vllm_api.shut_down(llm, 5.0)
+    (waiting,) = [t for t in threading.enumerate() if t.name == "zmq end"]
+    assert ([5.0], True) == (shutdowns, waiting.daemon)
+    time.sleep(0.3)
+    assert not known.poll(0), "its context is not at its end yet, else this raises"
+    known.close()
+    lost.close()
+    since = time.monotonic()
+    del context, resources, llm, known, lost
+    gc.collect()
+    assert time.monotonic() - since < 4
+    assert waiting.is_alive()
+    waiting.join(20)
+    assert not waiting.is_alive()

@@ -184,6 +184,6 @@ class EngineLife:
 
     def _stop_front_end(self) -> None:
         # In the loop: so vLLM's output task is cancelled before it can fail.
-        self.llm.shutdown(timeout=_SHUTDOWN_SECONDS)
+        self._vllm.shut_down(self.llm, _SHUTDOWN_SECONDS)
         # While Python still stands: vLLM's own __del__ fails when the interpreter is going down.
         del self.llm

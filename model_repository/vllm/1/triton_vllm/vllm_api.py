@@ -41,10 +41,12 @@ from triton_vllm.vllm_start import (
     create_config,
     create_engine,
     engine_processes,
+    shut_down,
 )
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
 __all__ += ["EngineCores", "as_front_end", "create_config", "create_engine", "engine_processes"]
+__all__ += ["shut_down"]
 __all__ += ["SamplingParams"]
 
 

@@ -7,9 +7,12 @@ numbers. Importing this file imports vLLM, so do it late.
 from __future__ import annotations
 
 import inspect
+import threading
+import time
 from dataclasses import replace
 from typing import Any
 
+import zmq
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.network_utils import get_open_port, get_open_zmq_ipc_path, get_tcp_uri
@@ -33,6 +36,7 @@ _LAUNCH_TAKES_COUNT = (
 # for the engine behind several front ends, would take it for the operator's wish.
 _INFERRED = ("data_parallel_rank", "data_parallel_size_local", "data_parallel_hybrid_lb")
 
+_LOOK_SECONDS = 0.1  # between two questions whether sockets are closed
 _JOIN_SECONDS = 30  # for an engine that has loaded its model to answer one more front end
 
 
@@ -63,6 +67,27 @@ def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -
     )
     text_encoder(llm.renderer.tokenizer)  # so that no request waits until it is made
     return llm
+
+
+def shut_down(llm: AsyncLLM, timeout: float) -> None:
+    """End the front end's part of an engine, and the engine where it is its own. Event loop only.
+
+    A ZMQ context that is freed waits until nothing is left of its sockets. After an engine had been
+    killed under load that once took for ever, on the event loop, which had met the garbage. So a
+    thread ends the context, and may wait.
+    """
+    resources = llm.engine_core.resources
+    llm.shutdown(timeout=timeout)
+    threading.Thread(target=_end_context, args=(resources,), name="zmq end", daemon=True).start()
+
+
+def _end_context(resources: core_client.BackgroundResources) -> None:
+    sockets = [value for value in vars(resources).values() if isinstance(value, zmq.Socket)]
+    # The event loop closes them, at once or when vLLM's watch over the engine has asked it to. One
+    # that is open would fail there again and again, its context being at its end.
+    while not all(socket.closed for socket in sockets):
+        time.sleep(_LOOK_SECONDS)
+    resources.ctx.term()
 
 
 def engine_processes(llm: AsyncLLM) -> list[int]:
