@@ -11,11 +11,10 @@
 #         KV cache is small enough for three servers: about 77 GB a GPU
 #   sets  the same, with two engines of one Triton
 #   moe   only where COMPARISONS names it: a mixture of experts, such as OLMoE-1B-7B, over two GPUs
-#         with its experts divided (tensor and data parallel), and pipeline parallel; 14 GB a GPU and
-#         server
+#         with its experts divided (tensor and data parallel), and pipeline parallel; --model is its
 # About six minutes on two H100, not more than LIMIT_SECONDS (480): then it ends what runs, and tells
 # what was measured. The options are for all: --model, --triton, --python, --execution-env, --env,
-# --config, --repeats. Writes OUT/tp, OUT/dp and OUT/sets, and prints their tables. Variables:
+# --config, --repeats. Writes OUT/tp, OUT/dp, OUT/sets and OUT/moe, and prints their tables. Variables:
 # COMPARISONS ("tp dp sets"); SUFFIX=-http speaks HTTP to our servers, where no gRPC client is
 # installed; STREAMS_TP (1,256), STREAMS_DP (256, for each GPU) and STREAMS_MOE (64) are the requests
 # under way; PEERS_TP, PEERS_DP, PEERS_SETS and PEERS_MOE other peers than those below.
