@@ -2,9 +2,10 @@
 """Send the prompts of a file to a language model behind Triton and store its answers.
 
 Each of --concurrency workers has one request under way at a time, on a gRPC stream of its own. So
-an error needs no id to find its request, --stream-timeout is that request's deadline, and
-cancelling the stream cancels that request alone at the server. The client closes its half of the
-stream after the request; Triton ends its half with OK only after the model's FINAL flag, so a
+an error needs no id to find its request, --stream-timeout is that request's deadline, cancelling
+the stream cancels that request alone at the server, and an unload does no harm: Triton may abort
+where a stream is shared with a request whose model is not there. The client closes its half of
+the stream after the request; Triton ends its half with OK only after the model's FINAL flag, so a
 stream that ended well *is* the final response (the aio client cannot ask for an empty one).
 
 stdout carries the tutorial's three lines; figures, failures and the progress bar go to stderr.

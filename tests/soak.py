@@ -106,7 +106,9 @@ def run(soak: Soak) -> None:
     ]
     for thread in threads:
         thread.start()
-    print("minute  processes  memory MB  descriptors  shm files  requests  wrong", flush=True)
+    print(
+        "minute  processes  memory MB  descriptors  shm files  GPU MB  requests  wrong", flush=True
+    )
     begin = time.monotonic()
     while soak.goes_on:
         time.sleep(min(SAMPLE_SECONDS, max(0.1, soak.end - time.monotonic())))
@@ -116,7 +118,7 @@ def run(soak: Soak) -> None:
         total = sum(soak.counts.values())
         print(
             f"{minute:6.1f}  {now.processes:9}  {now.memory_mb:9}  {now.descriptors:11}  "
-            f"{now.shared_memory_files:9}  {total:8}  {len(soak.wrong):5}",
+            f"{now.shared_memory_files:9}  {now.gpu_mb:6}  {total:8}  {len(soak.wrong):5}",
             flush=True,
         )
     if soak.server.process.poll() is not None:

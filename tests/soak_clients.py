@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.load import (
-    OneByOne,
+    Connection,
     Refused,
     flood,
     http_stream,
@@ -18,59 +18,50 @@ from tests.e2e.load import (
     running_client,
 )
 from tests.e2e.tiny_server import CONTEXT
-from tests.e2e.triton_server import Request, sampling
+from tests.e2e.triton_server import sampling
 from tests.hostile import slow_schema
 from tests.soak_state import MAX_REQUESTS, PROMPTS, TOKENS, Soak
-
-
-def streams(soak: Soak) -> Iterator[OneByOne]:
-    """Yield a stream for each request, a new one now and then.
-
-    Triton keeps a model that is being unloaded for as long as a stream that it served is open.
-    """
-    while soak.goes_on:
-        with OneByOne(soak.server) as stream:
-            until = time.monotonic() + 3
-            while soak.goes_on and time.monotonic() < until:
-                yield stream
 
 
 def steady(soak: Soak) -> None:
     """Ask, and compare."""
     parameters = sampling(max_tokens=TOKENS, ignore_eos=True)
-    for stream in streams(soak):
-        prompt = random.choice(PROMPTS)
-        since = time.monotonic()
-        end = stream.ask(prompt_request(prompt, "", parameters))
-        error = end.error if isinstance(end, Refused) else ""
-        soak.judge("steady", since, "" if error else str(end), soak.truth[prompt], error)
-        if error:
-            time.sleep(0.5)
+    with Connection(soak.server) as connection:
+        while soak.goes_on:
+            prompt = random.choice(PROMPTS)
+            since = time.monotonic()
+            end = connection.ask(prompt_request(prompt, "", parameters))
+            error = end.error if isinstance(end, Refused) else ""
+            soak.judge("steady", since, "" if error else str(end), soak.truth[prompt], error)
+            if error:
+                time.sleep(0.5)
 
 
 def cancelling(soak: Soak) -> None:
     """Leave at any moment."""
-    while soak.goes_on:
-        inputs = {"text_input": "Hello", "stream": True}
-        inputs["sampling_parameters"] = sampling(max_tokens=CONTEXT - 10, ignore_eos=True)
-        with Request(soak.server, inputs):
+    parameters = sampling(max_tokens=CONTEXT - 10, ignore_eos=True)
+    with Connection(soak.server) as connection:
+        while soak.goes_on:
+            responses = connection.send(prompt_request("Hello", "", parameters, stream=True))
             time.sleep(random.uniform(0, 1))
-        soak.count("cancelled")
+            responses.cancel()
+            soak.count("cancelled")
 
 
 def hurried(soak: Soak) -> None:
     """Set time limits that are too short."""
-    for stream in streams(soak):
-        since = time.monotonic()
-        limit = random.uniform(0.05, 0.5)
-        parameters = sampling(max_tokens=4000, ignore_eos=True, timeout_seconds=limit)
-        end = stream.ask(prompt_request("Hello", "", parameters))
-        if isinstance(end, Refused) and "its time limit" in end.error:
-            soak.count("hurried: right")
-        else:
-            error = end.error if isinstance(end, Refused) else "no error, in spite of the limit"
-            soak.judge("hurried", since, "", "", error)
-            time.sleep(0.5)
+    with Connection(soak.server) as connection:
+        while soak.goes_on:
+            since = time.monotonic()
+            limit = random.uniform(0.05, 0.5)
+            parameters = sampling(max_tokens=4000, ignore_eos=True, timeout_seconds=limit)
+            end = connection.ask(prompt_request("Hello", "", parameters))
+            if isinstance(end, Refused) and "its time limit" in end.error:
+                soak.count("hurried: right")
+            else:
+                error = end.error if isinstance(end, Refused) else "no error, in spite of the limit"
+                soak.judge("hurried", since, "", "", error)
+                time.sleep(0.5)
 
 
 def slow(soak: Soak) -> None:
@@ -112,13 +103,14 @@ def hostile(soak: Soak) -> None:
         {"text_input": b"x", "PROMPT": b"x"},
         {},
     ]
-    for stream in streams(soak):
-        end = stream.ask(infer_request(random.choice(bad), timeout=20_000_000))
-        if isinstance(end, Refused):
-            soak.count("hostile: refused")
-        else:
-            soak.complain(f"hostile: answered {end!r}")
-        time.sleep(0.2)
+    with Connection(soak.server) as connection:
+        while soak.goes_on:
+            end = connection.ask(infer_request(random.choice(bad), timeout=20_000_000))
+            if isinstance(end, Refused):
+                soak.count("hostile: refused")
+            else:
+                soak.complain(f"hostile: answered {end!r}")
+            time.sleep(0.2)
 
 
 def vanishing(soak: Soak) -> None:
@@ -145,13 +137,15 @@ def grammars(soak: Soak) -> None:
         if slow:
             asked = {"json": slow_schema(f"{random.randrange(10**4):04}")}
         since = time.monotonic()
-        with OneByOne(soak.server) as stream:
+        with Connection(soak.server) as connection:
             parameters = sampling(structured_outputs=asked)
-            end = stream.ask(prompt_request("Yes or no?", "", parameters))
+            end = connection.ask(prompt_request("Yes or no?", "", parameters))
         error = end.error if isinstance(end, Refused) else ""
         text = "" if error else str(end)
         if slow and "to compile" in error:
             soak.count("grammars: stopped")
+        elif slow and text.startswith('{"'):
+            soak.count("grammars: compiled in time")
         else:
             truth = "no text" if slow else good.get(text, "yes or no")
             soak.judge("grammars", since, text, truth, error)

@@ -1,13 +1,16 @@
-"""One real Triton server with the real model, for all tests of this folder that share one."""
+"""The servers, and the Python of the echo model's, that tests of this folder share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.drop_in import install_backend
+from tests.e2e.echo_server import put_stub_in_place, python_for_stub
 from tests.e2e.tiny_models import MEDIA_PACKAGES, TinyModels, make
+from tests.e2e.tiny_server import gpu_memory_mb
 from tests.e2e.triton_server import TritonServer, add_model, check_prerequisites, running
 
 
@@ -37,3 +40,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyModels]:
     repository = tmp_path_factory.mktemp("model_repository")
     with running(repository, "tiny", variables=variables) as server:
         yield TinyModels(server, checkpoints)
+
+
+@pytest.fixture(scope="module")
+def gpu_mb() -> int:
+    """What is in use on the GPUs before a module's own server starts, in MiB; 0 without any."""
+    return gpu_memory_mb()
+
+
+@pytest.fixture(scope="session")
+def stub_prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prefix of the stub's Python, and the stub in its place."""
+    put_stub_in_place()
+    return python_for_stub(tmp_path_factory.mktemp("stub_python"))

@@ -1,7 +1,8 @@
-"""vLLM's worker for CPUs with the faults of a GPU, for the engine argument ``worker_cls``.
+"""vLLM's worker with the faults of a GPU, for the engine argument ``worker_cls``.
 
-A file of the fault's name in the folder FAULTS, which the fault removes, makes it happen: real
-errors in a real engine core, raised where a GPU's would be.
+A file of the fault's name in the folder FAULTS, which the fault removes, makes it happen. With a
+GPU the faults of a step are the GPU's own; without one they are errors in a real engine core all
+the same, raised where a GPU's would be.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from vllm.v1.worker.cpu_worker import CPUWorker
+
+if torch.cuda.is_available():
+    from vllm.v1.worker.gpu_worker import Worker
+else:
+    from vllm.v1.worker.cpu_worker import CPUWorker as Worker
 
 
 def _happens(fault: str) -> bool:
@@ -22,7 +27,21 @@ def _happens(fault: str) -> bool:
     return happens
 
 
-class FaultyWorker(CPUWorker):  # type: ignore[misc]
+def _run_out_of_memory() -> NoReturn:
+    filled = []
+    while torch.cuda.is_available():
+        filled.append(torch.empty(2 << 30, dtype=torch.uint8, device="cuda"))
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def _break_cuda() -> NoReturn:
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")[torch.tensor([1 << 30], device="cuda")]
+        torch.cuda.synchronize()  # which finds that the kernel above has failed
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+class FaultyWorker(Worker):  # type: ignore[misc]
     """Fails when it is told to."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -36,9 +55,9 @@ class FaultyWorker(CPUWorker):  # type: ignore[misc]
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """Fail in a step."""
         if _happens("memory"):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            _run_out_of_memory()
         if _happens("cuda"):
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            _break_cuda()
         return super().execute_model(*args, **kwargs)
 
     def shutdown(self) -> None:

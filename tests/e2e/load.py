@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import queue
 import re
 import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -123,53 +121,42 @@ def running_client(server: TritonServer) -> tuple[subprocess.Popen[bytes], str]:
     return client, client.stdout.readline().decode().strip()
 
 
-class OneByOne:
-    """A stream on which one request is sent after the other."""
+class Connection:
+    """A connection on which each request has a stream of its own, read to its end.
+
+    A stream for several requests can cost the server: one that is sent while the model is being
+    unloaded may abort Triton (docs/reliability.md).
+    """
 
     def __init__(self, server: TritonServer) -> None:
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        limit = 64 << 20
-        self._channel = grpc.insecure_channel(
-            f"127.0.0.1:{server.grpc_port}",
-            options=[("grpc.max_send_message_length", limit)],
-        )
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._responses = stub.ModelStreamInfer(iter(self._requests.get, None), timeout=600)
+        limit = [("grpc.max_send_message_length", 64 << 20)]
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options=limit)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    def __enter__(self) -> OneByOne:
+    def __enter__(self) -> Connection:
         return self
 
-    def __exit__(self, kind: object, *error: object) -> None:
-        """End the stream, and wait until Triton has ended it, too.
-
-        One that is ended and cancelled in the same moment can stay with Triton 24.10, and its model
-        then cannot be unloaded.
-        """
-        self._requests.put(None)
-        if kind is None:
-            for _ in self._responses:
-                pass
+    def __exit__(self, *error: object) -> None:
         self._channel.close()
 
+    def send(self, message: Any) -> Any:
+        """Send it, and read nothing; return its responses to come, an iterator with `cancel`."""
+        return self._stub.ModelStreamInfer(iter([message]), timeout=600)
+
     def ask(self, message: Any) -> str | Refused:
-        """Return the text, or the error."""
-        self.send(message)
-        return self.read()
+        """Return the text, or the error. May be called from several threads."""
+        return read_answer(self.send(message))
 
-    def send(self, message: Any) -> None:
-        """Send it, and read nothing."""
-        self._requests.put(message)
 
-    def read(self) -> str | Refused:
-        """Return the text, or the error, of the oldest one that was sent."""
-        text = ""
-        for answer in self._responses:
-            if answer.error_message:
-                return Refused(answer.error_message)
-            text += text_of(answer.infer_response)
-            if answer.infer_response.parameters["triton_final_response"].bool_param:
-                return text
-        raise AssertionError("the stream ended without an answer")
+def read_answer(responses: Iterator[Any]) -> str | Refused:
+    """Read a request's responses to the end; return the text, or the error."""
+    answers = list(responses)
+    for answer in answers:
+        if answer.error_message:
+            return Refused(answer.error_message)
+    finals = [a.infer_response.parameters["triton_final_response"].bool_param for a in answers]
+    assert any(finals), "the stream ended without an answer"
+    return "".join(text_of(answer.infer_response) for answer in answers)
 
 
 def text_of(response: Any) -> str:
@@ -183,48 +170,11 @@ def text_of(response: Any) -> str:
 def flood(
     server: TritonServer, *, requests: int, at_once: int, prompt: str, max_tokens: int
 ) -> list[str | Refused]:
-    """Keep ``at_once`` requests under way until ``requests`` are done; return how each ended.
-
-    ``at_once`` is kept on 8 connections, each with its share on one stream.
-    """
-    connections = 8
-    shares = [requests // connections + (i < requests % connections) for i in range(connections)]
-    depths = [max(1, at_once // connections)] * connections
-    parameters = sampling(max_tokens=max_tokens, ignore_eos=True)
-    with ThreadPoolExecutor(connections) as pool:
-        ends = pool.map(
-            lambda share, depth: _flood_one(server, share, depth, prompt, parameters),
-            shares,
-            depths,
-        )
-        return [end for part in ends for end in part]
-
-
-def _flood_one(
-    server: TritonServer, requests: int, depth: int, prompt: str, parameters: str
-) -> list[str | Refused]:
-    free = threading.Semaphore(depth)
-
-    def send() -> Iterator[Any]:
-        for number in range(requests):
-            free.acquire()
-            yield prompt_request(prompt, f"r{number}", parameters)
-
-    texts: dict[str, str] = {}
-    ends: list[str | Refused] = []
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        for message in stub.ModelStreamInfer(send(), timeout=600):
-            response = message.infer_response
-            texts[response.id] = texts.get(response.id, "") + text_of(response)
-            final = response.parameters["triton_final_response"].bool_param
-            if message.error_message:
-                ends.append(Refused(message.error_message))
-            elif final:
-                ends.append(texts.pop(response.id))
-            if final or message.error_message:
-                free.release()
-    return ends
+    """Keep ``at_once`` requests under way until ``requests`` are done; return how each ended."""
+    request = prompt_request(prompt, "", sampling(max_tokens=max_tokens, ignore_eos=True))
+    with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
+        connections = [stack.enter_context(Connection(server)) for _ in range(8)]
+        return list(pool.map(lambda n: connections[n % 8].ask(request), range(requests)))
 
 
 def http_stream(server: TritonServer, prompt: str, max_tokens: int) -> socket.socket:

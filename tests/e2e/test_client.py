@@ -1,64 +1,27 @@
-"""client.py as its users run it, against the real Triton serving the echo model.
-
-TRITON_SERVER_DIR names the folder that holds bin/tritonserver (default: where
-scripts/get_triton.sh puts it). The Python backend's stub runs this interpreter's libpython with
-the site-packages of the `python3` first in PATH (it ignores PYTHONPATH) and needs numpy < 2 there:
-this environment, or else a virtual environment made for the session.
-"""
+"""client.py as its users run it, against the real Triton serving the echo model."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from tests.e2e.echo_server import Server, serving
 from tests.e2e.triton_server import free_ports
 
 pytestmark = pytest.mark.timeout(60)
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = ROOT / "client.py"
-TRITON = Path(
-    os.environ.get("TRITON_SERVER_DIR", ROOT / ".cache/triton/pytriton/tritonserver")
-).resolve()
-START_SECONDS = 60
-STOP_SECONDS = 20
 SEPARATOR = "\n\n=========\n\n"
-TOKEN_COUNT_TENSORS = """
-input [ { name: "return_num_output_tokens" data_type: TYPE_BOOL dims: [ 1 ] optional: true } ]
-output [ { name: "num_output_tokens" data_type: TYPE_UINT32 dims: [ -1 ] } ]
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A running tritonserver: where it listens and what it logs."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def await_log(self, line: str, seconds: float = 5) -> bool:
-        end = time.monotonic() + seconds
-        while line not in self.log.read_text(errors="replace"):
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.05)
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,85 +32,6 @@ class Outcome:
     stdout: str
     stderr: str
     results: str
-
-
-def put_stub_in_place() -> None:
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = TRITON / "backends/python/triton_python_backend_stub"
-    if not stub.exists():
-        shutil.copy2(TRITON / f"python_backend_stubs/{version}" / stub.name, stub)
-        stub.chmod(0o755)
-
-
-def python_for_stub(folder: Path) -> Path:
-    """Return the prefix of a Python of our minor that has numpy < 2."""
-    if int(np.__version__.partition(".")[0]) < 2:
-        return Path(sys.prefix)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=60)
-    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "numpy==1.26.4"]
-    subprocess.run(pip, check=True, timeout=300)
-    return folder
-
-
-def make_repository(folder: Path) -> None:
-    """Put three echo models there: `vllm`, `counted` (token counts), `other` (other names)."""
-    source = Path(__file__).parent / "echo_model"
-    for name in ("vllm", "counted", "other"):
-        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    config = folder / "counted/config.pbtxt"
-    config.write_text(config.read_text() + TOKEN_COUNT_TENSORS)
-    config = folder / "other/config.pbtxt"
-    config.write_text(config.read_text().replace("text_input", "PROMPT"))
-
-
-@contextlib.contextmanager
-def serving(folder: Path, prefix: Path) -> Iterator[Server]:
-    """Run tritonserver on loopback; stop it, by force if need be, on the way out."""
-    http, grpc = free_ports(2)
-    models, log = folder / "models", folder / "triton.log"
-    make_repository(models)
-    command = [str(TRITON / "bin/tritonserver"), f"--model-store={models}"]
-    command += [f"--backend-directory={TRITON / 'backends'}", "--allow-metrics=false"]
-    command += ["--http-address=127.0.0.1", f"--http-port={http}"]
-    command += ["--grpc-address=127.0.0.1", f"--grpc-port={grpc}", "--exit-timeout-secs=5"]
-    shared_memory = f"client_test_{os.getpid()}_{grpc}_"
-    command += [f"--backend-config=python,shm-region-prefix-name={shared_memory}"]
-    libraries = f"{sysconfig.get_config_var('LIBDIR')}:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    path = f"{prefix / 'bin'}:{os.environ['PATH']}"
-    environment = os.environ | {"LD_LIBRARY_PATH": libraries, "PATH": path}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, start_new_session=True
-        )
-    try:
-        await_ready(process, f"http://127.0.0.1:{http}/v2/health/ready", log)
-        yield Server(f"127.0.0.1:{grpc}", process, log)
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        # A server that was killed leaves its stubs and their shared memory behind.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for left in Path("/dev/shm").glob(f"{shared_memory}*"):
-            left.unlink()
-
-
-def await_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
-            return
-        time.sleep(0.1)
-    pytest.fail(f"tritonserver did not get ready:\n{log.read_text(errors='replace')[-4000:]}")
-
-
-@pytest.fixture(scope="session")
-def stub_prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The prefix of the stub's Python, and the stub in its place."""
-    put_stub_in_place()
-    return python_for_stub(tmp_path_factory.mktemp("stub_python"))
 
 
 @pytest.fixture(scope="session")

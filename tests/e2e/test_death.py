@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.probing import MAX_AGE, await_probe, probe
-from tests.e2e.tiny_server import CONTEXT, add_tiny_model
+from tests.e2e.tiny_server import CONTEXT, add_tiny_model, await_gpu_memory
 from tests.e2e.triton_server import (
     LOAD_SECONDS,
     TritonServer,
@@ -40,8 +40,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[TritonServer]:
-    """A server that does not survive these tests whole."""
+def server(repository: Path, gpu_mb: int) -> Iterator[TritonServer]:
+    """A server that does not survive these tests whole; ``gpu_mb`` was in use before it."""
     server = TritonServer(repository, "death", "vllm", variables=VARIABLES)
     yield server
     server.kill()
@@ -143,7 +143,7 @@ def test_a_killed_front_end_turns_the_liveness_probe_red(server: TritonServer) -
     assert "READY" == server.state_of("vllm")
 
 
-def test_a_restart_brings_it_back(server: TritonServer, repository: Path) -> None:
+def test_a_restart_brings_it_back(server: TritonServer, repository: Path, gpu_mb: int) -> None:
     """The container's restart serves again."""
     server.kill()
     with ExitStack() as stack:
@@ -157,6 +157,7 @@ def test_a_restart_brings_it_back(server: TritonServer, repository: Path) -> Non
         (stub,) = again.processes("triton_python_backend_stub")
         kill_stub(stub)
         assert [] == again.await_no_processes(5, "VLLM::")
+        await_gpu_memory(gpu_mb)
         deadline = time.monotonic() + 5
         while left := {name for name in used if Path("/dev/shm", name).exists()}:
             assert time.monotonic() < deadline, left

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.e2e.load import OneByOne, Raw, Refused, infer_request
+from tests.e2e.load import Connection, Raw, Refused, infer_request
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model, metric
 from tests.e2e.triton_server import Request, TritonServer, ask, generate, running, sampling
 from tests.hostile import CONTENTS, DATATYPES, SHAPES, cases, right, slow_schema, tensors
@@ -68,12 +68,12 @@ def test_hostile_requests(server: TritonServer) -> None:
     """Each gets an answer or an error that says why; the server lives, and serves the next one."""
     well = Well.of(server)
     ends: Counter[type] = Counter()
-    with OneByOne(server) as stream:
+    with Connection(server) as connection:
 
         @cases(HOSTILE_CASES)
         @given(inputs=tensors())
         def check(inputs: dict[str, Any]) -> None:
-            end = stream.ask(infer_request(inputs, timeout=LIMIT_SECONDS * 1_000_000))
+            end = connection.ask(infer_request(inputs, timeout=LIMIT_SECONDS * 1_000_000))
             check_end(end)
             ends[type(end)] += 1
             if sum(ends.values()) % 50 == 0:
@@ -89,20 +89,21 @@ def test_tensors_of_a_wrong_kind(server: TritonServer) -> None:
     """Another data type or shape, or bytes that do not fit them: refused, and nobody dies of it."""
     well = Well.of(server)
     ends: Counter[type] = Counter()
+    with Connection(server) as connection:
 
-    @cases(HOSTILE_CASES)
-    @given(
-        inputs=right(), which=st.integers(0, 99), wrong=st.builds(Raw, DATATYPES, SHAPES, CONTENTS)
-    )
-    def check(inputs: dict[str, Any], which: int, wrong: Raw) -> None:
-        inputs = inputs | {sorted(inputs)[which % len(inputs)]: wrong}
-        # On a stream of its own: what Triton cannot read may end it.
-        with OneByOne(server) as stream:
-            end = stream.ask(infer_request(inputs, timeout=LIMIT_SECONDS * 1_000_000))
-        check_end(end)
-        ends[type(end)] += 1
+        @cases(HOSTILE_CASES)
+        @given(
+            inputs=right(),
+            which=st.integers(0, 99),
+            wrong=st.builds(Raw, DATATYPES, SHAPES, CONTENTS),
+        )
+        def check(inputs: dict[str, Any], which: int, wrong: Raw) -> None:
+            inputs = inputs | {sorted(inputs)[which % len(inputs)]: wrong}
+            end = connection.ask(infer_request(inputs, timeout=LIMIT_SECONDS * 1_000_000))
+            check_end(end)
+            ends[type(end)] += 1
 
-    check()
+        check()
     assert ends[Refused] > HOSTILE_CASES // 2
     assert well == Well.of(server)
 
@@ -110,7 +111,7 @@ def test_tensors_of_a_wrong_kind(server: TritonServer) -> None:
 def test_what_is_right_is_answered_alike_streamed_and_whole(server: TritonServer) -> None:
     """A greedy request has one answer: in deltas, at once, and again after all the others."""
     answered: list[tuple[dict[str, Any], str]] = []
-    with OneByOne(server) as stream:
+    with Connection(server) as connection:
 
         @cases(HOSTILE_CASES // 10)
         @given(inputs=right().filter(lambda inputs: "PROMPT" not in inputs))
@@ -118,14 +119,14 @@ def test_what_is_right_is_answered_alike_streamed_and_whole(server: TritonServer
             given = json.loads(inputs["sampling_parameters"])
             greedy = json.dumps(given | {"temperature": 0, "n": 1}).encode()
             inputs = inputs | {"sampling_parameters": greedy, "exclude_input_in_output": True}
-            whole = stream.ask(infer_request(inputs | {"stream": False}))
+            whole = connection.ask(infer_request(inputs | {"stream": False}))
             assert isinstance(whole, str), whole
-            assert whole == stream.ask(infer_request(inputs | {"stream": True}))
+            assert whole == connection.ask(infer_request(inputs | {"stream": True}))
             answered.append((inputs | {"stream": False}, whole))
 
         check()
         assert [text for _, text in answered] == [
-            stream.ask(infer_request(inputs)) for inputs, _ in answered
+            connection.ask(infer_request(inputs)) for inputs, _ in answered
         ]
     assert any(text for _, text in answered)
 
@@ -147,8 +148,8 @@ def test_too_much_of_something(
     server: TritonServer, inputs: dict[str, bytes], expected: str
 ) -> None:
     """The error names what is too much."""
-    with OneByOne(server) as stream:
-        end = stream.ask(infer_request(inputs))
+    with Connection(server) as connection:
+        end = connection.ask(infer_request(inputs))
     assert isinstance(end, Refused), end
     assert expected in end.error
 

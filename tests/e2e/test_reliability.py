@@ -12,13 +12,14 @@ from contextlib import ExitStack
 import pytest
 
 from tests.e2e.load import (
-    OneByOne,
+    Connection,
     Refused,
     endless,
     flood,
     http_stream,
     occupy,
     prompt_request,
+    read_answer,
     read_http_stream,
     running_client,
 )
@@ -143,15 +144,14 @@ def test_a_client_that_does_not_read_delays_nobody(server: TritonServer) -> None
     others = generate(server, "Once upon", max_tokens=50)
     with ExitStack() as stack:
         slow = [stack.enter_context(http_stream(server, "Hello", 2000)) for _ in range(BATCH - 2)]
-        unread = stack.enter_context(OneByOne(server))
+        connection = stack.enter_context(Connection(server))
         parameters = sampling(max_tokens=2000, ignore_eos=True)
-        asked = prompt_request("Hello", "", parameters, stream=True)
-        unread.send(asked)
+        unread = connection.send(prompt_request("Hello", "", parameters, stream=True))
         for _ in range(3):
             assert others == generate(server, "Once upon", max_tokens=50)
         await_idle(server)  # the engine has given all their tokens away
         assert [truth] * len(slow) == [read_http_stream(connection) for connection in slow]
-        assert truth == unread.read()
+        assert truth == read_answer(unread)
 
 
 def test_a_time_limit_ends_a_request(server: TritonServer) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
@@ -22,6 +24,7 @@ from tests.e2e.triton_server import (
 from tests.tiny_llama import make_tiny_llama
 
 CONTEXT = 16384
+GPU_NOISE_MB = 100
 
 
 def add_tiny_model(directory: Path, serving: Mapping[str, Any], **engine_args: Any) -> Path:
@@ -64,14 +67,32 @@ def await_idle(server: TritonServer) -> None:
         time.sleep(0.2)
 
 
+def gpu_memory_mb() -> int:
+    """Return what is in use on all GPUs of the machine, in MiB; 0 without any."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    said = subprocess.run(query, check=True, capture_output=True, text=True, timeout=60)
+    return sum(map(int, said.stdout.split()))
+
+
+def await_gpu_memory(mb: int, seconds: float = 5) -> None:
+    """Wait until no more than ``mb`` is in use on the GPUs, and a little."""
+    deadline = time.monotonic() + seconds
+    while (used := gpu_memory_mb()) > mb + GPU_NOISE_MB:
+        assert time.monotonic() < deadline, f"{used} MB of GPU memory in use, {mb} before"
+        time.sleep(0.1)
+
+
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What all processes of a server hold together."""
+    """What all processes of a server hold together; ``gpu_mb`` is that of the whole machine."""
 
     processes: int
     memory_mb: int
     descriptors: int
     shared_memory_files: int
+    gpu_mb: int
 
     @classmethod
     def of(cls, server: TritonServer) -> Holdings:
@@ -86,7 +107,7 @@ class Holdings:
                 count += 1
             except psutil.Error:
                 continue  # it has just ended
-        return cls(count, memory >> 20, descriptors, len(files))
+        return cls(count, memory >> 20, descriptors, len(files), gpu_memory_mb())
 
     def most(self, other: Holdings) -> Holdings:
         """Return the larger one of each."""
@@ -95,7 +116,7 @@ class Holdings:
     def grown_to(self, later: Holdings, memory_mb: int) -> list[str]:
         """Say what has grown: memory by more than ``memory_mb``, others by more than a handful."""
         limits = {"processes": 0, "memory_mb": memory_mb, "descriptors": 20}
-        limits["shared_memory_files"] = 2
+        limits |= {"shared_memory_files": 2, "gpu_mb": GPU_NOISE_MB}
         return [
             f"{name} grew from {getattr(self, name)} to {getattr(later, name)}"
             for name, limit in limits.items()

@@ -46,7 +46,7 @@ STOP_SECONDS = EXIT_TIMEOUT_SECONDS + 15
 # A server has a process group of its own, by which its whole process tree is known, orphans
 # included. Not a session of its own: Linux schedules each as a group (autogroup), and then an
 # engine that takes all cores kept this process from running for up to a minute (Linux 6.18).
-_OWN_GROUP: dict[str, Any] = (
+OWN_GROUP: dict[str, Any] = (
     {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 )
 
@@ -158,7 +158,7 @@ class TritonServer:
     def _start(self, command: list[str], environment: Mapping[str, str]) -> None:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, **_OWN_GROUP
+                command, stdout=log, stderr=log, env=environment, **OWN_GROUP
             )
         try:
             self._await_ready()
