@@ -6,6 +6,8 @@ import asyncio
 import gc
 import inspect
 import re
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -189,3 +191,28 @@ def test_the_end_of_an_engine_does_not_wait_for_its_sockets() -> None:
     assert waiting.is_alive()
     waiting.join(20)
     assert not waiting.is_alive()
+
+
+_CORE = """
+import subprocess
+names = "VLLM::Worker_TP0", "another"
+children = [subprocess.Popen([name, "60"], executable="/bin/sleep") for name in names]
+print(children[0].pid, flush=True)
+input()
+for child in children:
+    child.kill()
+"""
+
+
+def test_an_engines_workers_are_among_its_processes() -> None:
+    """Of an engine core's children those that call themselves workers, as vLLM's do."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", _CORE], stdin=pipe, stdout=pipe) as core:
+        assert core.stdout is not None
+        worker = int(core.stdout.readline())
+        manager = SimpleNamespace(processes=[core])
+        resources = SimpleNamespace(engine_manager=manager, coordinator=None)
+        llm: Any = SimpleNamespace(engine_core=SimpleNamespace(resources=resources))
+        found = vllm_api.engine_processes(llm)
+        core.communicate(b"\n")
+    assert [core.pid, worker] == found

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.e2e.tiny_server import await_gpu_memory
 from tests.e2e.triton_server import (
     TritonServer,
     add_model,
@@ -27,8 +26,8 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, gpu_mb: int) -> Iterator[TritonServer]:
-    """A server for these tests alone, the last one breaks it; ``gpu_mb`` was in use before."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server for these tests alone: the last one breaks it."""
     check_prerequisites()
     repository = tmp_path_factory.mktemp("model_repository")
     add_model(repository)
@@ -72,10 +71,9 @@ def test_a_dead_engine_is_restarted(server: TritonServer) -> None:
     assert 1 == len(server.processes("VLLM::EngineCore"))
 
 
-def test_a_killed_stub_takes_its_engine_along(server: TritonServer, gpu_mb: int) -> None:
+def test_a_killed_stub_takes_its_engine_along(server: TritonServer) -> None:
     """When the stub dies by a signal, the engine does not live on and hold the device."""
     assert server.processes("VLLM::EngineCore")
     (stub,) = server.processes("triton_python_backend_stub")
     kill_stub(stub)
     assert [] == server.await_no_processes(5, "VLLM::")
-    await_gpu_memory(gpu_mb)
