@@ -30,7 +30,7 @@ def steady(soak: Soak) -> None:
         while soak.goes_on:
             prompt = random.choice(PROMPTS)
             since = time.monotonic()
-            end = connection.ask(prompt_request(prompt, "", parameters))
+            end = connection.ask(prompt_request(prompt, parameters))
             error = end.error if isinstance(end, Refused) else ""
             soak.judge("steady", since, "" if error else str(end), soak.truth[prompt], error)
             if error:
@@ -42,7 +42,7 @@ def cancelling(soak: Soak) -> None:
     parameters = sampling(max_tokens=CONTEXT - 10, ignore_eos=True)
     with Connection(soak.server) as connection:
         while soak.goes_on:
-            responses = connection.send(prompt_request("Hello", "", parameters, stream=True))
+            responses = connection.send(prompt_request("Hello", parameters, stream=True))
             time.sleep(random.uniform(0, 1))
             responses.cancel()
             soak.count("cancelled")
@@ -55,7 +55,7 @@ def hurried(soak: Soak) -> None:
             since = time.monotonic()
             limit = random.uniform(0.05, 0.5)
             parameters = sampling(max_tokens=4000, ignore_eos=True, timeout_seconds=limit)
-            end = connection.ask(prompt_request("Hello", "", parameters))
+            end = connection.ask(prompt_request("Hello", parameters))
             if isinstance(end, Refused) and "its time limit" in end.error:
                 soak.count("hurried: right")
             else:
@@ -139,7 +139,7 @@ def grammars(soak: Soak) -> None:
         since = time.monotonic()
         with Connection(soak.server) as connection:
             parameters = sampling(structured_outputs=asked)
-            end = connection.ask(prompt_request("Yes or no?", "", parameters))
+            end = connection.ask(prompt_request("Yes or no?", parameters))
         error = end.error if isinstance(end, Refused) else ""
         text = "" if error else str(end)
         if slow and "to compile" in error:

@@ -194,13 +194,16 @@ def test_the_end_of_an_engine_does_not_wait_for_its_sockets() -> None:
 
 
 _CORE = """
-import subprocess
-names = "VLLM::Worker_TP0", "another"
-children = [subprocess.Popen([name, "60"], executable="/bin/sleep") for name in names]
-print(children[0].pid, flush=True)
-input()
-for child in children:
-    child.kill()
+import subprocess, sys
+
+worker = "import sys; sys.stdin.read()"
+named = "import vllm.utils.system_utils as s; s.set_process_title('Worker'); print(flush=True);"
+with subprocess.Popen([sys.executable, "-c", worker], stdin=subprocess.PIPE):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", named + worker], **pipes) as child:
+        child.stdout.readline()
+        print(child.pid, flush=True)
+        sys.stdin.read()
 """
 
 
@@ -209,10 +212,8 @@ def test_an_engines_workers_are_among_its_processes() -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", _CORE], stdin=pipe, stdout=pipe) as core:
         assert core.stdout is not None
-        worker = int(core.stdout.readline())
+        worker = int(core.stdout.readline().split()[-1])
         manager = SimpleNamespace(processes=[core])
         resources = SimpleNamespace(engine_manager=manager, coordinator=None)
         llm: Any = SimpleNamespace(engine_core=SimpleNamespace(resources=resources))
-        found = vllm_api.engine_processes(llm)
-        core.communicate(b"\n")
-    assert [core.pid, worker] == found
+        assert [core.pid, worker] == vllm_api.engine_processes(llm)

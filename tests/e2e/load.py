@@ -37,14 +37,14 @@ class Raw:
     content: bytes
 
 
-def infer_request(inputs: Mapping[str, Any], request_id: str = "", timeout: int = 0) -> Any:
+def infer_request(inputs: Mapping[str, Any], timeout: int = 0) -> Any:
     """Return a ModelInferRequest for the model `vllm`, with whatever stands in ``inputs``.
 
     bytes become BYTES [1], a list of them BYTES [its length], a bool BOOL [1], a list of integers
     INT64 [its length]; with a ``Raw`` among them all go raw. ``timeout`` is Triton's, in
     microseconds.
     """
-    message = service_pb2.ModelInferRequest(model_name="vllm", id=request_id)
+    message = service_pb2.ModelInferRequest(model_name="vllm")
     raw = any(isinstance(value, Raw) for value in inputs.values())
     for name, value in inputs.items():
         if raw:
@@ -77,11 +77,11 @@ def _raw(value: bool | bytes | Sequence[Any]) -> Raw:
     return Raw("INT64", (len(values),), struct.pack(f"<{len(values)}q", *values))
 
 
-def prompt_request(prompt: str, request_id: str, parameters: str, *, stream: bool = False) -> Any:
+def prompt_request(prompt: str, parameters: str, *, stream: bool = False) -> Any:
     """Return a request for a text without its prompt."""
     inputs = {"text_input": prompt.encode(), "sampling_parameters": parameters.encode()}
     flags = {"exclude_input_in_output": True, "stream": stream}
-    return infer_request(inputs | flags, request_id)
+    return infer_request(inputs | flags)
 
 
 def endless(prompt: str = "Hello", *, stream: bool = True, **parameters: Any) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def flood(
     server: TritonServer, *, requests: int, at_once: int, prompt: str, max_tokens: int
 ) -> list[str | Refused]:
     """Keep ``at_once`` requests under way until ``requests`` are done; return how each ended."""
-    request = prompt_request(prompt, "", sampling(max_tokens=max_tokens, ignore_eos=True))
+    request = prompt_request(prompt, sampling(max_tokens=max_tokens, ignore_eos=True))
     with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
         connections = [stack.enter_context(Connection(server)) for _ in range(8)]
         return list(pool.map(lambda n: connections[n % 8].ask(request), range(requests)))

@@ -146,7 +146,7 @@ def test_a_client_that_does_not_read_delays_nobody(server: TritonServer) -> None
         slow = [stack.enter_context(http_stream(server, "Hello", 2000)) for _ in range(BATCH - 2)]
         connection = stack.enter_context(Connection(server))
         parameters = sampling(max_tokens=2000, ignore_eos=True)
-        unread = connection.send(prompt_request("Hello", "", parameters, stream=True))
+        unread = connection.send(prompt_request("Hello", parameters, stream=True))
         for _ in range(3):
             assert others == generate(server, "Once upon", max_tokens=50)
         await_idle(server)  # the engine has given all their tokens away

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.timeout(120)
 
 WORDS = " ".join(["word"] * 3000)
 ANSWER = {"text_input": WORDS.encode(), "stream": True, "exclude_input_in_output": True}
-MISSING = 500  # requests for a model that is not there; the first ten have been enough
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def test_a_shared_stream_can_abort_triton(server: Server, send: Any) -> None:
 
     def requests() -> Iterator[Any]:
         yield infer_request(ANSWER)
-        for _ in range(MISSING):
+        for _ in range(500):
             time.sleep(0.005)
             yield missing()
 
@@ -67,12 +66,14 @@ def test_a_shared_stream_can_abort_triton(server: Server, send: Any) -> None:
 
 
 def test_with_streams_of_their_own_all_are_answered(server: Server, send: Any) -> None:
-    """The same requests on one connection, each on its own stream."""
+    """The same requests on one connection, each on its own stream, for as long as one answers."""
+    ends = []
     with ThreadPoolExecutor(1) as pool:
         answering = pool.submit(lambda: list(send([infer_request(ANSWER)])))
-        ends = [list(send([missing()])) for _ in range(MISSING)]
+        while not answering.done():
+            ends.append(list(send([missing()])))
         answer = answering.result()
     assert f" {WORDS}" == "".join(text_of(message.infer_response) for message in answer)
-    assert [1] * MISSING == [len(messages) for messages in ends]
+    assert len(ends) > 10  # the first ten have been enough, on one stream
     assert all("version 2" in message.error_message for (message,) in ends)
     assert server.process.poll() is None

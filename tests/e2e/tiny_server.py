@@ -68,12 +68,12 @@ def await_idle(server: TritonServer) -> None:
 
 
 def gpu_memory_mb() -> int:
-    """Return what is in use on all GPUs of the machine, in MiB; 0 without any."""
+    """Return what is in use on all GPUs of the machine, in MiB; 0 where nothing says so."""
     if not shutil.which("nvidia-smi"):
         return 0
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    said = subprocess.run(query, check=True, capture_output=True, text=True, timeout=60)
-    return sum(map(int, said.stdout.split()))
+    said = subprocess.run(query, check=False, capture_output=True, text=True, timeout=60)
+    return sum(int(word) for word in said.stdout.split() if word.isdecimal())
 
 
 def await_gpu_memory(mb: int, seconds: float = 5) -> None:

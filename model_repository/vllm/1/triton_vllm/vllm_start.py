@@ -38,7 +38,7 @@ _LAUNCH_TAKES_COUNT = (
 # for the engine behind several front ends, would take it for the operator's wish.
 _INFERRED = ("data_parallel_rank", "data_parallel_size_local", "data_parallel_hybrid_lb")
 
-_WORKER = "VLLM::Worker"  # what a worker's process calls itself
+_WORKER = "::Worker"  # in what a worker's process calls itself
 _LOOK_SECONDS = 0.1  # between two questions whether sockets are closed
 _JOIN_SECONDS = 30  # for an engine that has loaded its model to answer one more front end
 
@@ -109,15 +109,20 @@ def _process_ids(manager: Any, coordinator: Any) -> list[int]:
 
 
 def _workers(core: int) -> list[int]:
-    """Return an engine core's workers on this machine.
+    """Return an engine core's workers on this machine; Ray's are not its children.
 
     The engine does not outlive them, but it says so only when it has ended the others: on two GPUs
     that took nine seconds (vLLM 0.26).
     """
+    children: list[psutil.Process] = []
+    workers = []
     with contextlib.suppress(psutil.Error):  # it has just died
         children = psutil.Process(core).children()
-        return [child.pid for child in children if _WORKER in " ".join(child.cmdline()[:1])]
-    return []
+    for child in children:
+        with contextlib.suppress(psutil.Error):
+            if _WORKER in " ".join(child.cmdline()[:1]):
+                workers.append(child.pid)
+    return workers
 
 
 class EngineCores:
