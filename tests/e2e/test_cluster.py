@@ -136,7 +136,9 @@ def test_ray(tiny: TinyModels, tmp_path: Path, variables: dict[str, str]) -> Non
         # Triton's stub ignores PYTHONPATH. An environment that has Ray needs none of this.
         code = model / "1/model.py"
         path = f"import sys\n\nsys.path += {variables['PYTHONPATH'].split(':')}\n"
-        text = code.read_text().replace("import asyncio\n", f"import asyncio\n{path}", 1)
+        before, first, after = code.read_text().partition("from typing import Any\n")
+        assert first
+        text = before + path + first + after
         code.write_text(text + (OPEN_GATE if model.name == "stale" else ""))
     here = variables | {"RAY_ADDRESS": address, "VLLM_HOST_IP": HEAD}
     with (
