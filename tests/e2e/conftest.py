@@ -10,7 +10,6 @@ import pytest
 from tests.e2e.drop_in import install_backend
 from tests.e2e.echo_server import put_stub_in_place, python_for_stub
 from tests.e2e.tiny_models import MEDIA_PACKAGES, TinyModels, make
-from tests.e2e.tiny_server import gpu_memory_mb
 from tests.e2e.triton_server import TritonServer, add_model, check_prerequisites, running
 
 
@@ -40,12 +39,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyModels]:
     repository = tmp_path_factory.mktemp("model_repository")
     with running(repository, "tiny", variables=variables) as server:
         yield TinyModels(server, checkpoints)
-
-
-@pytest.fixture(scope="module")
-def gpu_mb() -> int:
-    """What is in use on the GPUs before a module's own server starts, in MiB; 0 without any."""
-    return gpu_memory_mb()
 
 
 @pytest.fixture(scope="session")

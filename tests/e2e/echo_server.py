@@ -24,12 +24,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.triton_server import OWN_GROUP, free_ports
+from tests.e2e.triton_server import OWN_GROUP, TRITON, free_ports
 
-ROOT = Path(__file__).resolve().parents[2]
-TRITON = Path(
-    os.environ.get("TRITON_SERVER_DIR", ROOT / ".cache/triton/pytriton/tritonserver")
-).resolve()
 START_SECONDS = 60
 STOP_SECONDS = 20
 TOKEN_COUNT_TENSORS = """

@@ -101,11 +101,9 @@ def engine_processes(llm: AsyncLLM) -> list[int]:
 
 def _process_ids(manager: Any, coordinator: Any) -> list[int]:
     """Return the engine cores, their workers, and the coordinator of data-parallel cores if any."""
-    processes = [*getattr(manager, "processes", [])]
-    if coordinator is not None:
-        processes.append(coordinator.proc)
-    ids = [process.pid for process in processes]
-    return ids + [worker for core in ids for worker in _workers(core)]
+    cores = [process.pid for process in getattr(manager, "processes", [])]
+    workers = [worker for core in cores for worker in _workers(core)]
+    return cores + workers + ([] if coordinator is None else [coordinator.proc.pid])
 
 
 def _workers(core: int) -> list[int]:
