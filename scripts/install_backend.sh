@@ -43,8 +43,8 @@ main() {
     rm -rf "$target.new"
     mkdir "$target.new" || err "cannot write to $backends: run this as its owner"
     cp "$SOURCE/model.py" "$target.new"
-    mkdir "$target.new/triton_vllm"
-    cp "$SOURCE"/triton_vllm/*.py "$target.new/triton_vllm"
+    cp -R "$SOURCE/triton_vllm" "$target.new"
+    find "$target.new" -name __pycache__ -type d -prune -exec rm -rf {} +
     [ -z "$environment" ] || ln -s "$environment" "$target.new/$ENVIRONMENT_NAME"
     if [ -e "$target" ] && ! [ -d "$target/triton_vllm" ]; then
         [ ! -e "$target.before" ] || err "$target.before is there, and so is another $target: move one of them away"

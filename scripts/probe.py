@@ -22,7 +22,7 @@ import urllib.request
 _TIMEOUT = 5.0  # seconds for an answer
 HEARTBEAT = "triton_vllm:heartbeat_timestamp_seconds"
 ENGINE_UP = "triton_vllm:engine_up"
-GAVE_UP = "triton_vllm:engine_gave_up"
+GAVE_UP = "triton_vllm:engine_failed"
 
 
 class UnhealthyError(Exception):

@@ -26,7 +26,10 @@ def main() -> int:
     """Measure on a server of our own, and print two lines."""
     with tempfile.TemporaryDirectory() as directory:
         repository = add_tiny_model(
-            Path(directory), {"drain_seconds": 1}, max_num_seqs=LIVE, enable_log_requests=True
+            Path(directory),
+            {"drain_timeout_seconds": 1},
+            max_num_seqs=LIVE,
+            enable_log_requests=True,
         )
         server = TritonServer(repository, "cancellation_cost", "vllm")
         try:

@@ -30,7 +30,10 @@ CASES: dict[str, dict[str, Any]] = {
             "model": "meta-llama/Llama-3.1-8B-Instruct",
             "max_model_len": 8192,
             "kv_cache_memory_bytes": 34359738368,
-            "serving": {"max_requests": 512, "openai": {"tool_call_parser": "llama3_json"}},
+            "serving": {
+                "max_concurrent_requests": 512,
+                "openai": {"tool_call_parser": "llama3_json"},
+            },
         },
         "frontEnds": 4,
         "readOnlyRootFilesystem": False,

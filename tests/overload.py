@@ -29,7 +29,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         repository = add_tiny_model(
             Path(directory),
-            {"max_requests": MAX_REQUESTS},
+            {"max_concurrent_requests": MAX_REQUESTS},
             max_num_seqs=8,
             enable_log_requests=False,
         )
@@ -63,7 +63,9 @@ def overload(server: TritonServer, requests: int) -> list[str]:
         wrong.append(f"{requests - len(ends)} requests were not answered")
     if different := sum(isinstance(end, str) and end != truth for end in ends):
         wrong.append(f"{different} texts differ from the greedy truth")
-    if strange := [end for end in counts if end != "text" and "(max_requests)" not in end]:
+    if strange := [
+        end for end in counts if end != "text" and "(max_concurrent_requests)" not in end
+    ]:
         wrong.append(f"refused otherwise: {strange}")
     if truth != generate(server, "Hello", max_tokens=TOKENS, ignore_eos=True):
         wrong.append("the next request is not served")

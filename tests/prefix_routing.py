@@ -28,7 +28,7 @@ from tests.e2e.triton_server import (
 )
 
 REPLICAS = 2
-EXPORT_SECONDS = 2.0  # metrics_period_seconds
+EXPORT_SECONDS = 2.0  # metrics_interval_seconds
 WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world"]
 
 

@@ -15,11 +15,11 @@ MAX_REQUESTS = 48
 PROMPTS = [f"Once upon a time number {number}" for number in range(12)]
 TOKENS = 40
 SERVING = {
-    "max_requests": MAX_REQUESTS,
-    "engine_restarts": 1000,
-    "drain_seconds": 5,
+    "max_concurrent_requests": MAX_REQUESTS,
+    "max_engine_restarts": 1000,
+    "drain_timeout_seconds": 5,
     "default_timeout_seconds": 60,
-    "grammar_timeout_seconds": 2,
+    "grammar_compile_timeout_seconds": 2,
 }
 # What a client may hear while an engine or the model is away.
 AWAY = [
@@ -86,7 +86,7 @@ class Soak:
                 self.count(f"{kind}: right")
             else:
                 self.complain(f"{kind}: {text[-60:]!r}, not {truth[-60:]!r}")
-        elif "(max_requests)" in error:
+        elif "(max_concurrent_requests)" in error:
             self.count(f"{kind}: refused")
         elif was_away and any(words in error.lower() for words in AWAY):
             self.count(f"{kind}: away")

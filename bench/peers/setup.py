@@ -204,7 +204,9 @@ def _ours(peer: Peer, setup: Setup, model: Path, openai_port: int) -> None:
     threads = {"sender_threads": peer.sender_threads} if peer.sender_threads else {}
     openai = {"port": openai_port, "served_model_name": [MODEL_NAME]}
     port = {"openai": openai} if peer.openai else {}
-    pinned = {"engine_cpus": cpus.as_list(_engine_cpus(peer)[0])} if peer.engine_cpus else {}
+    pinned = (
+        {"engine_cpu_affinity": cpus.as_list(_engine_cpus(peer)[0])} if peer.engine_cpus else {}
+    )
     serving = {**setup.serving, **threads, **port, **pinned}
     content = {**setup.engine_args, **peer.parallelism, "serving": serving}
     (model / "vllm_engine_args.json").write_text(json.dumps(content, indent=1))

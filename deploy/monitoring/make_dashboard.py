@@ -164,7 +164,7 @@ ROWS: dict[str, list[Panel]] = {
                 "{{outcome}}": rate(
                     "triton_vllm:requests_total",
                     "outcome",
-                    ', outcome=~"refused|deadline|engine_error"',
+                    ', outcome=~"refused|timeout|engine_error"',
                 )
             },
         ),

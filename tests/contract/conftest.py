@@ -8,7 +8,7 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import triton_vllm.vllm_api  # noqa: F401 (the tests' own import comes when warnings are errors)
+    import triton_vllm.vllm_api.api  # noqa: F401 (the tests' own import comes when warnings are errors)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,8 +17,8 @@ from tests.unit.fakes import (
     FakeStructuredOutputs,
     fake_vllm_api,
 )
-from triton_vllm import vllm_api
-from triton_vllm.engine_args import json_types
+from triton_vllm.config.arguments import json_types
+from triton_vllm.vllm_api import api as vllm_api
 
 SAMPLING_FIELDS = [f.name for f in dataclasses.fields(FakeSamplingParams)]
 OURS = {"structured_outputs", "output_kind"}  # their types are classes of vLLM

@@ -19,9 +19,10 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from tests.hostile import slow_schema
 from tests.unit.fakes import FakeLog
-from triton_vllm import grammar_compiler, vllm_api
-from triton_vllm.grammar_limit import GrammarLimit
-from triton_vllm.grammar_process import GrammarProcess
+from triton_vllm.limits import grammar_compiler
+from triton_vllm.limits.grammar import GrammarLimit
+from triton_vllm.limits.grammar_process import GrammarProcess
+from triton_vllm.vllm_api import api as vllm_api
 
 pytestmark = pytest.mark.timeout(300)
 

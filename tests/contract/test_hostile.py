@@ -10,10 +10,10 @@ from hypothesis import given
 
 from tests.hostile import cases, right, tensors
 from tests.unit.fakes import FakeRequest
-from triton_vllm.decoding import decode
 from triton_vllm.errors import RequestError, one_line
-from triton_vllm.generation import GenerationRequest
-from triton_vllm.sampling import SamplingParser
+from triton_vllm.protocol.decode import decode
+from triton_vllm.protocol.requests import GenerationRequest
+from triton_vllm.protocol.sampling import SamplingParser
 
 CASES = int(os.environ.get("HOSTILE_CASES", "20000"))
 

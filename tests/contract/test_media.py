@@ -15,9 +15,9 @@ from PIL import Image
 from vllm import envs
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
-from triton_vllm import vllm_fetch
 from triton_vllm.errors import RequestError
-from triton_vllm.vllm_fetch import GuardedConnector, is_public
+from triton_vllm.vllm_api.render import fetch as vllm_fetch
+from triton_vllm.vllm_api.render.fetch import GuardedConnector, is_public
 
 BODY = 100_000
 

@@ -22,11 +22,11 @@ from vllm.multimodal.audio import AudioResampler
 from vllm.multimodal.inputs import PlaceholderRange
 from vllm.utils.import_utils import PlaceholderModule
 
-from triton_vllm import vllm_api
 from triton_vllm.errors import MediaError, RequestError
-from triton_vllm.vllm_fetch import GuardedConnector
-from triton_vllm.vllm_media import guard
-from triton_vllm.vllm_moved import first
+from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.compat import first
+from triton_vllm.vllm_api.render.fetch import GuardedConnector
+from triton_vllm.vllm_api.render.media import guard
 
 
 class Renderer:

@@ -17,8 +17,8 @@ from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 from vllm.v1.metrics.stats import IterationStats
 
 from tests.unit.fakes import FakeFamilies, FakeLog
-from triton_vllm import vllm_api
-from triton_vllm.metrics import MetricsExport
+from triton_vllm.metrics.export import MetricsExport
+from triton_vllm.vllm_api import api as vllm_api
 
 CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", Path(__file__).parents[2] / ".cache"))
 CHECKPOINT = CACHE / "models/SmolLM2-135M-Instruct"

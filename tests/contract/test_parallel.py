@@ -15,14 +15,16 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from triton_vllm import vllm_api, vllm_guard, vllm_parallel
-from triton_vllm.cluster import OneMachine, cluster_of
-from triton_vllm.engine_args import parse_engine_args
+from triton_vllm.config.arguments import parse_engine_args
+from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.headless_args import headless_args
-from triton_vllm.machines import Machines, Meeting
-from triton_vllm.parallelism import Parallelism
-from triton_vllm.settings import ModelSettings
+from triton_vllm.topology.cluster import OneMachine, cluster_of
+from triton_vllm.topology.gpus import Parallelism
+from triton_vllm.topology.nodes import Machines, Meeting
+from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api import guard as vllm_guard
+from triton_vllm.vllm_api import parallel as vllm_parallel
+from triton_vllm.vllm_api.headless import headless_args
 
 WHERE = "/m/vllm_engine_args.json"
 CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
@@ -145,7 +147,7 @@ def test_headless_arguments_are_those_of_the_file(tmp_path: Path) -> None:
         "disable_log_requests": "true",
     }
     file = tmp_path / "vllm_engine_args.json"
-    ours = {"serving": {"max_requests": 3}, "tool_call_parser": "hermes"}
+    ours = {"serving": {"max_concurrent_requests": 3}, "tool_call_parser": "hermes"}
     file.write_text(json.dumps(given | ours))
     model, *options = headless_args(file)
     parsed = vllm_api.EngineArgsParser.create().parse_args([f"--model={model}", *options])
@@ -171,7 +173,7 @@ def test_rays_executor_is_vllms_with_an_end_to_its_wait(monkeypatch: pytest.Monk
     monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
     from vllm.v1.executor import Executor, ray_utils
 
-    from triton_vllm.vllm_ray import RayExecutor
+    from triton_vllm.vllm_api.ray import RayExecutor
 
     def config(name: str) -> Any:
         return SimpleNamespace(parallel_config=SimpleNamespace(distributed_executor_backend=name))

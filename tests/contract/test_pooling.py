@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from triton_vllm import vllm_pooling
 from triton_vllm.errors import RequestError
-from triton_vllm.pooling import PoolingParser
+from triton_vllm.vllm_api.pooling_parameters import PoolingParser
+from triton_vllm.vllm_api.render import pooling as vllm_pooling
 
 
 def parse(given: dict[str, Any]) -> Any:
@@ -49,5 +49,5 @@ def test_the_scores_are_read() -> None:
     delta = vllm_pooling.read_scores(ScoreResponse(model="m", data=data, usage=usage).model_dump())
     assert delta.final
     assert delta.details
-    assert delta.details.vectors is not None
-    assert ([0.25, 0.5], 7) == (delta.details.vectors.tolist(), delta.details.num_input_tokens)
+    assert delta.details.embeddings is not None
+    assert ([0.25, 0.5], 7) == (delta.details.embeddings.tolist(), delta.details.num_input_tokens)

@@ -15,13 +15,13 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine import FINISH_REASON_STRINGS
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from triton_vllm import vllm_api
-from triton_vllm.delta import DeltaReader
 from triton_vllm.errors import GenerationError
-from triton_vllm.generation import EngineOptions
-from triton_vllm.outputs import OUTPUTS
-from triton_vllm.sampling import SamplingParser
-from triton_vllm.vllm_beam_search import beam_search_params
+from triton_vllm.protocol.delta import DeltaReader
+from triton_vllm.protocol.outputs import OUTPUTS
+from triton_vllm.protocol.requests import EngineOptions
+from triton_vllm.protocol.sampling import SamplingParser
+from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.render.beam_search import beam_search_params
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -13,10 +13,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from vllm.renderers import renderer_from_config
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-from triton_vllm import vllm_api, vllm_text
 from triton_vllm.errors import RequestError
-from triton_vllm.generation import TextPrompt
-from triton_vllm.text_encoder import text_encoder
+from triton_vllm.protocol.requests import TextPrompt
+from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.render import text as vllm_text
+from triton_vllm.vllm_api.render.text_encoder import text_encoder
 
 CONTEXT = 64
 CONFIG = {

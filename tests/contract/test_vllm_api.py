@@ -20,9 +20,9 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.engine.core_client import BackgroundResources
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from triton_vllm import vllm_api
 from triton_vllm.errors import CancelledError, RequestError, UnavailableError
-from triton_vllm.vllm_guard import GuardedLLM
+from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.guard import GuardedLLM
 
 
 def caused_by(cause: Exception) -> Exception:

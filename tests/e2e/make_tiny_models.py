@@ -291,10 +291,10 @@ def expected(
     messages = [{"role": "user", "content": "Say something"}]
     texts = ["Paris is in France.", "A hat"]
     with torch.inference_mode():
-        vectors = []
+        embeddings = []
         for text in texts:
             states = embedding(**tokenizer(text, return_tensors="pt")).last_hidden_state
-            vectors.append(torch.nn.functional.normalize(states[0, 0], dim=0).tolist())
+            embeddings.append(torch.nn.functional.normalize(states[0, 0], dim=0).tolist())
         classes = [
             torch.softmax(classifier(**tokenizer(text, return_tensors="pt")).logits[0], 0).tolist()
             for text in texts
@@ -311,7 +311,7 @@ def expected(
         "prompt": chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
         "white_space": [chat.convert_tokens_to_ids(token) for token in "ĠĊčĉ"],
         "texts": texts,
-        "vectors": vectors,
+        "embeddings": embeddings,
         "classes": classes,
         "query": "Where is Paris?",
         "scores": scores,

@@ -23,7 +23,7 @@ def engine_args(
     openai_settings: dict[str, Any], serving: Mapping[str, Any] | None = None, **changes: Any
 ) -> str:
     """Return a vllm_engine_args.json with the port switched on."""
-    serving = {"metrics_period_seconds": PERIOD, "openai": openai_settings, **(serving or {})}
+    serving = {"metrics_interval_seconds": PERIOD, "openai": openai_settings, **(serving or {})}
     return json.dumps({**ENGINE_ARGS, "serving": serving, **changes})
 
 

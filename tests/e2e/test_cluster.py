@@ -46,7 +46,7 @@ LOST_SECONDS = 120  # a ping of 10, a patience of 60, and a slow machine
 
 # A gate that has seen all GPUs, as those of a node that has just died: vLLM waits for their places.
 OPEN_GATE = """
-from triton_vllm import ray_cluster
+from triton_vllm.topology import ray_cluster
 
 ray_cluster.missing = lambda *asked: ""
 """
@@ -73,7 +73,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def add(repository: Path, tiny: TinyModels, name: str, timeout: float, **args: Any) -> Path:
     """Add the tiny chat model, on two machines."""
-    serving = {"cluster_timeout_seconds": timeout, "metrics_period_seconds": 0.5}
+    serving = {"cluster_join_timeout_seconds": timeout, "metrics_interval_seconds": 0.5}
     content = SMALL | {"model": str(tiny.checkpoints / "chat"), "serving": serving} | args
     return add_model(repository, name, engine_args=json.dumps(content))
 
@@ -152,7 +152,7 @@ def test_ray(tiny: TinyModels, tmp_path: Path, variables: dict[str, str]) -> Non
         head.await_line("Ray runtime started", 60)
         error = server.load("late")
         missing = f"the Ray cluster has 1 of 2 GPUs free, on 1 node ({HEAD} with 1)"
-        too_late = f'{missing}, after 8 s ("serving.cluster_timeout_seconds")'
+        too_late = f'{missing}, after 8 s ("serving.cluster_join_timeout_seconds")'
         assert too_late in error
         assert too_late in server.load("stale")
         there = variables | {"VLLM_HOST_IP": NODE}

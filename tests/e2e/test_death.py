@@ -34,7 +34,7 @@ VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository for these tests alone."""
-    serving = {"engine_restarts": 1, "metrics_period_seconds": 0.5}
+    serving = {"max_engine_restarts": 1, "metrics_interval_seconds": 0.5}
     return add_tiny_model(
         tmp_path_factory.mktemp("death"), serving, tensor_parallel_size=2, trust_remote_code=True
     )

@@ -35,7 +35,7 @@ SLACK = 15.0  # seconds that a loaded machine may add
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server for these tests alone."""
-    serving = {"metrics_period_seconds": 0.1, "drain_seconds": DRAIN_SECONDS}
+    serving = {"metrics_interval_seconds": 0.1, "drain_timeout_seconds": DRAIN_SECONDS}
     repository = add_tiny_model(tmp_path_factory.mktemp("end"), serving, max_num_seqs=4)
     server = TritonServer(repository, "end", "vllm")
     yield server
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
 
 
 def test_an_unload_ends_what_does_not_finish(server: TritonServer) -> None:
-    """A short request finishes, an endless one gets UNAVAILABLE after drain_seconds."""
+    """A short request finishes, an endless one gets UNAVAILABLE after drain_timeout_seconds."""
     with ExitStack() as stack:
         (endless_one,) = occupy(server, stack, 1)
         (short,) = start_requests(server, stack, 30)
@@ -88,8 +88,8 @@ def test_sigterm_ends_requests_of_both_doors(tmp_path: Path) -> None:
     Their drains do not follow one another.
     """
     (port,) = free_ports(1)
-    own = {"port": port, "served_model_name": "tiny", "drain_seconds": LONG_DRAIN_SECONDS}
-    serving = {"metrics_period_seconds": 0.1, "drain_seconds": LONG_DRAIN_SECONDS}
+    own = {"port": port, "served_model_name": "tiny", "drain_timeout_seconds": LONG_DRAIN_SECONDS}
+    serving = {"metrics_interval_seconds": 0.1, "drain_timeout_seconds": LONG_DRAIN_SECONDS}
     repository = add_tiny_model(tmp_path, serving | {"openai": own}, max_num_seqs=16)
     use_front_ends(repository / "vllm", FRONT_ENDS)
     server = TritonServer(repository, "end_both", "vllm")

@@ -35,7 +35,11 @@ UNLOAD_SECONDS = 20.0
 
 def start(directory: Path, front_ends: int, restarts: int) -> TritonServer:
     """Start a server whose worker has the faults in the folder ``faults`` beside it."""
-    serving = {"engine_restarts": restarts, "metrics_period_seconds": 0.5, "drain_seconds": 5}
+    serving = {
+        "max_engine_restarts": restarts,
+        "metrics_interval_seconds": 0.5,
+        "drain_timeout_seconds": 5,
+    }
     repository = add_tiny_model(directory, serving, worker_cls="faulty_worker.FaultyWorker")
     use_front_ends(repository / "vllm", front_ends)
     # Where the engine's processes look, too: they get the stub's own search path.

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 
 HOSTILE_CASES = int(os.environ.get("HOSTILE_SERVER_CASES", "500"))
 LIMIT_SECONDS = 60  # of a request: one that takes as long hangs
-SERVING = {"default_max_tokens": 16, "grammar_timeout_seconds": 1}
+SERVING = {"default_max_tokens": 16, "grammar_compile_timeout_seconds": 1}
 
 
 @pytest.fixture(scope="module")

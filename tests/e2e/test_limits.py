@@ -53,10 +53,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server for these tests alone."""
     (port,) = free_ports(1)
     serving = {
-        "metrics_period_seconds": 0.1,
+        "metrics_interval_seconds": 0.1,
         "default_timeout_seconds": LIMIT,
         "max_queued_tokens": MAX_QUEUED_TOKENS,
-        "max_sequences_per_request": MAX_SEQUENCES,
+        "max_n": MAX_SEQUENCES,
         "openai": {"port": port, "served_model_name": "tiny"},
     }
     repository = add_tiny_model(
@@ -72,7 +72,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def ended_by_the_limit(served: Served) -> float:
-    return metric(served.triton, "triton_vllm:requests_total", outcome="deadline")
+    return metric(served.triton, "triton_vllm:requests_total", outcome="timeout")
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
@@ -116,7 +116,7 @@ def test_too_many_sequences_are_refused(served: Served, n: int) -> None:
     truth = generate(served.triton, "Hello")
     since = time.monotonic()
     (refused,) = ask(served.triton, endless(n=n, temperature=1))
-    expected = f'"n": must be at most {MAX_SEQUENCES} (max_sequences_per_request), got {n}'
+    expected = f'"n": must be at most {MAX_SEQUENCES} (max_n), got {n}'
     assert f"sampling_parameters: {expected}" in refused.error
     expected = expected.replace('"', "").replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(openai.BadRequestError, match=expected):

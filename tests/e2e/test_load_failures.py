@@ -73,7 +73,7 @@ MISTAKES = {
     ),
     "serving": Mistake(
         changed(serving={"cancellation_check_second": 1}),
-        (FILE, '"cancellation_check_second"', 'did you mean "cancellation_check_seconds"?'),
+        (FILE, '"cancellation_check_second"', 'did you mean "cancellation_poll_seconds"?'),
     ),
     "not_decoupled": Mistake(not_decoupled, ("config.pbtxt: ", "decoupled: true")),
     "unknown_key": Mistake(

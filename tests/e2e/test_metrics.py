@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with two front ends on `vllm`, and `quiet`, whose metrics are turned off."""
     check_prerequisites()
     repository = tmp_path_factory.mktemp("model_repository")
-    serving = {"metrics_period_seconds": PERIOD}
+    serving = {"metrics_interval_seconds": PERIOD}
     args = json.dumps({**ENGINE_ARGS, "max_model_len": 4096, "serving": serving})
     use_front_ends(add_model(repository, engine_args=args), 2)
     config = add_model(repository, "quiet", engine_args=args) / "config.pbtxt"

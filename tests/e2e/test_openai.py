@@ -68,12 +68,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "served_model_name": [NAME, "smol"],
         "lora_modules": [{"name": "adapter", "path": str(adapter)}],
         "enable_prompt_tokens_details": True,
-        "drain_seconds": 60,
+        "drain_timeout_seconds": 60,
     }
     # Beside "serving", where they are for Triton's protocols too.
     tools = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
     lora = {"enable_lora": True, "max_lora_rank": 8}
-    limit = {"grammar_timeout_seconds": GRAMMAR_SECONDS}
+    limit = {"grammar_compile_timeout_seconds": GRAMMAR_SECONDS}
     model = add_model(repository, engine_args=engine_args(settings, limit, **tools, **lora))
     (model / "multi_lora.json").write_text("{}")  # the port has its own list
     keys = {"MODEL_API_KEYS": f"sk-the-first {KEY}"}

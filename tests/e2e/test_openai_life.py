@@ -70,7 +70,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     port, embed_port = free_ports(2)
     how: dict[str, Any] = {"model": str(checkpoint), "enable_log_requests": False}
     how |= {"max_model_len": CONTEXT}
-    own = {"port": port, "served_model_name": "tiny", "drain_seconds": 300}
+    own = {"port": port, "served_model_name": "tiny", "drain_timeout_seconds": 300}
     use_front_ends(add_model(repository, "tiny", engine_args=engine_args(own, **how)), FRONT_ENDS)
     secure = {
         "port": embed_port,

@@ -68,7 +68,7 @@ def serve(
 ) -> None:
     """Load the tiny chat model as ``name``, placed and split as told."""
     args = SMALL | {"model": str(checkpoints / "chat")} | engine_args
-    args["serving"] = {"metrics_period_seconds": 0.3} | (serving or {})
+    args["serving"] = {"metrics_interval_seconds": 0.3} | (serving or {})
     model = add_model(server.repository, name, engine_args=json.dumps(args))
     use_front_ends(model, instances)
     if devices:

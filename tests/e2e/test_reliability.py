@@ -36,8 +36,8 @@ FIRST_TOKENS = "vllm:time_to_first_token_seconds_count"
 A_MOMENT = 1.0  # seconds: a cancellation check, a step of the engine and what the test adds
 
 SERVING = {
-    "metrics_period_seconds": 0.1,
-    "max_requests": MAX_REQUESTS,
+    "metrics_interval_seconds": 0.1,
+    "max_concurrent_requests": MAX_REQUESTS,
     "max_queued_tokens": MAX_QUEUED_TOKENS,
     "default_max_tokens": 16,
 }
@@ -156,7 +156,7 @@ def test_a_client_that_does_not_read_delays_nobody(server: TritonServer) -> None
 
 def test_a_time_limit_ends_a_request(server: TritonServer) -> None:
     """As parameter, as gRPC's timeout and as HTTP's: an error that says so, and a metric."""
-    before = metric(server, "triton_vllm:requests_total", 'outcome="deadline"')
+    before = metric(server, "triton_vllm:requests_total", 'outcome="timeout"')
     by_parameter = ask(server, endless(timeout_seconds=0.5))
     by_grpc = ask(server, endless(), timeout=500_000)
     _, by_http = server.post(
@@ -168,7 +168,7 @@ def test_a_time_limit_ends_a_request(server: TritonServer) -> None:
     assert "UNAVAILABLE" == refusal(server, endless(timeout_seconds=0.5, stream=False))[0]
     count = before + 4
     deadline = time.monotonic() + 10
-    while metric(server, "triton_vllm:requests_total", 'outcome="deadline"') != count:
+    while metric(server, "triton_vllm:requests_total", 'outcome="timeout"') != count:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     await_idle(server)
@@ -210,7 +210,7 @@ def test_above_the_limit_requests_are_refused_at_once(server: TritonServer) -> N
     refusals = [end for end in ends if isinstance(end, Refused)]
     assert {truth} == set(texts)
     assert refusals
-    limit = f"the limit of this front end is {MAX_REQUESTS} (max_requests)"
+    limit = f"the limit of this front end is {MAX_REQUESTS} (max_concurrent_requests)"
     assert [] == [r.error for r in refusals if limit not in r.error]
     assert truth == generate(server, "Hello", max_tokens=30)
 

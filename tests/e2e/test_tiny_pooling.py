@@ -14,8 +14,8 @@ pytestmark = pytest.mark.timeout(300)
 SIZE = 64
 
 
-def rows(response: Any, output: str = "vectors", size: int = SIZE) -> list[list[float]]:
-    """Return the rows of a response's vectors."""
+def rows(response: Any, output: str = "embeddings", size: int = SIZE) -> list[list[float]]:
+    """Return the rows of a response's embeddings."""
     assert not response.error, response.error
     flat = [float(element) for element in response.outputs[output]]
     return [flat[i : i + size] for i in range(0, len(flat), size)]
@@ -34,11 +34,11 @@ def embedding(tiny: TinyModels) -> TinyModels:
 
 def test_texts_become_vectors(embedding: TinyModels) -> None:
     """Each of a batch gets the vector that transformers gives it, in the batch's order."""
-    texts, expected = embedding.expected["texts"], embedding.expected["vectors"]
+    texts, expected = embedding.expected["texts"], embedding.expected["embeddings"]
     response = embedding.ask("embedding", {"texts": texts, "return_num_input_tokens": True})
-    vectors = rows(response)
-    assert [close(vector) for vector in expected] == vectors
-    assert {"vectors", "num_input_tokens"} == response.outputs.keys()
+    embeddings = rows(response)
+    assert [close(vector) for vector in expected] == embeddings
+    assert {"embeddings", "num_input_tokens"} == response.outputs.keys()
     # A token a byte, and one at each end.
     assert (str(sum(len(text) + 2 for text in texts)),) == response.outputs["num_input_tokens"]
     assert [close(v) for v in expected[::-1]] == rows(
@@ -49,23 +49,23 @@ def test_texts_become_vectors(embedding: TinyModels) -> None:
 def test_a_large_batch(embedding: TinyModels) -> None:
     """More texts than the engine runs at once are answered in one response, each at its place."""
     texts = [f"text {i}" for i in range(40)]
-    vectors = rows(embedding.ask("embedding", {"texts": texts}))
-    assert len(texts) == len(vectors)
+    embeddings = rows(embedding.ask("embedding", {"texts": texts}))
+    assert len(texts) == len(embeddings)
     (last,) = rows(embedding.ask("embedding", {"texts": texts[-1:]}))
-    assert close(last) == vectors[-1]
+    assert close(last) == embeddings[-1]
 
 
 @pytest.mark.parametrize(("name", "line"), document_lines("EMBEDDING"))
 def test_a_line_of_the_document(embedding: TinyModels, name: str, line: str) -> None:
-    """Each is answered with vectors, or what else it asks for."""
+    """Each is answered with embeddings, or what else it asks for."""
     answer = embedding.run_line(line, "embedding")
-    assert {"vectors", "scores", "text_output"} & answer.keys(), name
+    assert {"embeddings", "scores", "text_output"} & answer.keys(), name
 
 
 @pytest.mark.parametrize("how", ["tensor", "parameter"])
 def test_dimensions(embedding: TinyModels, how: str) -> None:
-    """A model of the Matryoshka kind gives shorter vectors, of length one, on demand."""
-    text, full = embedding.expected["texts"][0], embedding.expected["vectors"][0][:16]
+    """A model of the Matryoshka kind gives shorter embeddings, of length one, on demand."""
+    text, full = embedding.expected["texts"][0], embedding.expected["embeddings"][0][:16]
     inputs: dict[str, Any] = {"texts": [text]}
     parameters = {}
     if how == "tensor":
@@ -79,7 +79,7 @@ def test_dimensions(embedding: TinyModels, how: str) -> None:
 
 def test_what_the_openai_front_end_sends(embedding: TinyModels) -> None:
     """embedding_request is answered with JSON in text_output, and the counts beside it."""
-    text, expected = embedding.expected["texts"][0], embedding.expected["vectors"][0]
+    text, expected = embedding.expected["texts"][0], embedding.expected["embeddings"][0]
     flags = {"return_num_input_tokens": True, "return_num_output_tokens": True}
     asked = json.dumps({"input": text, "pooling_params": {}})
     response = embedding.ask("embedding", {"embedding_request": asked, **flags})
@@ -102,10 +102,10 @@ def test_the_json_forms_of_input(embedding: TinyModels) -> None:
 
 
 def test_embeddings_are_scored_by_cosine(embedding: TinyModels) -> None:
-    """Of an embedding model, queries and documents: the cosine of their vectors."""
-    texts, vectors = embedding.expected["texts"], embedding.expected["vectors"]
+    """Of an embedding model, queries and documents: the cosine of their embeddings."""
+    texts, embeddings = embedding.expected["texts"], embedding.expected["embeddings"]
     response = embedding.ask("embedding", {"queries": texts[:1], "documents": texts})
-    cosine = sum(a * b for a, b in zip(*vectors, strict=True))
+    cosine = sum(a * b for a, b in zip(*embeddings, strict=True))
     assert [close([1.0, cosine])] == rows(response, "scores", 2)
 
 

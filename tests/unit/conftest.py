@@ -16,9 +16,9 @@ from hypothesis.configuration import set_hypothesis_home_dir
 import triton_vllm
 from tests.unit.fake_compiler import compile_as_told
 from tests.unit.fakes import FakeLog, fake_pb_utils, fake_vllm_api
-from triton_vllm import grammar_compiler
-from triton_vllm.grammar_limit import GrammarLimit
-from triton_vllm.sampling import SamplingParser
+from triton_vllm.limits import grammar_compiler
+from triton_vllm.limits.grammar import GrammarLimit
+from triton_vllm.protocol.sampling import SamplingParser
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache/hypothesis")
 # The same examples in every run, and no judgement of a busy machine's speed.
@@ -31,7 +31,7 @@ settings.load_profile("steady")
 @pytest.fixture
 def vllm_api(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``from triton_vllm import vllm_api`` find the fake."""
-    monkeypatch.setitem(sys.modules, "triton_vllm.vllm_api", fake_vllm_api())
+    monkeypatch.setitem(sys.modules, "triton_vllm.vllm_api.api", fake_vllm_api())
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from triton_vllm import grammar_compiler
+from triton_vllm.limits import grammar_compiler
 
 
 def compile_as_told(connection: Connection, tokenizer: str, memory: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from triton_vllm.generation import GenerationRequest, TextPrompt
+from triton_vllm.protocol.requests import GenerationRequest, TextPrompt
 
 FINAL = 1
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeLog
-from triton_vllm.adapters import ADAPTERS_FILE, Adapter, Adapters, LoadedAdapters, NoAdapters
+from triton_vllm.config.lora import ADAPTERS_FILE, Adapter, Adapters, LoadedAdapters, NoAdapters
 from triton_vllm.errors import (
     AdapterNotFoundError,
     RequestError,

@@ -6,20 +6,24 @@ import asyncio
 
 import pytest
 
-from triton_vllm.admission import Admission
 from triton_vllm.errors import UnavailableError
+from triton_vllm.limits.admission import Admission
 
 
-def admission(max_requests: int = 0, max_queued_tokens: int = 0, queued: int = 0) -> Admission:
-    return Admission(max_requests, max_queued_tokens, lambda: queued)
+def admission(
+    max_concurrent_requests: int = 0, max_queued_tokens: int = 0, queued: int = 0
+) -> Admission:
+    return Admission(max_concurrent_requests, max_queued_tokens, lambda: queued)
 
 
 def test_the_request_above_the_limit_is_refused_and_told_the_limit() -> None:
     """As many as the limit enter; one leaves, and the next may enter."""
-    door = admission(max_requests=2)
+    door = admission(max_concurrent_requests=2)
     with door.admit():
         with door.admit():
-            with pytest.raises(UnavailableError, match=r"2 requests .* is 2 \(max_requests\)"):
+            with pytest.raises(
+                UnavailableError, match=r"2 requests .* is 2 \(max_concurrent_requests\)"
+            ):
                 door.check()
             with pytest.raises(UnavailableError), door.admit():
                 pass
@@ -31,7 +35,7 @@ def test_the_request_above_the_limit_is_refused_and_told_the_limit() -> None:
 
 def test_a_request_that_fails_leaves_too() -> None:
     """An exception inside does not keep the place."""
-    door = admission(max_requests=1)
+    door = admission(max_concurrent_requests=1)
     with pytest.raises(KeyError), door.admit():
         raise KeyError
     assert 0 == door.live

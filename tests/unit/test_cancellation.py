@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeLog, FakeSender, fake_pb_utils, generation_request
-from triton_vllm.cancellation import CancellationWatcher
-from triton_vllm.responses import ResponseMaker
-from triton_vllm.streaming import ResponseStream
+from triton_vllm.protocol.cancellation import CancellationWatcher
+from triton_vllm.protocol.encode import ResponseMaker
+from triton_vllm.protocol.stream import ResponseStream
 
 PERIOD = 0.01
 
@@ -156,7 +156,7 @@ def test_a_question_without_an_answer_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch, log: FakeLog
 ) -> None:
     """A Triton that does not answer is left behind, and the model can be unloaded."""
-    monkeypatch.setattr("triton_vllm.cancellation._STOP_SECONDS", 0.1)
+    monkeypatch.setattr("triton_vllm.protocol.cancellation._STOP_SECONDS", 0.1)
     asked, answer = threading.Event(), threading.Event()
 
     class Stuck(FakeSender):

@@ -68,7 +68,7 @@ def test_the_schema_knows_every_value() -> None:
             "set engineArgs.distributed_executor_backend to ray",
         ),
         (
-            {"engineArgs": {"serving": {"drain_seconds": 5}}},
+            {"engineArgs": {"serving": {"drain_timeout_seconds": 5}}},
             "set shutdown.drainSeconds instead",
         ),
         ({"engineArgs": {"serving": {"openai": {"port": 1}}}}, "set openai.enabled"),
@@ -105,12 +105,12 @@ def test_the_engine_arguments_are_passed_on_as_they_are() -> None:
         "max_model_len": 8192,
         "kv_cache_memory_bytes": 34359738368,
         "serving": {
-            "max_requests": 512,
-            "drain_seconds": 20,
+            "max_concurrent_requests": 512,
+            "drain_timeout_seconds": 20,
             "openai": {
                 "port": 9000,
                 "host": "0.0.0.0",
-                "drain_seconds": 20,
+                "drain_timeout_seconds": 20,
                 "api_keys_file": "/etc/triton_vllm/api_keys",
                 "tool_call_parser": "llama3_json",
             },

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from triton_vllm.chat_options import ChatOptions
 from triton_vllm.errors import SettingsError
+from triton_vllm.vllm_api.render.chat_options import ChatOptions
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             raise SettingsError(f"{where}: no such parser")
         return Namespace(chat_template=given.get("chat_template"))
 
-    module = ModuleType("triton_vllm.vllm_chat")
+    module = ModuleType("triton_vllm.vllm_api.render.chat")
     module.parse_chat_args = parse_chat_args  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "triton_vllm.vllm_chat", module)
+    monkeypatch.setitem(sys.modules, "triton_vllm.vllm_api.render.chat", module)
     return calls
 
 

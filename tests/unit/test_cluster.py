@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.fakes import FakeLog
-from triton_vllm import machines
 from triton_vllm.errors import SettingsError
-from triton_vllm.machines import Machines, Meeting, connections
+from triton_vllm.topology import nodes as machines
+from triton_vllm.topology.nodes import Machines, Meeting, connections
 
 
 def test_connections_are_counted() -> None:

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_vllm.cpus import as_list, engine_on, parse_cpus
 from triton_vllm.errors import SettingsError
+from triton_vllm.topology.cpus import as_list, engine_on, parse_cpus
 
-WHERE = "args.json: serving.engine_cpus"
+WHERE = "args.json: serving.engine_cpu_affinity"
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from triton_vllm import deadline
-from triton_vllm.deadline import Deadline, NoDeadline, shorter
 from triton_vllm.errors import DeadlineError
+from triton_vllm.limits import timeout as deadline
+from triton_vllm.limits.timeout import Deadline, NoDeadline, shorter
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeRequest
-from triton_vllm.decoding import decode
 from triton_vllm.errors import RequestError
-from triton_vllm.generation import EngineOptions, TextPrompt, TokenPrompt
-from triton_vllm.outputs import LOGPROBS, NO_LOGPROBS, OUTPUTS, strings
-from triton_vllm.sampling import SamplingParser
+from triton_vllm.protocol.decode import decode
+from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, OUTPUTS, strings
+from triton_vllm.protocol.requests import EngineOptions, TextPrompt, TokenPrompt
+from triton_vllm.protocol.sampling import SamplingParser
 
 
 def test_a_plain_request_is_answered_whole_with_its_prompt(sampling: SamplingParser) -> None:

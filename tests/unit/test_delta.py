@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_vllm.delta import Delta, DeltaReader, Details, SequenceDetails
+from triton_vllm.protocol.delta import Delta, DeltaReader, Details, SequenceDetails
 
 
 @dataclass

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.fakes import FakeLog
-from triton_vllm.admission import Admission
-from triton_vllm.drain import Answer, Drain, Judge, ServerWatch, ask_server
 from triton_vllm.errors import UnavailableError
 from triton_vllm.event_loop import EventLoopThread
+from triton_vllm.limits.admission import Admission
+from triton_vllm.limits.drain import Answer, Drain, Judge, ServerWatch, ask_server
 
 READY, NOT_READY, GONE, UNCLEAR = Answer.READY, Answer.NOT_READY, Answer.GONE, Answer.UNCLEAR
 
@@ -105,7 +105,7 @@ def test_our_own_trouble_is_no_servers_end() -> None:
 
 def test_the_watch_tells_of_changes(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """The callback is called once a change."""
-    monkeypatch.setattr("triton_vllm.drain._PERIOD", 0.01)
+    monkeypatch.setattr("triton_vllm.limits.drain._PERIOD", 0.01)
     answers = iter([READY, GONE, GONE])
     changes: list[bool] = []
     watch = ServerWatch(lambda: next(answers, GONE), lambda: False, changes.append, log)

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from triton_vllm.draining import Draining, NoDraining, draining
-from triton_vllm.shared_engine import NoSeat
+from triton_vllm.topology.draining import Draining, NoDraining, draining
+from triton_vllm.topology.front_ends import NoSeat
 
 
 @dataclass

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeEngineArgs
-from triton_vllm.engine_args import (
+from triton_vllm.config.arguments import (
     DROPPED,
     as_arguments,
     is_true,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from triton_vllm import child_process
-from triton_vllm.process import EngineErrors
+from triton_vllm.topology import child_process
+from triton_vllm.topology.stub_process import EngineErrors
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import triton_vllm
-from triton_vllm import fair_share
-from triton_vllm.fair_share import (
+from triton_vllm.topology import load_balancing as fair_share
+from triton_vllm.topology.load_balancing import (
     DOWN_SECONDS,
     HOLD_SECONDS,
     STALE_SECONDS,
@@ -30,7 +30,7 @@ PACKAGE = str(Path(triton_vllm.__file__).parents[1])
 FRONT_END = """
 import os, sys
 from pathlib import Path
-from triton_vllm.fair_share import LoadTable
+from triton_vllm.topology.load_balancing import LoadTable
 table = LoadTable(Path(sys.argv[1]), 2, 1, 1)
 table.beat(serves=True)
 table.passed(10)

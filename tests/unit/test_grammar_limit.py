@@ -12,9 +12,9 @@ import pytest
 
 from tests.unit.fake_compiler import cancel, regex
 from tests.unit.fakes import FakeLog
-from triton_vllm import grammar_limit
 from triton_vllm.errors import RequestError, UnavailableError
-from triton_vllm.grammar_limit import (
+from triton_vllm.limits import grammar as grammar_limit
+from triton_vllm.limits.grammar import (
     MAX_CHARACTERS,
     MAX_TRIALS,
     GrammarLimit,

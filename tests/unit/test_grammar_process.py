@@ -11,9 +11,9 @@ import pytest
 
 from tests.unit.fake_compiler import compile_as_told, die_at_once, regex
 from tests.unit.fakes import FakeLog
-from triton_vllm import grammar_compiler, grammar_process
 from triton_vllm.errors import RequestError, UnavailableError
-from triton_vllm.grammar_limit import GrammarLimit
+from triton_vllm.limits import grammar_compiler, grammar_process
+from triton_vllm.limits.grammar import GrammarLimit
 
 pytestmark = pytest.mark.timeout(120)
 

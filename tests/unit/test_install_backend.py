@@ -28,8 +28,9 @@ def test_the_model_and_its_package_are_installed(backends: Path) -> None:
     assert 0 == install(backends).returncode
     (backends / "vllm/model.py").write_text("old")
     assert 0 == install(backends).returncode
-    names = {path.name for path in (backends / "vllm/triton_vllm").iterdir()}
-    assert {path.name for path in PACKAGE.glob("*.py")} == names
+    installed = backends / "vllm/triton_vllm"
+    files = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
+    assert {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")} == files
     assert {"model.py", "triton_vllm"} == {path.name for path in (backends / "vllm").iterdir()}
     assert (PACKAGE.parent / "model.py").read_text() == (backends / "vllm/model.py").read_text()
     assert {"python", "vllm"} == {path.name for path in backends.iterdir()}

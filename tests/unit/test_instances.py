@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 import triton_vllm
+from triton_vllm.config.openai import OpenAISettings
+from triton_vllm.config.placement import Placement
+from triton_vllm.config.settings import ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.fair_share import FairShare, NoFairShare
-from triton_vllm.instances import Instance, settings_of
-from triton_vllm.openai_settings import OpenAISettings
-from triton_vllm.placement import Placement
-from triton_vllm.settings import ModelSettings, ServingSettings
+from triton_vllm.topology.instances import Instance, settings_of
+from triton_vllm.topology.load_balancing import FairShare, NoFairShare
 
 TWO = Placement(("0,1", "2,3"), None, 2, 4)
 
@@ -27,9 +27,9 @@ TWO = Placement(("0,1", "2,3"), None, 2, 4)
 INSTANCE = """
 import contextlib, json, os, sys
 from pathlib import Path
-from triton_vllm.instances import Instance
-from triton_vllm.placement import Placement
-from triton_vllm.settings import ModelSettings
+from triton_vllm.topology.instances import Instance
+from triton_vllm.config.placement import Placement
+from triton_vllm.config.settings import ModelSettings
 
 placement = Placement(("0,1", "2,3"), None, 2, 4)
 settings = ModelSettings("vllm", "1", Path("/m"), {"model": "m"}, placement=placement)

@@ -13,13 +13,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tests.unit.fakes import FakeFamilies, FakeLog
-from triton_vllm.front_end_metrics import (
-    OUTCOMES,
-    FrontEndMetrics,
-    LoopLag,
-    Traffic,
-)
-from triton_vllm.metrics import MetricsExport
+from triton_vllm.counters import OUTCOMES, LoopLag, Traffic
+from triton_vllm.metrics.export import MetricsExport
+from triton_vllm.metrics.front_end import FrontEndMetrics
 
 PERIOD = 0.01
 
@@ -176,7 +172,7 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies, log: FakeLo
     assert 0.75 == families.value(name + "send_seconds_total")
     assert 1 == families.value(name + "engine_up")
     assert 2 == families.value(name + "engine_restarts_total")
-    assert 0 == families.value(name + "engine_gave_up")
+    assert 0 == families.value(name + "engine_failed")
     assert 4 == families.value(name + "front_ends")
     expected = dict.fromkeys(OUTCOMES, 0) | {"ok": 3, "cancelled": 1}
     outcomes = families.made[name + "requests_total"][1]
@@ -189,7 +185,7 @@ def test_only_the_leader_counts_front_ends(families: FakeFamilies, log: FakeLog)
     MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD, log).stop()
     assert "triton_vllm:front_ends" not in families.made
     assert 0 == families.value("triton_vllm:engine_up")
-    assert 1 == families.value("triton_vllm:engine_gave_up")
+    assert 1 == families.value("triton_vllm:engine_failed")
 
 
 def test_the_lag_is_the_worst_since_it_was_last_taken() -> None:

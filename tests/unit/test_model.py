@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeLog, FakeRequest, FakeSender, Sent, fake_pb_utils
-from triton_vllm.admission import Admission
-from triton_vllm.cancellation import CancellationWatcher
-from triton_vllm.delta import Delta
-from triton_vllm.engine import Engine
+from triton_vllm.config.settings import ServingSettings
+from triton_vllm.engine.engine import Engine
 from triton_vllm.errors import GenerationError, ServingError, one_line
 from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.sampling import SamplingParser
-from triton_vllm.settings import ServingSettings
-from triton_vllm.streaming import SenderPool
-from triton_vllm.work import Work
+from triton_vllm.limits.admission import Admission
+from triton_vllm.protocol.cancellation import CancellationWatcher
+from triton_vllm.protocol.delta import Delta
+from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.sampling import SamplingParser
+from triton_vllm.protocol.stream import SenderPool
 
 
 class PanicError(BaseException):

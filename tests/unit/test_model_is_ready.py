@@ -10,7 +10,7 @@ import pytest
 
 def loaded(model_py: ModuleType, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return the model after ``initialize``, around an engine that needs no vLLM."""
-    serving = SimpleNamespace(max_tokens_per_response=1, cancellation_check_seconds=1)
+    serving = SimpleNamespace(max_tokens_per_response=1, cancellation_poll_seconds=1)
     settings = SimpleNamespace(serving=serving, sender_threads=1)
     stand_ins = {
         "prepare_process": lambda: None,

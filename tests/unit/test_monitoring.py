@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.triton_server import ROOT
-from triton_vllm.front_end_metrics import FrontEndMetrics, LoopLag, Traffic
+from triton_vllm.counters import LoopLag, Traffic
+from triton_vllm.metrics.front_end import FrontEndMetrics
 
 MONITORING = ROOT / "deploy/monitoring"
 DASHBOARD = MONITORING / "grafana/dashboards/vllm-on-triton.json"

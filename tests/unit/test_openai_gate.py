@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from triton_vllm.admission import Place
 from triton_vllm.errors import EngineDownError, ServingError, UnavailableError
-from triton_vllm.openai_exchange import Message, Receive, Send
-from triton_vllm.openai_gate import Gate
+from triton_vllm.limits.admission import Place
+from triton_vllm.openai_api.exchange import Message, Receive, Send
+from triton_vllm.openai_api.middleware import Gate
 
 JSON_TYPE = [(b"content-type", b"application/json")]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -380,7 +380,7 @@ def test_in_time_nothing_is_ended() -> None:
 
 def test_an_app_that_does_not_listen_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not every route looks for its client; after a moment it is ended all the same."""
-    monkeypatch.setattr("triton_vllm.openai_exchange._GRACE", 0.05)
+    monkeypatch.setattr("triton_vllm.openai_api.exchange._GRACE", 0.05)
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         await asyncio.Event().wait()

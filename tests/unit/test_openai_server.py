@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import FakeEngineArgs, FakeLog
-from triton_vllm.admission import Place
+from triton_vllm.config.openai import OpenAISettings
+from triton_vllm.config.settings import ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.openai_server import NoOpenAIServer, OpenAIServer, openai_server
-from triton_vllm.openai_settings import OpenAISettings
-from triton_vllm.settings import ModelSettings, ServingSettings
-from triton_vllm.shared_engine import NoSeat
+from triton_vllm.limits.admission import Place
+from triton_vllm.openai_api.server import NoOpenAIServer, OpenAIServer, openai_server
+from triton_vllm.topology.front_ends import NoSeat
 
 
 class FakeDoor:
@@ -55,7 +55,7 @@ def test_a_front_end_that_has_moved_is_said_in_a_line(
     vllm_api: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line names the vLLM at hand, those that are known, and the way out."""
-    monkeypatch.setitem(sys.modules, "triton_vllm.vllm_openai", None)
+    monkeypatch.setitem(sys.modules, "triton_vllm.vllm_api.openai_app", None)
     with pytest.raises(SettingsError) as raised:
         make(OpenAISettings(port=9000))
     line = str(raised.value)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from triton_vllm.config.openai import OpenAISettings
+from triton_vllm.config.settings import ServingSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.openai_settings import OpenAISettings
-from triton_vllm.settings import ServingSettings
 
 WHERE = '/m/vllm_engine_args.json: "serving.openai"'
 
@@ -31,7 +31,7 @@ def test_ours_and_vllms_keys_are_told_apart() -> None:
         "host": "0.0.0.0",
         "api_keys_file": "/run/keys",
         "served_model_name": "a",
-        "drain_seconds": 3,
+        "drain_timeout_seconds": 3,
         "enable_auto_tool_choice": True,
         "allowed_origins": ["https://example.com"],
     }
@@ -40,7 +40,7 @@ def test_ours_and_vllms_keys_are_told_apart() -> None:
         host="0.0.0.0",
         api_keys_file="/run/keys",
         served_model_name=("a",),
-        drain_seconds=3.0,
+        drain_timeout_seconds=3.0,
         frontend={
             "enable_auto_tool_choice": True,
             "allowed_origins": ["https://example.com"],
@@ -52,7 +52,7 @@ def test_ours_and_vllms_keys_are_told_apart() -> None:
 def test_the_defaults() -> None:
     """A port is all that is needed: loopback, no keys, ten seconds to drain."""
     assert OpenAISettings(port=9000) == read()
-    assert ("127.0.0.1", 10.0) == (read().host, read().drain_seconds)
+    assert ("127.0.0.1", 10.0) == (read().host, read().drain_timeout_seconds)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,11 @@ def test_the_defaults() -> None:
         ({"port": 0}, '"port" must be an integer from 1 to 65535, got 0'),
         ({"port": 1, "host": ""}, "\"host\" must be a string, got ''"),
         ({"port": 1, "host": None}, '"host" must be a string, got None'),
-        ({"port": 1, "drain_seconds": -1}, '"drain_seconds" must be a number from 0 to 3600'),
-        ({"port": 1, "drain_seconds": True}, '"drain_seconds" must be a number'),
+        (
+            {"port": 1, "drain_timeout_seconds": -1},
+            '"drain_timeout_seconds" must be a number from 0 to 3600',
+        ),
+        ({"port": 1, "drain_timeout_seconds": True}, '"drain_timeout_seconds" must be a number'),
         ({"port": 1, "served_model_name": [""]}, '"served_model_name" must be a string or an'),
         (
             {"port": 1, "api_keys_env": "A", "api_keys_file": "/f"},

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triton_vllm.delta import Details, SequenceDetails
-from triton_vllm.outputs import NO_LOGPROBS, OUTPUTS
+from triton_vllm.protocol.delta import Details, SequenceDetails
+from triton_vllm.protocol.outputs import NO_LOGPROBS, OUTPUTS
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from triton_vllm.errors import SettingsError
-from triton_vllm.parallelism import Parallelism, check_gpus
+from triton_vllm.topology.gpus import Parallelism, check_gpus
 
 DEFAULTS: dict[str, Any] = {
     "tensor_parallel_size": 1,

@@ -125,7 +125,7 @@ def test_send_only_takes_our_package_along(setup: Setup) -> None:
     """The send-only model is served with the product's own package."""
     command(Peer.parse("send-2x3"), setup, PORTS)
     model = setup.folder / "send-2x3/models/bench"
-    assert (model / "1/triton_vllm/streaming.py").exists()
+    assert (model / "1/triton_vllm/protocol/stream.py").exists()
     assert "SamplingParser" in (model / "1/model.py").read_text()
     config = (model / "config.pbtxt").read_text()
     assert 'key: "SENDER_THREADS" value { string_value: "3" }' in config

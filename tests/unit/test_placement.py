@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from triton_vllm.config.placement import Placement, as_visible, parse_sets
 from triton_vllm.errors import SettingsError
-from triton_vllm.placement import Placement, as_visible, parse_sets
 
 WHERE = Path("/m/config.pbtxt")
 MODEL = {"kind": "KIND_MODEL"}

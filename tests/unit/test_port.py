@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from triton_vllm.errors import SettingsError
-from triton_vllm.port import Port
+from triton_vllm.openai_api.port import Port
 
 HOST = "127.0.0.1"
 

@@ -56,7 +56,7 @@ def metrics(age: float, *, up: int = 1, gave_up: int = 0, labels: str = LABELS) 
     name = "triton_vllm:"
     return (
         f"{name}heartbeat_timestamp_seconds{labels} {age:g} s ago\n"
-        f"{name}engine_up{labels} {up}\n{name}engine_gave_up{labels} {gave_up}\n"
+        f"{name}engine_up{labels} {up}\n{name}engine_failed{labels} {gave_up}\n"
     )
 
 

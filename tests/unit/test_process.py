@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from triton_vllm import child_process
+from triton_vllm.topology import child_process
 
 END_SECONDS = 30  # for what takes milliseconds, where a machine is busy
 PACKAGE = Path(__file__).resolve().parents[2] / "model_repository/vllm/1"
 
 PARENT = """
 import multiprocessing, sys, time
-from triton_vllm.process import prepare_process
+from triton_vllm.topology.stub_process import prepare_process
 prepare_process()
 child = multiprocessing.get_context(sys.argv[1]).Process(target=time.sleep, args=(60,))
 child.start()
@@ -45,7 +45,7 @@ def work(stub):
 STUB = """
 import multiprocessing, time
 from engine_core import core
-from triton_vllm.process import prepare_process
+from triton_vllm.topology.stub_process import prepare_process
 prepare_process()
 workers, theirs = multiprocessing.Pipe()
 multiprocessing.get_context("spawn").Process(target=core, args=(theirs,)).start()
@@ -132,7 +132,7 @@ def test_front_ends_that_share_the_engine_are_found(
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from triton_vllm.shared_engine import Seat\n"
+        "from triton_vllm.topology.front_ends import Seat\n"
         "seat = Seat.take(Path(sys.argv[1]).parent, 2)\n"
         "print(seat.generation, flush=True)\n"
         "time.sleep(60)\n"
@@ -152,7 +152,7 @@ def test_the_locale_is_utf_8() -> None:
     """Files without a stated encoding are read as UTF-8, even where Python started as C."""
     code = (
         "import locale\n"
-        "from triton_vllm.process import prepare_process\n"
+        "from triton_vllm.topology.stub_process import prepare_process\n"
         "prepare_process()\n"
         "print(locale.setlocale(locale.LC_CTYPE))\n"
     )
@@ -165,7 +165,7 @@ def test_a_stuck_stub_can_be_asked_where_it_stands() -> None:
     """SIGUSR1 writes every thread's stack to standard error, and ends nothing."""
     code = """
 import os, signal
-from triton_vllm.process import prepare_process
+from triton_vllm.topology.stub_process import prepare_process
 prepare_process()
 def stuck():
     os.kill(os.getpid(), signal.SIGUSR1)

@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 
 from tests.unit.fakes import FakeRequest
-from triton_vllm import decoding, prompts
-from triton_vllm.decoding import decode
 from triton_vllm.errors import RequestError
-from triton_vllm.generation import ChatPrompt, MediaPrompt, Pairs, PoolingOptions, TextPrompt, Texts
-from triton_vllm.outputs import CHAT_OUTPUTS, SCORES, VECTORS
-from triton_vllm.pooling import PoolingParser
-from triton_vllm.sampling import SamplingParser
+from triton_vllm.protocol import decode as decoding
+from triton_vllm.protocol import prompts
+from triton_vllm.protocol.decode import decode
+from triton_vllm.protocol.outputs import CHAT_OUTPUTS, EMBEDDINGS, SCORES
+from triton_vllm.protocol.requests import (
+    ChatPrompt,
+    MediaPrompt,
+    Pairs,
+    PoolingOptions,
+    TextPrompt,
+    Texts,
+)
+from triton_vllm.protocol.sampling import SamplingParser
+from triton_vllm.vllm_api.pooling_parameters import PoolingParser
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -68,11 +76,11 @@ def test_a_tool_choice_by_name(sampling: SamplingParser) -> None:
 
 
 def test_texts(pooling: PoolingParser) -> None:
-    """They are answered with vectors, and no text."""
+    """They are answered with embeddings, and no text."""
     inputs = {"texts": ["a", "b"], "pooling_parameters": '{"dimensions": "16", "priority": 2}'}
     request = decode(FakeRequest(inputs), pooling)
     assert Texts(["a", "b"]) == request.prompt
-    assert ((VECTORS,), "", False) == (request.outputs, request.text_output, request.stream)
+    assert ((EMBEDDINGS,), "", False) == (request.outputs, request.text_output, request.stream)
     assert 16 == request.sampling_params.dimensions
     assert PoolingOptions(priority=2) == request.options
 
@@ -179,7 +187,7 @@ def test_wrong_chats(sampling: SamplingParser, inputs: dict[str, Any], expected:
 
 def test_vectors_are_sent_as_they_are() -> None:
     """A pooling model's answer needs no conversion."""
-    from triton_vllm.delta import Details
+    from triton_vllm.protocol.delta import Details
 
     rows = np.ones((2, 3), dtype=np.float32)
-    assert rows is VECTORS.encode(Details((), 0, vectors=rows))
+    assert rows is EMBEDDINGS.encode(Details((), 0, embeddings=rows))

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeLog
-from triton_vllm import cluster, ray_cluster
-from triton_vllm.cluster import RayCluster
 from triton_vllm.errors import SettingsError
-from triton_vllm.ray_cluster import Placement
+from triton_vllm.topology import cluster, ray_cluster
+from triton_vllm.topology.cluster import RayCluster
+from triton_vllm.topology.ray_cluster import Placement
 
 # What is asked of Ray; its real counterpart is in tests/e2e/test_cluster.py.
 FAKE_RAY = """
@@ -111,7 +111,7 @@ def test_the_deadline_says_what_is_missing(ray: Path, state: dict[str, Any], exp
     with pytest.raises(SettingsError) as raised, gate(5).gather():
         pytest.fail("the gate is open")
     assert expected in str(raised.value)
-    assert "serving.cluster_timeout_seconds" in str(raised.value)
+    assert "serving.cluster_join_timeout_seconds" in str(raised.value)
 
 
 def test_without_a_cluster_vllm_starts_one(ray: Path) -> None:
@@ -176,7 +176,7 @@ def test_places_that_do_not_come(
 
     with pytest.raises(SettingsError) as raised:
         start()
-    assert f'{expected}, after 1 s ("serving.cluster_timeout_seconds")' == str(raised.value)
+    assert f'{expected}, after 1 s ("serving.cluster_join_timeout_seconds")' == str(raised.value)
 
 
 def test_an_unload_ends_the_wait_for_places(ray: Path) -> None:

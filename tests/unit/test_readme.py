@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from triton_vllm.settings import ServingSettings
+from triton_vllm.config.settings import ServingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -220,7 +220,7 @@ VERSIONS = {
     "vLLM supported": (
         r"supports vLLM (0\.\d+ to 0\.\d+)",
         (
-            "model_repository/vllm/1/triton_vllm/vllm_api.py",
+            "model_repository/vllm/1/triton_vllm/vllm_api/api.py",
             r"Supported: vLLM (0\.\d+ to 0\.\d+)\.",
         ),
     ),

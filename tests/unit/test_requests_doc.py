@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-from triton_vllm.forms import INPUTS
-from triton_vllm.generation import EngineOptions
-from triton_vllm.outputs import OUTPUT_TENSORS, OUTPUTS
-from triton_vllm.tensors import Tensor
+from triton_vllm.protocol.outputs import OUTPUT_TENSORS, OUTPUTS
+from triton_vllm.protocol.requests import EngineOptions
+from triton_vllm.protocol.schema import INPUTS
+from triton_vllm.protocol.tensors import Tensor
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/requests.md").read_text(encoding="utf-8")
 INPUT_ROWS, _, REST = DOCUMENT.partition("\n## Outputs")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import fake_pb_utils, generation_request
-from triton_vllm.delta import Delta
-from triton_vllm.responses import ResponseMaker
+from triton_vllm.protocol.delta import Delta
+from triton_vllm.protocol.encode import ResponseMaker
 
 LONG = "x" * 25
 

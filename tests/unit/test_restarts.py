@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from triton_vllm.restarts import Restarts
+from triton_vllm.engine.restarts import Restarts
 
 
 class Clock:

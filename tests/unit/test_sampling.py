@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeOutputKind, FakeStructuredOutputs
 from triton_vllm.errors import RequestError
-from triton_vllm.generation import EngineOptions
-from triton_vllm.sampling import SamplingParser, load_json, load_json_object
+from triton_vllm.protocol.requests import EngineOptions
+from triton_vllm.protocol.sampling import SamplingParser, load_json, load_json_object
 
 
 def parse(sampling: SamplingParser, given: dict[str, Any]) -> Any:
@@ -302,7 +302,7 @@ def test_as_many_sequences_as_allowed(vllm_api: None, n: Any, limit: int) -> Non
 @pytest.mark.parametrize("n", [129, 16384, "129", 10**9])
 def test_more_sequences_than_allowed_are_refused(vllm_api: None, n: Any) -> None:
     """With the operator's limit, its name, and what came."""
-    expected = f'"n": must be at most 128 (max_sequences_per_request), got {n}'
+    expected = f'"n": must be at most 128 (max_n), got {n}'
     with pytest.raises(RequestError) as raised:
         parse(SamplingParser({}, max_sequences=128), {"n": n})
     assert f"sampling_parameters: {expected}" == str(raised.value)

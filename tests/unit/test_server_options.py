@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from triton_vllm import server_options
-from triton_vllm.server_options import ServerOptions
+from triton_vllm.config import server_options
+from triton_vllm.config.server_options import ServerOptions
 
 DEFAULTS = ServerOptions(http=("127.0.0.1", 8000))
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_vllm.errors import SettingsError
-from triton_vllm.settings import (
+from triton_vllm.config.settings import (
     ModelSettings,
     ServingSettings,
     read_json_object,
 )
+from triton_vllm.errors import SettingsError
 
 DECOUPLED = {"model_transaction_policy": {"decoupled": True}}
 
@@ -40,14 +40,14 @@ def write(directory: Path, content: str | bytes) -> Path:
 def test_the_file_is_split_into_engine_args_and_serving(tmp_path: Path) -> None:
     """The object "serving" is ours; everything else is vLLM's, as written."""
     path = write(
-        tmp_path, '{"model": "m", "dtype": "auto", "serving": {"cancellation_check_seconds": 3}}'
+        tmp_path, '{"model": "m", "dtype": "auto", "serving": {"cancellation_poll_seconds": 3}}'
     )
     expected = ModelSettings(
         name="vllm",
         version="1",
         directory=tmp_path,
         engine_args={"model": "m", "dtype": "auto"},
-        serving=ServingSettings(cancellation_check_seconds=3),
+        serving=ServingSettings(cancellation_poll_seconds=3),
     )
     actual = ModelSettings.from_triton(triton_args(tmp_path))
     assert expected == actual
@@ -136,8 +136,10 @@ def test_an_unknown_log_level_is_refused(tmp_path: Path) -> None:
 
 def test_engine_cpus_must_be_a_string(tmp_path: Path) -> None:
     """A CPU list is a string, also when it is one number."""
-    write(tmp_path, '{"model": "m", "serving": {"engine_cpus": 1}}')
-    with pytest.raises(SettingsError, match=r'"serving.engine_cpus" must be a string, got 1'):
+    write(tmp_path, '{"model": "m", "serving": {"engine_cpu_affinity": 1}}')
+    with pytest.raises(
+        SettingsError, match=r'"serving.engine_cpu_affinity" must be a string, got 1'
+    ):
         ModelSettings.from_triton(triton_args(tmp_path))
 
 
@@ -207,7 +209,7 @@ def test_a_folder_in_the_files_place_is_said(tmp_path: Path) -> None:
         ([], '"serving" must be an object, got []'),
         (
             {"cancellation_check_second": 1},
-            '"cancellation_check_second", did you mean "cancellation_check_seconds"?',
+            '"cancellation_check_second", did you mean "cancellation_poll_seconds"?',
         ),
         ({"zzz": 1}, 'the unknown key "zzz", allowed: sender_threads, '),
         ({"sender_threads": "4"}, "\"serving.sender_threads\" must be int from 0 to 64, got '4'"),
@@ -215,16 +217,16 @@ def test_a_folder_in_the_files_place_is_said(tmp_path: Path) -> None:
         ({"sender_threads": 1.5}, '"serving.sender_threads" must be int from 0 to 64, got 1.5'),
         ({"sender_threads": 65}, '"serving.sender_threads" must be int from 0 to 64, got 65'),
         (
-            {"cancellation_check_seconds": -1},
-            '"serving.cancellation_check_seconds" must be float from 0.01 to 60, got -1',
+            {"cancellation_poll_seconds": -1},
+            '"serving.cancellation_poll_seconds" must be float from 0.01 to 60, got -1',
         ),
         (
-            {"cancellation_check_seconds": None},
-            '"serving.cancellation_check_seconds" must be float from 0.01 to 60, got None',
+            {"cancellation_poll_seconds": None},
+            '"serving.cancellation_poll_seconds" must be float from 0.01 to 60, got None',
         ),
         (
-            {"cancellation_check_seconds": 0},
-            '"serving.cancellation_check_seconds" must be float from 0.01 to 60, got 0',
+            {"cancellation_poll_seconds": 0},
+            '"serving.cancellation_poll_seconds" must be float from 0.01 to 60, got 0',
         ),
     ],
     ids=[
@@ -251,7 +253,7 @@ def test_wrong_serving_settings_are_refused(serving: object, expected: str) -> N
 def test_nan_is_no_number_of_seconds(tmp_path: Path) -> None:
     """NaN, which Python's JSON accepts, is out of every range."""
     with pytest.raises(SettingsError, match="got nan"):
-        ServingSettings.from_json({"cancellation_check_seconds": float("nan")}, "f.json")
+        ServingSettings.from_json({"cancellation_poll_seconds": float("nan")}, "f.json")
 
 
 numbers = st.integers(-1, 70) | st.floats(allow_nan=True) | st.booleans() | st.none() | st.text()

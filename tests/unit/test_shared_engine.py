@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from triton_vllm import shared_engine
 from triton_vllm.errors import SettingsError
-from triton_vllm.shared_engine import EngineAddresses, Seat, meeting_place
+from triton_vllm.topology import front_ends as shared_engine
+from triton_vllm.topology.front_ends import EngineAddresses, Seat, meeting_place
 
-PACKAGE = Path(shared_engine.__file__).parents[1]
+PACKAGE = Path(shared_engine.__file__).parents[2]
 
 # Takes a seat, says which, then does what its standard input asks for.
 FRONT_END = """
@@ -26,7 +26,7 @@ import asyncio
 import json, sys
 from pathlib import Path
 from triton_vllm.errors import SettingsError
-from triton_vllm.shared_engine import EngineAddresses, Seat
+from triton_vllm.topology.front_ends import EngineAddresses, Seat
 
 seat = Seat.take(Path(sys.argv[1]), int(sys.argv[2]))
 print(json.dumps([seat._generation.name, seat.index]), flush=True)

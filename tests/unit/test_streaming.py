@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeLog, FakeSender, Sent, fake_pb_utils, generation_request
-from triton_vllm.delta import Delta, Details, SequenceDetails
 from triton_vllm.errors import GenerationError, RequestError, UnavailableError
-from triton_vllm.outputs import OUTPUTS
-from triton_vllm.responses import ResponseMaker
-from triton_vllm.streaming import Message, ResponseStream, SenderPool, merge
+from triton_vllm.protocol.delta import Delta, Details, SequenceDetails
+from triton_vllm.protocol.encode import ResponseMaker
+from triton_vllm.protocol.outputs import OUTPUTS
+from triton_vllm.protocol.stream import Message, ResponseStream, SenderPool, merge
 
 
 @pytest.fixture

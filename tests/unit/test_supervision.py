@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeLog
-from triton_vllm.engine_life import EngineLife
+from triton_vllm.engine.run import EngineLife
+from triton_vllm.engine.supervisor import Supervisor
 from triton_vllm.errors import EngineDownError, ServingError
 from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.process import EngineErrors
-from triton_vllm.shared_engine import NoSeat
-from triton_vllm.supervision import Supervisor
+from triton_vllm.topology.front_ends import NoSeat
+from triton_vllm.topology.stub_process import EngineErrors
 
 
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[EventLoopThread]:
     """An event loop, for tries that follow each other at once."""
-    monkeypatch.setattr("triton_vllm.restarts._LONGEST_WAIT", 0.0)
+    monkeypatch.setattr("triton_vllm.engine.restarts._LONGEST_WAIT", 0.0)
     loop = EventLoopThread("engine")
     yield loop
     loop.stop()
@@ -72,7 +72,7 @@ class Lives:
             self.lives.append(FakeLife(on_death, failure))
             return self.lives[-1]
 
-        monkeypatch.setattr("triton_vllm.supervision.EngineLife", live)
+        monkeypatch.setattr("triton_vllm.engine.supervisor.EngineLife", live)
         self.supervisor = Supervisor(
             launch,
             loop,

@@ -9,9 +9,9 @@ import pytest
 
 from tests.unit.fakes import FakeRequest
 from triton_vllm.errors import RequestError
-from triton_vllm.forms import BACKEND, INPUTS, POOLING, TUTORIAL
-from triton_vllm.outputs import OUTPUT_TENSORS
-from triton_vllm.tensors import Inputs, Tensor
+from triton_vllm.protocol.outputs import OUTPUT_TENSORS
+from triton_vllm.protocol.schema import BACKEND, INPUTS, POOLING, TUTORIAL
+from triton_vllm.protocol.tensors import Inputs, Tensor
 
 CONFIG = Path(__file__).parents[2] / "model_repository/vllm/config.pbtxt"
 

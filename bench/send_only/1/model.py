@@ -16,10 +16,10 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from triton_vllm.decoding import decode
-from triton_vllm.delta import Delta
-from triton_vllm.generation import EngineOptions
-from triton_vllm.streaming import ResponseStream, SenderPool
+from triton_vllm.protocol.decode import decode
+from triton_vllm.protocol.delta import Delta
+from triton_vllm.protocol.requests import EngineOptions
+from triton_vllm.protocol.stream import ResponseStream, SenderPool
 
 _WORD = Delta((" word",), 1)
 _LAST_WORD = Delta((" word",), 1, final=True)

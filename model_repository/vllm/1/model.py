@@ -11,16 +11,16 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from triton_vllm.auto_complete import complete_config
-from triton_vllm.cancellation import CancellationWatcher
-from triton_vllm.decoding import decode
-from triton_vllm.engine import Engine
+from triton_vllm.config.settings import ModelSettings
+from triton_vllm.engine.engine import Engine
 from triton_vllm.errors import GenerationError, SettingsError
-from triton_vllm.generation import GenerationRequest
-from triton_vllm.metrics import export_metrics
-from triton_vllm.process import prepare_process
-from triton_vllm.settings import ModelSettings
-from triton_vllm.streaming import ResponseStream, SenderPool
+from triton_vllm.metrics.export import export_metrics
+from triton_vllm.protocol.auto_complete import complete_config
+from triton_vllm.protocol.cancellation import CancellationWatcher
+from triton_vllm.protocol.decode import decode
+from triton_vllm.protocol.requests import GenerationRequest
+from triton_vllm.protocol.stream import ResponseStream, SenderPool
+from triton_vllm.topology.stub_process import prepare_process
 
 
 class TritonPythonModel:
@@ -44,7 +44,7 @@ class TritonPythonModel:
             pb_utils, settings.sender_threads, serving.max_tokens_per_response, pb_utils.Logger
         )
         self._cancellations = CancellationWatcher(
-            serving.cancellation_check_seconds, self._engine.cancel, pb_utils.Logger
+            serving.cancellation_poll_seconds, self._engine.cancel, pb_utils.Logger
         )
         self._metrics = export_metrics(pb_utils, settings, self._engine, self._responses.traffic)
 

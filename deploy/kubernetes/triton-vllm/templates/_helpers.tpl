@@ -36,9 +36,9 @@ Seconds that Triton gives its models at SIGTERM: drain.py keeps 5 for the end of
 {{- define "triton-vllm.engineArgs" -}}
 {{- $args := deepCopy .Values.engineArgs -}}
 {{- $serving := deepCopy (default dict $args.serving) -}}
-{{- $_ := set $serving "drain_seconds" .Values.shutdown.drainSeconds -}}
+{{- $_ := set $serving "drain_timeout_seconds" .Values.shutdown.drainSeconds -}}
 {{- if .Values.openai.enabled -}}
-{{- $openai := dict "port" .Values.openai.port "host" "0.0.0.0" "drain_seconds" .Values.shutdown.drainSeconds -}}
+{{- $openai := dict "port" .Values.openai.port "host" "0.0.0.0" "drain_timeout_seconds" .Values.shutdown.drainSeconds -}}
 {{- if .Values.openai.apiKeysSecret -}}
 {{- $_ := set $openai "api_keys_file" "/etc/triton_vllm/api_keys" -}}
 {{- end -}}
@@ -74,8 +74,8 @@ parameters {
 {{/* What no schema can say. */}}
 {{- define "triton-vllm.check" -}}
 {{- $serving := default dict .Values.engineArgs.serving -}}
-{{- if hasKey $serving "drain_seconds" -}}
-{{- fail "engineArgs.serving.drain_seconds: set shutdown.drainSeconds instead, from which the grace period follows" -}}
+{{- if hasKey $serving "drain_timeout_seconds" -}}
+{{- fail "engineArgs.serving.drain_timeout_seconds: set shutdown.drainSeconds instead, from which the grace period follows" -}}
 {{- end -}}
 {{- if and (hasKey $serving "openai") (not .Values.openai.enabled) -}}
 {{- fail "engineArgs.serving.openai: set openai.enabled, which also opens the port; further options may stand here" -}}

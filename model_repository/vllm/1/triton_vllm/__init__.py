@@ -2,25 +2,21 @@
 
 The life of a request, and the module that holds each step:
 
-1. decode    ``decoding``      Triton's tensors become one typed ``GenerationRequest``
-2. tokenize  ``rendering``     vLLM's renderer turns the prompt into token ids
-3. generate  ``work``          the request joins the engine's batch; deltas come back
-4. send      ``streaming``     sender threads turn deltas (``delta``) into responses (``outputs``)
-5. finish    ``streaming``     the last response carries the FINAL flag, exactly once
+1. decode    ``protocol.decode``           Triton's tensors become one typed ``GenerationRequest``
+2. tokenize  ``vllm_api.render``           vLLM's renderer turns the prompt into token ids
+3. generate  ``protocol.generation``       the request joins the engine's batch; deltas come back
+4. send      ``protocol.stream``           sender threads turn deltas into Triton responses
+5. finish    ``protocol.stream``           the last response carries the FINAL flag, exactly once
 
-Imports go one way: ``errors`` → ``tensors``, ``delta`` → ``outputs`` → ``generation`` →
-``settings``, ``engine_args``, ``shared_engine`` → ``sampling``, ``pooling``, ``prompts`` →
-``decoding`` → ``streaming`` → ``cancellation``, ``event_loop``, ``openai_server`` → ``drain``,
-``rendering``, ``launch`` → ``supervision``, ``service`` → ``engine``.
-The engine is in five parts: ``launch`` (what it is to be), ``engine_life`` (one life of it),
-``supervision`` (the lives, one after the other), ``service`` (what opens each of them to requests),
-``engine`` (what requests see).
-Where an engine runs say ``placement`` (which GPUs), ``instances`` (whose front end a process is),
-``parallelism`` (whether the GPUs are there) and ``cluster`` with ``machines`` and ``ray_cluster``
-(whether the other machines are); ``launch`` asks them.
-What guards a request stands beside them and imports little: ``admission`` (who may enter),
-``deadline`` (for how long), ``grammar_limit`` (with what), ``drain`` (until when).
-The files ``vllm_*`` are the ones that import vLLM: ``vllm_api`` for all, and one for each feature
-that could be deleted. The others import them inside functions, so that nothing here imports vLLM
-when it is itself imported.
+Each package answers one question and imports only those before it in this list (a test asserts it):
+
+``errors``, ``log``, ``counters``, ``event_loop``   the ground floor
+``config``       what did the operator write?
+``limits``       who may enter, for how long, and with what?
+``topology``     which processes, CPUs, GPUs and nodes serve one engine?
+``protocol``     what does a client say? Triton's tensors in, deltas out
+``vllm_api``     the only package that imports vLLM
+``openai_api``   OpenAI's protocol on a port of its own
+``engine``       how does the engine live, and what do requests see of it?
+``metrics``      what is exported to Triton's /metrics?
 """

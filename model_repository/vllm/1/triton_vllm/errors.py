@@ -79,7 +79,7 @@ class DeadlineError(ServingError):
     """
 
     status = "UNAVAILABLE"
-    outcome = "deadline"
+    outcome = "timeout"
 
 
 class GenerationError(ServingError):

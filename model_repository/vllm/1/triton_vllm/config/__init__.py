@@ -1,0 +1,1 @@
+"""What did the operator write? Files and Triton's arguments become checked, frozen values."""

@@ -1,0 +1,171 @@
+"""LoRA adapters: which there are, by what names, as ``multi_lora.json`` says at any moment.
+
+The file maps names to folders or to ids on a model hub. It is looked at whenever a request names an
+adapter, so that a change counts from the next request on. An adapter whose path or files have
+changed is a new one to the engine: requests under way go on with the old weights, and nothing that
+was cached for these is taken for the new ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from triton_vllm.config.settings import read_json_object
+from triton_vllm.errors import (
+    AdapterNotFoundError,
+    RequestError,
+    SettingsError,
+    UnavailableError,
+    did_you_mean,
+    one_line,
+)
+from triton_vllm.log import Log
+
+ADAPTERS_FILE = "multi_lora.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter. ``path`` is absolute, or a hub's id; ``digest`` tells its states apart."""
+
+    name: str
+    path: str
+    digest: str
+
+    @classmethod
+    def at(cls, name: str, path: str, folder: Path) -> Adapter:
+        """Return the adapter as it is now; a relative ``path`` may be one in ``folder``."""
+        here = folder / Path(path).expanduser()
+        state = [str(here)] if here.exists() else [path]
+        if here.is_dir():
+            for file in sorted(here.iterdir()):
+                found = file.stat()
+                state.append(f"{file.name} {found.st_size} {found.st_mtime_ns}")
+        digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:8]
+        return cls(name, state[0], digest)
+
+    @property
+    def engine_name(self) -> str:
+        """What the engine calls it, in its metrics, too: by this it keys its prefix cache."""
+        return f"{self.name}@{self.digest}"
+
+    @property
+    def engine_id(self) -> int:
+        """The engine's number for it: the same in every front end, positive, of 31 bits."""
+        digest = hashlib.sha256(self.engine_name.encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1 or 1
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was a folder and is one no longer, on which the engine might stumble."""
+        path = Path(self.path)
+        return path.is_absolute() and not path.is_dir()
+
+
+class NoAdapters:
+    """A model without LoRA."""
+
+    def find(self, name: str) -> Adapter:
+        """Raise RequestError."""
+        raise RequestError(
+            f'lora_name: "{name}" came, but the operator has not set "enable_lora" for this model'
+        )
+
+
+class Adapters:
+    """The adapters of ``multi_lora.json``. Event loop only."""
+
+    def __init__(self, path: Path, log: Log) -> None:
+        """Read the file. Raises SettingsError, one line, if it is missing or malformed."""
+        self._path = path
+        self._log = log
+        self._seen = self._state()
+        self._listed = self._read()
+
+    @classmethod
+    def of_model(cls, directory: Path, version: str, log: Log) -> Adapters:
+        """Return those of a model, whose file is in the model's folder or the version's."""
+        ours, backends = directory / ADAPTERS_FILE, directory / version / ADAPTERS_FILE
+        if ours.exists() and backends.exists():
+            raise SettingsError(f"{backends}: {ours} is there, too: keep one of the two")
+        return cls(backends if backends.exists() else ours, log)
+
+    def find(self, name: str) -> Adapter:
+        """Return an adapter. Raises AdapterNotFoundError that lists those there are."""
+        if (state := self._state()) != self._seen:
+            self._seen = state
+            self._reload()
+        if name not in self._listed:
+            there = ", ".join(self._listed) or "none"
+            raise AdapterNotFoundError(
+                f'lora_name: unknown adapter "{name}"{did_you_mean(name, self._listed)}, '
+                f"there are: {there}"
+            )
+        return self._listed[name]
+
+    def _reload(self) -> None:
+        try:
+            self._listed = self._read()
+        except SettingsError as error:
+            self._log.log_error(f"{error}; the adapters stay as they were")
+        else:
+            self._log.log_info(f"{self._path}: read again: {', '.join(self._listed) or 'empty'}")
+
+    def _state(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _read(self) -> dict[str, Adapter]:
+        if self._state() is None:
+            raise SettingsError(
+                f'{self._path}: missing; with "enable_lora" it maps adapters\' names to folders or '
+                "hub ids ({} for none yet)"
+            )
+        listed: Mapping[str, object] = read_json_object(self._path)
+        adapters = {}
+        for name, path in listed.items():
+            if not name or not isinstance(path, str) or not path:
+                raise SettingsError(
+                    f'{self._path}: "{name}": must be a folder or a hub id, got {path!r}'
+                )
+            try:
+                adapters[name] = Adapter.at(name, path, self._path.parent)
+            except OSError as error:
+                raise SettingsError(f'{self._path}: "{name}": {error}') from None
+        return adapters
+
+
+class LoadedAdapters:
+    """The adapters that one life of the engine has loaded: it must have each before its first use.
+
+    A request with an adapter that cannot be loaded would otherwise end the engine.
+    """
+
+    def __init__(self, adapters: Adapters | NoAdapters) -> None:
+        self._adapters = adapters
+        self._loaded: dict[Adapter, Adapter] = {}
+
+    async def get(self, name: str, load: Callable[[Adapter], Awaitable[Adapter]]) -> Adapter | None:
+        """Return the adapter of that name, None for no name.
+
+        Where it is new, ``load`` it first, which returns it with the folder that it is in now.
+        """
+        if not name:
+            return None
+        adapter = self._adapters.find(name)
+        if adapter.is_gone:
+            raise UnavailableError(f'lora_name: adapter "{name}": its folder is gone')
+        if adapter not in self._loaded:
+            try:
+                self._loaded[adapter] = await load(adapter)
+            except Exception as error:
+                raise UnavailableError(
+                    f'lora_name: adapter "{name}" cannot be loaded: {one_line(error)}'
+                ) from error
+        return self._loaded[adapter]

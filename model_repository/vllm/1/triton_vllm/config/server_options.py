@@ -1,0 +1,61 @@
+"""What the server was started with: its command line tells what it does not tell its models."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound)
+_EXIT_TIMEOUT_SECONDS = 30  # Triton's default
+_FINALIZE_SECONDS = 5  # what each front end's finalize takes of the exit timeout, at most
+
+
+def _parent_command() -> Path:
+    return Path(f"/proc/{os.getppid()}/cmdline")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """The options of tritonserver that concern a model.
+
+    ``http`` is the address and port of its HTTP service, None where it has none. Triton takes
+    custom metrics, and keeps them to itself, when it was started with ``--allow-metrics=false``:
+    then ``metrics`` is false. ``exit_timeout_seconds`` is what it gives its models at SIGTERM.
+    """
+
+    http: tuple[str, int] | None = None
+    metrics: bool = True
+    exit_timeout_seconds: int = _EXIT_TIMEOUT_SECONDS
+
+    @classmethod
+    def read(cls) -> ServerOptions:
+        """Read the command line of this process's parent; defaults where it is no tritonserver."""
+        try:
+            program, *arguments = _parent_command().read_text(errors="replace").split("\0")
+        except OSError:
+            return cls()
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--allow-metrics", nargs="?", default="true")
+        parser.add_argument("--allow-http", nargs="?", default="true")
+        parser.add_argument("--http-address", default="0.0.0.0")  # noqa: S104 (Triton's default)
+        parser.add_argument("--http-port", default="8000")
+        parser.add_argument("--exit-timeout-secs", default=str(_EXIT_TIMEOUT_SECONDS))
+        given, _ = parser.parse_known_args(arguments)
+        serves_http = _is_true(given.allow_http) and Path(program).name.startswith("tritonserver")
+        address = _ANY_ADDRESS.get(given.http_address, given.http_address)
+        return cls(
+            http=(address, int(given.http_port)) if serves_http else None,
+            metrics=_is_true(given.allow_metrics),
+            exit_timeout_seconds=int(given.exit_timeout_secs),
+        )
+
+    def drain_timeout_seconds(self, wanted: float, front_ends: int) -> float:
+        """Return the operator's limit for running requests, or what the exit timeout leaves."""
+        needed = _FINALIZE_SECONDS * front_ends + 2
+        return max(1.0, min(wanted, self.exit_timeout_seconds - needed))
+
+
+def _is_true(text: str | None) -> bool:
+    return str(text).lower() not in ("false", "0")

@@ -1,0 +1,1 @@
+"""How does the engine live? Its plan, one run of it, its restarts, and what requests see of it."""

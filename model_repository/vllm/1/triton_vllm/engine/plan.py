@@ -1,0 +1,119 @@
+"""What an engine is to be: place, arguments, configuration; known and checked before it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from triton_vllm.config.arguments import parse_engine_args
+from triton_vllm.config.settings import ModelSettings
+from triton_vllm.errors import SettingsError, one_line
+from triton_vllm.log import Log, Phases
+from triton_vllm.topology.cluster import cluster_of
+from triton_vllm.topology.cpus import parse_cpus
+from triton_vllm.topology.instances import Instance
+from triton_vllm.vllm_api.render.chat_options import ChatOptions
+
+
+class Launch:
+    """How one front end starts its engine, or joins it.
+
+    ``settings`` are those of the engine that this front end belongs to, ``label`` tells it from
+    others of the model, ``seat`` is the place among its front ends, ``share`` its part of the
+    model's requests, ``errors`` what the engine's processes log. ``vllm`` is the
+    module ``vllm_api``, ``args`` vLLM's engine arguments as they concern this front end,
+    ``cluster`` the machines. ``resolve`` sets ``config``, vLLM's, and ``chat``, the options of its
+    chat.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        *,
+        server_metrics: bool,
+        cleanup: contextlib.ExitStack,
+        phases: Phases,
+        log: Log,
+    ) -> None:
+        """Import vLLM, which takes seconds. What is to be given back goes into ``cleanup``.
+
+        ``server_metrics``: the server has metrics. Raises SettingsError, one line with what the
+        operator can mend.
+        """
+        self._log = log
+        self._where = where = str(settings.engine_args_path)
+        if settings.serving.vllm_log_level:
+            os.environ["VLLM_LOGGING_LEVEL"] = settings.serving.vllm_log_level
+        self.engine_cpu_affinity = parse_cpus(
+            settings.serving.engine_cpu_affinity, f'{where}: "serving.engine_cpu_affinity"'
+        )
+        instance = Instance.take(settings, cleanup)
+        self.settings, self.label = instance.settings, instance.label
+        self.seat, self.share, self.errors = instance.seat, instance.share, instance.errors
+        try:
+            from triton_vllm.vllm_api import api as vllm_api
+        except ImportError as error:
+            raise unusable_vllm(error) from error
+        self.vllm = vllm_api
+        phases.done(f"vLLM {vllm_api.version()} imported")
+        self.args = parse_engine_args(settings.engine_args, where, log.log_warn)
+        self.reports_metrics = (
+            settings.report_metrics and not self.args.disable_log_stats and server_metrics
+        )
+        self._adapt_args()
+        self.cluster = cluster_of(self.args, instance.devices, settings, log)
+
+    def resolve(self, phases: Phases) -> None:
+        """Read the model's configuration, which sets ``config`` and ``chat``. Takes seconds.
+
+        Raises SettingsError for a model that cannot be had, or options of chat that are wrong.
+        """
+        try:
+            self.config = self.vllm.create_config(self.args)
+        except Exception as error:
+            raise SettingsError(
+                f'{self._where}: model "{self.args.model}": {one_line(error)}'
+            ) from error
+        self._config_is_new = True
+        self.chat = ChatOptions(self.settings.chat, self.args, self._where)
+        phases.done(f"configuration of {self.args.model} resolved")
+
+    def take_config(self) -> Any:
+        """Return a configuration that no engine has had."""
+        if not self._config_is_new:
+            self.config = self.vllm.create_config(self.args)
+        self._config_is_new = False
+        return self.config
+
+    def _adapt_args(self) -> None:
+        """Warn of what is dangerous in the engine arguments, and make them this front end's."""
+        args, count = self.args, self.settings.front_ends
+        if args.trust_remote_code:
+            self._log.log_warn(
+                f'{self._where}: "trust_remote_code" runs code that comes with the model, with all '
+                "rights of the server"
+            )
+        if count == 1:
+            return
+        if getattr(args, "mm_tensor_ipc", None) == "torch_shm":
+            raise SettingsError(
+                f'{self._where}: "mm_tensor_ipc": "torch_shm" needs one front end, and '
+                f"config.pbtxt has instance_group count {count}"
+            )
+        # vLLM logs no statistics when several front ends share an engine, as none of them sees the
+        # whole; so do not pay for collecting them, unless they are exported.
+        args.disable_log_stats = not self.reports_metrics
+        self.args = self.vllm.as_front_end(args, self.seat.index, self.seat.count)
+
+
+def unusable_vllm(error: ImportError) -> SettingsError:
+    """Say what ``import vllm`` found, when it is not a vLLM that we know how to use."""
+    import vllm
+
+    found = getattr(vllm, "__version__", None)
+    what = f"vLLM {found}" if found else f"{list(vllm.__path__)}, which is not vLLM"
+    return SettingsError(
+        f"import vllm found {what}; needed is vLLM 0.26 to 0.32 in the execution environment "
+        f"({one_line(error)})"
+    )

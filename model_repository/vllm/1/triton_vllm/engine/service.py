@@ -1,0 +1,66 @@
+"""What stands between the requests and the engine that lives: guards, renderers, the HTTP port."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from triton_vllm.config.lora import Adapters, NoAdapters
+from triton_vllm.engine.plan import Launch
+from triton_vllm.engine.run import EngineLife
+from triton_vllm.limits.admission import Admission
+from triton_vllm.limits.grammar import GrammarLimit, NoGrammarLimit, limit_grammars
+from triton_vllm.log import Log
+from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.requests import GenerationRequest
+from triton_vllm.vllm_api.render.renderers import Renderers
+
+
+class Service:
+    """Opens each life of the engine to requests. Its coroutines are the event loop's."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        admission: Admission,
+        openai: Any,
+        cleanup: contextlib.ExitStack,
+        log: Log,
+    ) -> None:
+        """Read the adapters, once ``launch`` is resolved. Raises SettingsError.
+
+        ``openai`` is the HTTP server, ``cleanup`` takes what is to be stopped at the end.
+        """
+        self._vllm: Any = launch.vllm
+        self._settings = settings = launch.settings
+        self._chat = launch.chat
+        self._admission = admission
+        self._openai = openai
+        self._cleanup = cleanup
+        self._log = log
+        self._grammars: GrammarLimit | NoGrammarLimit | None = None
+        self._adapters: Adapters | NoAdapters = NoAdapters()
+        if launch.args.enable_lora:
+            self._adapters = Adapters.of_model(settings.directory, settings.version, log)
+
+    async def open(self, life: EngineLife) -> None:
+        """Guard the door of what lives, then let requests in, at the HTTP port too."""
+        serving = self._settings.serving
+        if self._grammars is None:
+            self._grammars = limit_grammars(
+                serving.grammar_compile_timeout_seconds,
+                self._vllm.grammar_tokenizer(life.llm),
+                self._log,
+            )
+            self._cleanup.callback(self._grammars.stop)
+        life.llm.check_grammar = self._grammars.check
+        life.llm.join_queue = self._admission.join_queue
+        life.llm.turn_away = self._admission.turn_away
+        life.llm.max_sequences = serving.max_n
+        self._renderers = Renderers(self._vllm, life.llm, self._adapters)
+        await self._renderers.prepare(self._chat)
+        await self._openai.serve(life.llm)
+
+    async def render(self, request: GenerationRequest) -> Work:
+        """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
+        return await self._renderers.render(request)

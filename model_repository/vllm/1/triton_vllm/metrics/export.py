@@ -1,0 +1,179 @@
+"""Carries Prometheus metrics to Triton's own /metrics.
+
+vLLM's own Prometheus logger counts into a registry of ``prometheus_client``, in this process and at
+the price of an addition. Here one thread reads the registry once a period and passes on to Triton
+what has changed: so every family of every vLLM version is there, under vLLM's name and labels, and
+no token pays for a call to the server.
+
+Triton can only ``observe`` one value of a histogram at a time, at 137 µs each. A histogram is
+therefore carried as what Prometheus stores of it: the counters ``…_bucket``, ``…_count`` and
+``…_sum``, for which ``histogram_quantile`` and all dashboards work.
+
+Two threads that touch one metric crash Triton 24.10: no other thread ever sees one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from triton_vllm.config.settings import ModelSettings
+from triton_vllm.counters import Traffic
+from triton_vllm.engine.engine import Engine
+from triton_vllm.errors import one_line
+from triton_vllm.log import Log
+from triton_vllm.metrics.front_end import FrontEndMetrics
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Registry(Protocol):
+    """What we need of ``prometheus_client.CollectorRegistry``, and of our own sources."""
+
+    def collect(self) -> Iterable[Any]:
+        """Yield ``prometheus_client.Metric`` families."""
+
+
+def export_metrics(
+    pb_utils: Any, settings: ModelSettings, engine: Engine, traffic: Sequence[Traffic]
+) -> MetricsExport | NoMetrics:
+    """Start to export what vLLM and this front end count, unless nobody wants to see it."""
+    if not engine.reports_metrics:
+        return NoMetrics()
+    seat = engine.seat
+    own = FrontEndMetrics(
+        seat.index,
+        [*traffic, engine.openai.traffic],
+        engine.lag,
+        lambda: engine.is_up,
+        lambda: engine.restarts,
+        lambda: engine.gave_up,
+        seat.occupied if seat.is_leader else None,
+    )
+    labels = {"model": settings.name, "version": settings.version}
+    if engine.label:  # the model has several engines, and vLLM counts in each from 0
+        labels["gpu_set"] = engine.label
+    return MetricsExport(
+        pb_utils,
+        # The leader reads what all front ends count for vLLM.
+        [own, engine.vllm_metrics()] if seat.is_leader else [own],
+        labels,
+        settings.serving.metrics_interval_seconds,
+        pb_utils.Logger,
+    )
+
+
+class NoMetrics:
+    """Metrics that nobody wants to see."""
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+class MetricsExport:
+    """Keeps Triton's custom metrics equal to those of some registries, in a thread of its own."""
+
+    def __init__(
+        self,
+        pb_utils: Any,
+        registries: Sequence[Registry],
+        labels: Mapping[str, str],
+        period: float,
+        log: Log,
+    ) -> None:
+        """Start to export every ``period`` seconds; ``labels`` are added to each metric."""
+        self._pb_utils = pb_utils
+        self._registries = registries
+        self._labels = dict(labels)
+        self._period = period
+        self._log = log
+        self._families: dict[str, Any] = {}
+        self._metrics: dict[tuple[str, Labels], _Exported] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Export once more, then end the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        stopping = False
+        complaint = ""
+        while not stopping:
+            stopping = self._stop.wait(self._period)
+            try:
+                self._export()
+            except Exception as error:
+                # One that passes, as a file that another front end is just making, must not end
+                # the export; one that stays must not fill the log.
+                if (reason := one_line(error)) != complaint:
+                    self._log.log_warn(f"metrics not exported: {reason}")
+                complaint = reason
+            else:
+                complaint = ""
+        # Here, as this is the only thread that may touch them.
+        self._metrics.clear()
+        self._families.clear()
+
+    def _export(self) -> None:
+        for registry in self._registries:
+            for family in registry.collect():
+                for sample in family.samples:
+                    if not sample.name.endswith("_created"):
+                        self._export_sample(family, sample)
+
+    def _export_sample(self, family: Any, sample: Any) -> None:
+        key = (sample.name, tuple(sorted(sample.labels.items())))
+        exported = self._metrics.get(key)
+        if exported is None:
+            exported = self._metrics[key] = self._create(family, sample)
+        exported.update(sample.value)
+
+    def _create(self, family: Any, sample: Any) -> _Exported:
+        kinds = self._pb_utils.MetricFamily
+        kind, exported = (
+            (kinds.GAUGE, _Gauge) if family.type in ("gauge", "info") else (kinds.COUNTER, _Counter)
+        )
+        if sample.name not in self._families:
+            # Triton forgets a family whose object is gone.
+            self._families[sample.name] = kinds(
+                name=sample.name, description=family.documentation or sample.name, kind=kind
+            )
+        labels = {**sample.labels, **self._labels}
+        return exported(self._families[sample.name].Metric(labels=labels))
+
+
+class _Exported:
+    """A metric of Triton, and the value that it was last given."""
+
+    __slots__ = ("_metric", "_value")
+
+    def __init__(self, metric: Any) -> None:
+        self._metric = metric
+        self._value = 0.0
+
+    def update(self, value: float) -> None:
+        raise NotImplementedError
+
+
+class _Counter(_Exported):
+    __slots__ = ()
+
+    def update(self, value: float) -> None:
+        # A counter that went back was started anew, with the engine.
+        added = value - self._value if value >= self._value else value
+        if added:
+            self._metric.increment(added)
+        self._value = value
+
+
+class _Gauge(_Exported):
+    __slots__ = ()
+
+    def update(self, value: float) -> None:
+        if value != self._value:
+            self._metric.set(value)
+            self._value = value

@@ -1,0 +1,157 @@
+"""What is new in a generation: the value that travels from the engine to the client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from triton_vllm.errors import GenerationError
+
+# Of one position: token id -> vLLM's ``Logprob``. The first token of a prompt has none.
+PositionLogprobs = Mapping[int, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceDetails:
+    """What is new in one sequence, beside its text.
+
+    ``cumulative_logprob`` is of the whole sequence so far. The reasons come with the end of the
+    sequence, once; ``stop_reason`` is the stop string or token id that ended it. ``reasoning`` and
+    ``tool_calls``, of OpenAI's form, are a chat's.
+    """
+
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[PositionLogprobs] = ()
+    cumulative_logprob: float = 0.0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    reasoning: str = ""
+    tool_calls: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def of(cls, completion: Any) -> SequenceDetails:
+        """Return the details of vLLM's ``CompletionOutput``."""
+        return cls(
+            completion.token_ids,
+            completion.logprobs or (),
+            completion.cumulative_logprob or 0.0,
+            completion.finish_reason,
+            completion.stop_reason,
+        )
+
+    def __add__(self, later: SequenceDetails) -> SequenceDetails:
+        """Merge with what follows."""
+        return SequenceDetails(
+            [*self.token_ids, *later.token_ids],
+            [*self.logprobs, *later.logprobs],
+            later.cumulative_logprob,
+            self.finish_reason or later.finish_reason,
+            self.stop_reason if later.stop_reason is None else later.stop_reason,
+            self.reasoning + later.reasoning,
+            [*self.tool_calls, *later.tool_calls],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a client may ask for beside the texts. The prompt's log probabilities come once.
+
+    ``embeddings`` are what a pooling model answers, at once: of shape [texts, size], or [pairs].
+    """
+
+    sequences: tuple[SequenceDetails, ...]
+    num_input_tokens: int
+    num_cached_tokens: int = 0
+    prompt_logprobs: Sequence[PositionLogprobs] | None = None
+    embeddings: NDArray[Any] | None = None
+
+    def __add__(self, later: Details) -> Details:
+        """Merge with what follows."""
+        return Details(
+            tuple(a + b for a, b in zip(self.sequences, later.sequences, strict=True)),
+            later.num_input_tokens,
+            later.num_cached_tokens,
+            self.prompt_logprobs or later.prompt_logprobs,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text of a generation, one element for each sequence, and the number of its tokens.
+
+    ``details`` are there where the client asked for any of them.
+    """
+
+    texts: tuple[str, ...]
+    num_tokens: int
+    final: bool = False
+    details: Details | None = None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether a client waits for it: not for a delta without text that it would not see."""
+        return self.final or self.details is not None or any(self.texts)
+
+    def __add__(self, later: Delta) -> Delta:
+        """Merge with the delta that follows: nothing is lost, one response is saved."""
+        return Delta(
+            tuple(a + b for a, b in zip(self.texts, later.texts, strict=True)),
+            self.num_tokens + later.num_tokens,
+            self.final or later.final,
+            self.details + later.details if self.details and later.details else None,
+        )
+
+
+class DeltaReader:
+    """Reads vLLM's outputs of one request as deltas, each text at its sequence's index.
+
+    An output of a stream with ``n`` > 1 holds only the sequences that have something new.
+    """
+
+    def __init__(self, num_sequences: int, *, detailed: bool) -> None:
+        """Read ``num_sequences`` texts, and the details if ``detailed``."""
+        self._detailed = detailed
+        self._texts = [""] * num_sequences
+        self._sequences = [SequenceDetails()] * num_sequences  # as they stand without news
+
+    def read(self, output: Any) -> Delta:
+        """Return vLLM's ``RequestOutput`` as a delta. Raises GenerationError if it tells of one."""
+        completions = output.outputs
+        if output.finished and any(c.finish_reason == "error" for c in completions):
+            raise GenerationError("the engine failed on this request; it may be sent again")
+        if len(self._texts) == 1:
+            completion = completions[0]
+            texts: tuple[str, ...] = (completion.text,)
+            num_tokens = len(completion.token_ids)
+        else:
+            placed = self._texts.copy()
+            for completion in completions:
+                placed[completion.index] += completion.text
+            texts = tuple(placed)
+            num_tokens = sum(len(completion.token_ids) for completion in completions)
+        details = self._details(output) if self._detailed else None
+        return Delta(texts, num_tokens, output.finished, details)
+
+    def _details(self, output: Any) -> Details:
+        return Details(
+            self._place(output.outputs),
+            len(output.prompt_token_ids or ()),
+            output.num_cached_tokens or 0,
+            output.prompt_logprobs,
+        )
+
+    def _place(self, completions: Sequence[Any]) -> tuple[SequenceDetails, ...]:
+        """Return each sequence's details; one without news keeps its cumulative logprob."""
+        if len(self._sequences) == 1:
+            return (SequenceDetails.of(completions[0]),)
+        placed = self._sequences.copy()
+        for completion in completions:
+            new = SequenceDetails.of(completion)
+            placed[completion.index] = new
+            self._sequences[completion.index] = SequenceDetails(
+                cumulative_logprob=new.cumulative_logprob
+            )
+        return tuple(placed)

@@ -1,0 +1,73 @@
+"""From a delta, or an error, to Triton's response."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triton_vllm.errors import ServingError
+from triton_vllm.protocol.delta import Delta
+from triton_vllm.protocol.outputs import strings
+from triton_vllm.protocol.requests import GenerationRequest
+
+_LARGE = 16_384  # bytes
+# Tokens repeat. A kept tensor holds about 250 bytes, by Triton's layout, of the shared memory
+# between this process and Triton.
+_KEPT_TEXTS = 2048
+_KEPT_LENGTH = 24  # characters; longer ones are seldom one token
+
+
+class ResponseMaker:
+    """Makes the responses of one sender thread. Not for several threads.
+
+    The tensor of a short text is made once and sent again whenever the text comes again: making
+    it takes longer than sending it, and holds the GIL. Triton counts who uses its memory.
+    """
+
+    def __init__(self, pb_utils: Any) -> None:
+        self._pb_utils = pb_utils
+        self._kept_text = functools.lru_cache(_KEPT_TEXTS)(self._text)
+        self.final_flag: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+    def of_error(self, error: ServingError) -> Any:
+        """Return the response that tells of an error."""
+        codes = self._pb_utils.TritonError
+        code = getattr(codes, error.status, codes.INVALID_ARG)  # older ones have fewer
+        triton_error = self._pb_utils.TritonError(str(error), code)
+        return self._pb_utils.InferenceResponse(output_tensors=[], error=triton_error)
+
+    def of_delta(self, delta: Delta, request: GenerationRequest) -> tuple[Any, bool]:
+        """Return the response with what is new for a request, and whether it is large."""
+        size = 0
+        tensors = []
+        if request.text_output:
+            texts = delta.texts
+            if request.prefix:
+                texts = tuple(request.prefix + text for text in texts)
+            if len(texts) == 1 and len(texts[0]) <= _KEPT_LENGTH:
+                tensors.append(self._kept_text(request.text_output, texts[0]))
+            else:
+                array = strings(texts)
+                size = _num_bytes(array)
+                tensors.append(self._pb_utils.Tensor(request.text_output, array))
+        if delta.details:
+            for output in request.outputs:
+                array = output.encode(delta.details)
+                size += _num_bytes(array)
+                tensors.append(self._pb_utils.Tensor(output.tensor.name, array))
+        return self._pb_utils.InferenceResponse(output_tensors=tensors), size > _LARGE
+
+    def forget(self) -> None:
+        """Let go of the shared memory of all kept tensors."""
+        self._kept_text.cache_clear()
+
+    def _text(self, name: str, text: str) -> Any:
+        return self._pb_utils.Tensor(name, strings((text,)))
+
+
+def _num_bytes(array: NDArray[Any]) -> int:
+    """Return about how many bytes a tensor takes."""
+    return sum(map(len, array)) if array.dtype == np.object_ else array.nbytes

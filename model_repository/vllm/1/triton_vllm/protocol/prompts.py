@@ -1,0 +1,137 @@
+"""How each kind of prompt is read from its inputs. A wrong one raises RequestError naming it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from triton_vllm.errors import RequestError
+from triton_vllm.protocol.requests import (
+    ChatPrompt,
+    MediaPrompt,
+    Pairs,
+    Prompt,
+    TextPrompt,
+    Texts,
+    TokenPrompt,
+)
+from triton_vllm.protocol.sampling import load_json, load_json_object
+from triton_vllm.protocol.tensors import Inputs
+
+MEDIA = frozenset({"image", "audio", "video"})
+CHAT_OPTIONS = frozenset({"tools", "tool_choice", "chat_template_kwargs"})
+_TOOL_CHOICES = ("auto", "none", "required")
+_EMBEDDING_KEYS = {"input", "pooling_params"}
+
+
+class PromptWithParameters(NamedTuple):
+    """A prompt, and the parameters that came in the same input: where they stand, and they."""
+
+    prompt: Prompt
+    where: str
+    parameters: dict[str, Any]
+
+
+def read_text(inputs: Inputs) -> Prompt:
+    """Read ``text_input``, and what it speaks of."""
+    text = inputs.string("text_input")
+    media = {kind: inputs.strings(kind) for kind in sorted(MEDIA) if kind in inputs}
+    return MediaPrompt(text, media) if any(media.values()) else TextPrompt(text)
+
+
+def read_tutorial_text(inputs: Inputs) -> Prompt:
+    """Read ``PROMPT``."""
+    return TextPrompt(inputs.string("PROMPT"))
+
+
+def read_token_ids(inputs: Inputs) -> Prompt:
+    """Read ``input_ids``."""
+    return TokenPrompt(inputs.integers("input_ids"))
+
+
+def read_chat(inputs: Inputs) -> Prompt:
+    """Read ``messages`` and what goes along. What vLLM knows better is checked there."""
+    messages = _array(inputs, "messages")
+    options = {name: _option(inputs, name) for name in sorted(CHAT_OPTIONS) if name in inputs}
+    return ChatPrompt(messages, options)
+
+
+def _option(inputs: Inputs, name: str) -> Any:
+    text = inputs.string(name)
+    if name == "tools":
+        return _array(inputs, name)
+    if name == "tool_choice" and text in _TOOL_CHOICES:
+        return text
+    if name == "tool_choice" and text.lstrip()[:1] not in ("{", '"'):
+        raise RequestError(
+            f"tool_choice: must be {', '.join(_TOOL_CHOICES)}, or a JSON object that names a "
+            f"function, got {text[:100]}"
+        )
+    return load_json(text, name) if name == "tool_choice" else load_json_object(text, name)
+
+
+def _array(inputs: Inputs, name: str) -> list[Any]:
+    value = load_json(inputs.string(name), name)
+    if not isinstance(value, list) or not value:
+        raise RequestError(f"{name}: must be a JSON list of at least one object")
+    return value
+
+
+def read_texts(inputs: Inputs) -> Prompt:
+    """Read ``texts``."""
+    return Texts(_filled("texts", inputs.strings("texts")))
+
+
+def read_pairs(inputs: Inputs) -> Prompt:
+    """Read ``queries`` and ``documents``."""
+    queries = _filled("queries", inputs.strings("queries"))
+    if "documents" not in inputs:
+        raise RequestError("documents: missing, queries are scored against them")
+    documents = _filled("documents", inputs.strings("documents"))
+    if len(queries) not in (1, len(documents)):
+        raise RequestError(
+            f"queries: must be one, or as many as the {len(documents)} documents, "
+            f"{len(queries)} came"
+        )
+    return Pairs(queries, documents)
+
+
+def read_embedding_request(inputs: Inputs) -> PromptWithParameters:
+    """Read ``embedding_request``: ``input`` is a text or its token ids, or a list of such."""
+    where = "embedding_request"
+    given = load_json_object(inputs.string(where), where)
+    for key in given.keys() - _EMBEDDING_KEYS:
+        allowed = ", ".join(sorted(_EMBEDDING_KEYS))
+        raise RequestError(f'{where}: unknown key "{key}", allowed: {allowed}')
+    came = given.get("input")
+    texts = came if isinstance(came, list) and not _is_text(came) else [came]
+    if not texts or not all(_is_text(text) for text in texts):
+        raise RequestError(
+            f'{where}: "input" must be a string, a list of token ids, or a list of either'
+        )
+    parameters = _embedding_parameters(given.get("pooling_params", {}), where)
+    return PromptWithParameters(
+        Texts(texts, as_json=True), f'{where}: "pooling_params"', parameters
+    )
+
+
+def _embedding_parameters(given: Any, where: str) -> dict[str, Any]:
+    """Return the parameters. Triton's OpenAI front end sends ``dimensions`` as a list of one."""
+    if not isinstance(given, dict):
+        raise RequestError(f'{where}: "pooling_params" must be an object')
+    dimensions = given.get("dimensions")
+    if isinstance(dimensions, list) and len(dimensions) == 1:
+        return {**given, "dimensions": dimensions[0]}
+    return given
+
+
+def _is_text(value: object) -> bool:
+    """Return whether it is a text, or a text's token ids."""
+    if isinstance(value, list):
+        return bool(value) and all(type(v) is int and v >= 0 for v in value)
+    return isinstance(value, str)
+
+
+def _filled(name: str, texts: list[str]) -> list[str]:
+    if not texts:
+        raise RequestError(f"{name}: must have at least one element, has none")
+    return texts

@@ -1,0 +1,118 @@
+"""The inputs of a request, and the ways to ask: which input holds the prompt, and what goes along.
+
+Two sets of names are understood, that of Triton's own vLLM backend and that of the 2023 tutorial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from triton_vllm.protocol.outputs import CHAT_OUTPUTS, EMBEDDINGS, OUTPUTS, SCORES, Output
+from triton_vllm.protocol.prompts import (
+    CHAT_OPTIONS,
+    MEDIA,
+    PromptWithParameters,
+    read_chat,
+    read_embedding_request,
+    read_pairs,
+    read_text,
+    read_texts,
+    read_token_ids,
+    read_tutorial_text,
+)
+from triton_vllm.protocol.requests import Prompt
+from triton_vllm.protocol.tensors import Inputs, Tensor
+
+EXCLUDE_INPUT = "exclude_input_in_output"
+FLAGS = {output.flag: output for output in OUTPUTS}
+CHAT_FLAGS = {output.flag: output for output in CHAT_OUTPUTS}
+INPUTS = (
+    Tensor("text_input", "STRING", 1, "the prompt, UTF-8"),
+    Tensor("input_ids", "INT64", -1, "the prompt as token ids, in place of text_input"),
+    Tensor("image", "STRING", -1, "images that text_input speaks of: base64, or URLs"),
+    Tensor("audio", "STRING", -1, "likewise, audio"),
+    Tensor("video", "STRING", -1, "likewise, videos"),
+    Tensor("messages", "STRING", 1, "JSON list of OpenAI's chat messages, in place of text_input"),
+    Tensor("tools", "STRING", 1, "JSON list of OpenAI's tools, for messages"),
+    Tensor("tool_choice", "STRING", 1, '"auto", "none", "required", or JSON naming a function'),
+    Tensor("chat_template_kwargs", "STRING", 1, "JSON object for the model's chat template"),
+    Tensor("stream", "BOOL", 1, "true: a response for each piece of new text"),
+    Tensor("sampling_parameters", "STRING", 1, "JSON object of vLLM's SamplingParams"),
+    Tensor(EXCLUDE_INPUT, "BOOL", 1, "true: the text without the prompt"),
+    *(
+        Tensor(flag, "BOOL", 1, f"true: {o.tensor.name} in each response")
+        for flag, o in FLAGS.items()
+    ),
+    *(Tensor(flag, "BOOL", 1, f"false: no {o.tensor.name}") for flag, o in CHAT_FLAGS.items()),
+    Tensor("texts", "STRING", -1, "texts for a pooling model, which answers a vector for each"),
+    Tensor("queries", "STRING", -1, "one query, or as many as documents, for a model that scores"),
+    Tensor("documents", "STRING", -1, "what to score the queries against"),
+    Tensor("pooling_parameters", "STRING", 1, "JSON object of vLLM's PoolingParams"),
+    Tensor("embedding_request", "STRING", 1, "JSON, what Triton's OpenAI front end sends"),
+    Tensor("PROMPT", "STRING", 1, "text_input of the tutorial's clients"),
+    Tensor("STREAM", "BOOL", 1, "stream of the tutorial's clients"),
+    Tensor("SAMPLING_PARAMETERS", "STRING", 1, "sampling_parameters of the tutorial's clients"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """One set of names: what is called differently in each, and all inputs of the set."""
+
+    stream: str
+    parameters: str
+    text_output: str
+    inputs: frozenset[str]
+
+
+TUTORIAL = Names(
+    "STREAM",
+    "SAMPLING_PARAMETERS",
+    "TEXT",
+    frozenset({"PROMPT", "STREAM", "SAMPLING_PARAMETERS"}),
+)
+_COUNTS = frozenset({"return_num_input_tokens", "return_num_output_tokens"})
+POOLING = Names(
+    "stream",
+    "pooling_parameters",
+    "text_output",
+    frozenset({"texts", "queries", "documents", "pooling_parameters", "embedding_request"}),
+)
+BACKEND = Names(
+    "stream",
+    "sampling_parameters",
+    "text_output",
+    frozenset(tensor.name for tensor in INPUTS) - TUTORIAL.inputs - POOLING.inputs,
+)
+_CHAT = CHAT_OPTIONS | CHAT_FLAGS.keys()
+_PLAIN = BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids", "messages"}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to ask, by the input that holds the prompt: how this is read, and what goes along.
+
+    ``outputs`` are sent without being asked for, unless a flag says no; ``has_text`` tells whether
+    there is a text beside them.
+    """
+
+    read: Callable[[Inputs], Prompt | PromptWithParameters]
+    along: frozenset[str]
+    names: Names = BACKEND
+    outputs: tuple[Output, ...] = ()
+    has_text: bool = True
+
+
+GENERATION_FORMS = {
+    "text_input": Form(read_text, _PLAIN | MEDIA),
+    "input_ids": Form(read_token_ids, _PLAIN),
+    "messages": Form(read_chat, _PLAIN | _CHAT, outputs=CHAT_OUTPUTS),
+    "PROMPT": Form(read_tutorial_text, TUTORIAL.inputs, TUTORIAL),
+}
+_POOLED = _COUNTS | {"pooling_parameters"}
+POOLING_FORMS = {
+    "texts": Form(read_texts, _POOLED, POOLING, (EMBEDDINGS,), has_text=False),
+    "queries": Form(read_pairs, _POOLED | {"documents"}, POOLING, (SCORES,), has_text=False),
+    "embedding_request": Form(read_embedding_request, _COUNTS, POOLING),
+}

@@ -1,0 +1,201 @@
+"""The way out: deltas become Triton responses in sender threads, never on the event loop.
+
+``send`` blocks until the server has taken the response, 60 to 350 µs each, with the GIL
+released. So the event loop only puts deltas into a queue. Each stream belongs to one sender
+thread, which keeps its order. A delta travels alone as long as the thread keeps up; what has
+piled up when it comes back is merged, so that a slow server gets fewer and longer responses and
+nobody's text is lost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterable
+from queue import SimpleQueue
+from typing import Any
+
+from triton_vllm.counters import Traffic
+from triton_vllm.errors import GenerationError, ServingError, one_line
+from triton_vllm.log import Log
+from triton_vllm.protocol.delta import Delta
+from triton_vllm.protocol.encode import ResponseMaker
+from triton_vllm.protocol.requests import GenerationRequest
+
+Message = Delta | ServingError
+
+
+class ResponseStream:
+    """The responses to one request, in order, closed exactly once.
+
+    ``send`` and ``fail`` may be called by any thread; they only enqueue. ``deliver`` is for the
+    sender thread that the stream belongs to. ``outcome`` is what a good end counts as.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_closing",
+        "_maker",
+        "_queue",
+        "_sender",
+        "_so_far",
+        "outcome",
+        "request",
+    )
+
+    def __init__(
+        self,
+        maker: ResponseMaker,
+        sender: Any,
+        queue: SimpleQueue[Any],
+        request: GenerationRequest | None,
+    ) -> None:
+        self._maker = maker
+        self._sender = sender
+        self._queue = queue
+        self._closed = False
+        self._closing = threading.Lock()
+        self._so_far: Delta | None = None
+        self.outcome = "ok"
+        self.request = request
+
+    def send(self, delta: Delta) -> None:
+        """Queue new text. A delta that is ``final`` closes the stream."""
+        self._queue.put((self, delta))
+
+    def fail(self, error: ServingError) -> None:
+        """Queue an error, which closes the stream. After the final delta it is ignored."""
+        self._queue.put((self, error))
+
+    def is_cancelled(self) -> bool:
+        """Return whether the client has cancelled or gone. Costs about 50 µs.
+
+        Triton frees what this asks about when it gets the FINAL flag, and asking then crashes the
+        server: hence the lock, which only the last response shares.
+        """
+        with self._closing:
+            return not self._closed and bool(self._sender.is_cancelled())
+
+    def deliver(self, message: Message) -> int:
+        """Send a message, the last one with the FINAL flag. Returns the number of responses."""
+        if self._closed:
+            return 0
+        sent = 1
+        if isinstance(message, ServingError):
+            response = self._maker.of_error(message)
+        else:
+            response, is_large = self._response(message)
+            # A send with the FINAL flag that fails, for want of shared memory, can never be
+            # repeated: after a large response the flag travels alone, and a failure is still
+            # answered.
+            if not message.final or is_large:
+                self._sender.send(response, 0)
+                if not message.final:
+                    return sent
+                response = None
+                sent = 2
+        with self._closing:
+            self._closed = True
+        self._sender.send(response, self._maker.final_flag)
+        return sent
+
+    def _response(self, delta: Delta) -> tuple[Any, bool]:
+        """Return the response with a delta, and whether it is large."""
+        request = self.request
+        assert request is not None, "only an undecoded request has none, and it only fails"
+        if request.text_from_start:
+            self._so_far = delta = delta if self._so_far is None else self._so_far + delta
+        return self._maker.of_delta(delta, request)
+
+
+class SenderPool:
+    """The sender threads of one front end.
+
+    ``traffic`` holds what each of them has sent.
+    """
+
+    def __init__(self, pb_utils: Any, threads: int, max_tokens_per_response: int, log: Log) -> None:
+        """Start ``threads`` threads. ``max_tokens_per_response`` bounds merging; 0: no bound."""
+        self._log = log
+        self._max_tokens = max_tokens_per_response or None
+        self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads)]
+        self._makers = [ResponseMaker(pb_utils) for _ in range(threads)]
+        self._next = itertools.cycle(zip(self._makers, self._queues, strict=True))
+        self.traffic = [Traffic() for _ in self._queues]
+        self._threads = [
+            threading.Thread(target=self._run, args=(q, t), name=f"sender-{i}", daemon=True)
+            for i, (q, t) in enumerate(zip(self._queues, self.traffic, strict=True))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def open(self, sender: Any, request: GenerationRequest | None = None) -> ResponseStream:
+        """Return the stream of responses to one request. Called by one thread only."""
+        maker, queue = next(self._next)
+        return ResponseStream(maker, sender, queue, request)
+
+    def stop(self, timeout: float) -> None:
+        """Send what is queued, then end the threads. Returns after ``timeout`` seconds at most."""
+        for queue in self._queues:
+            queue.put(None)
+        for thread in self._threads:
+            thread.join(timeout / len(self._threads))
+        for maker in self._makers:
+            maker.forget()
+
+    def _run(self, queue: SimpleQueue[Any], traffic: Traffic) -> None:
+        while True:
+            items = [queue.get()]
+            items += [queue.get() for _ in range(queue.qsize())]
+            messages = [item for item in items if item is not None]
+            came = len(messages)
+            try:
+                messages = merge(messages, self._max_tokens)
+            except Exception as error:
+                self._log.log_error(f"deltas not merged: {one_line(error)}")
+            traffic.merged_deltas += came - len(messages)
+            since = time.perf_counter()
+            for stream, message in messages:
+                self._deliver(stream, message, traffic)
+            traffic.seconds += time.perf_counter() - since
+            if None in items:
+                return
+
+    def _deliver(self, stream: ResponseStream, message: Message, traffic: Traffic) -> None:
+        try:
+            sent = stream.deliver(message)
+        except Exception as error:
+            request_id = stream.request.request_id if stream.request else "(undecoded)"
+            self._log.log_error(f"{request_id}: response not sent: {one_line(error)}")
+            if not isinstance(message, ServingError):
+                error = GenerationError(f"response not sent: {one_line(error)}")
+                self._deliver(stream, error, traffic)
+        else:
+            traffic.responses += sent
+            if sent and (isinstance(message, ServingError) or message.final):
+                outcome = message.outcome if isinstance(message, ServingError) else stream.outcome
+                traffic.outcomes[outcome] += 1
+
+
+def merge(
+    items: Iterable[tuple[ResponseStream, Message]], max_tokens: int | None
+) -> list[tuple[ResponseStream, Message]]:
+    """Merge the deltas of each stream, keeping each stream's order.
+
+    No merged delta stands for more than ``max_tokens`` tokens (None: no bound), unless it came so.
+    """
+    merged: list[tuple[ResponseStream, Message]] = []
+    last: dict[int, int] = {}  # id(stream) -> where its newest message stands in `merged`
+    for stream, message in items:
+        at = last.get(id(stream))
+        if at is not None and isinstance(message, Delta):
+            before = merged[at][1]
+            if isinstance(before, Delta) and (
+                max_tokens is None or before.num_tokens + message.num_tokens <= max_tokens
+            ):
+                merged[at] = (stream, before + message)
+                continue
+        last[id(stream)] = len(merged)
+        merged.append((stream, message))
+    return merged

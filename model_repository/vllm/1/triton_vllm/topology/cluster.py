@@ -1,0 +1,182 @@
+"""The machines of one engine: are they all there, within which time, and do they stay.
+
+vLLM and Ray do the work; they wait for one another for as long as it takes, and say little of what
+they wait for. So here is a gate before the engine's start, with a deadline, that says what is
+missing; and, where nobody else would notice, a watch over those that run elsewhere. A machine that
+is lost is a death of the engine: it is restarted, which begins at the gate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from triton_vllm.config.settings import ModelSettings
+from triton_vllm.errors import SettingsError
+from triton_vllm.log import Log
+from triton_vllm.topology import ray_cluster
+from triton_vllm.topology.gpus import Parallelism, check_gpus
+from triton_vllm.topology.nodes import Machines
+from triton_vllm.topology.ray_cluster import Placement
+
+_REPORT_SECONDS = 15.0
+_POLL_SECONDS = 0.5
+
+
+class Cluster(Protocol):
+    """What an engine's life asks of the machines that it runs on."""
+
+    def gather(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the context in which the engine is started. Blocks, and may raise SettingsError."""
+
+    async def watch(self, llm: Any) -> None:
+        """End the engine's processes here when those elsewhere are lost. Until it is cancelled."""
+
+    def close(self) -> None:
+        """Wait for nobody any more: the model is being unloaded. Any thread."""
+
+
+class OneMachine:
+    """All of the engine is here."""
+
+    def gather(self) -> contextlib.AbstractContextManager[None]:
+        """Wait for nobody."""
+        return contextlib.nullcontext()
+
+    async def watch(self, llm: Any) -> None:
+        """Return at once: Linux says when a process ends."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class RayCluster:
+    """Machines that Ray runs the engine's workers on, and watches."""
+
+    def __init__(
+        self,
+        workers: int,
+        device: str,
+        seconds: float,
+        log: Log,
+        *,
+        fits_here: bool,
+    ) -> None:
+        """Wait ``seconds`` at most until ``workers`` of Ray's ``device`` are free.
+
+        ``fits_here``: this machine alone has them, and where no cluster is, vLLM starts one.
+        """
+        self._workers = workers
+        self._device = device
+        self._seconds = seconds
+        self._closing = False
+        self._placement: Placement | None = None
+        self._log = log
+        self._fits_here = fits_here and not os.environ.get("RAY_ADDRESS")
+
+    @contextlib.contextmanager
+    def gather(self) -> Iterator[None]:
+        """Wait for the devices, and hold the start, which waits for them what time is left.
+
+        Raises SettingsError at the deadline: what there is of them.
+        """
+        since = reported = time.monotonic()
+        for missing in self._answers():
+            now = time.monotonic()
+            if not missing:
+                break
+            if self._fits_here and missing.startswith("ConnectionError"):
+                break
+            if self._closing or now - since > self._seconds:
+                raise self._too_late(missing)
+            if now - reported > _REPORT_SECONDS or reported == since:
+                reported = now
+                self._log.log_info(f"waiting for the Ray cluster: {missing}")
+        with Placement.offered(self._seconds - (time.monotonic() - since)) as placement:
+            self._placement = placement
+            try:
+                yield
+            except Exception as error:
+                if missing := placement.refused:
+                    raise self._too_late(missing) from error
+                raise
+            finally:
+                self._placement = None
+
+    def _too_late(self, missing: str) -> SettingsError:
+        if self._closing:
+            return SettingsError("the model is being unloaded")
+        return SettingsError(
+            f'{missing}, after {self._seconds:g} s ("serving.cluster_join_timeout_seconds")'
+        )
+
+    def _answers(self) -> Iterator[str]:
+        """Yield what is missing, empty if nothing, every half second."""
+        context = multiprocessing.get_context("spawn")
+        missing = "Ray has not answered yet"
+        while True:
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=ray_cluster.watch, args=(theirs, self._device), name="ray", daemon=True
+            )
+            process.start()
+            theirs.close()
+            try:
+                while process.is_alive() or ours.poll():
+                    if ours.poll(_POLL_SECONDS):
+                        answer = ours.recv()
+                        missing = ray_cluster.missing(answer, self._workers, self._device)
+                    yield missing
+            except EOFError:
+                missing = "the process that asks Ray has died"
+                yield missing
+            finally:
+                process.kill()
+                process.join()
+                ours.close()
+
+    async def watch(self, llm: Any) -> None:
+        """Return at once: Ray tells the engine when it has lost a node, and the engine ends."""
+
+    def close(self) -> None:
+        """Let ``gather`` fail."""
+        self._closing = True
+        if (placement := self._placement) is not None:
+            placement.withdraw()
+
+
+def cluster_of(args: Any, devices: str, settings: ModelSettings, log: Log) -> Cluster:
+    """Return the machines that vLLM's engine arguments ask for.
+
+    ``devices`` are the GPUs that config.pbtxt gives to the engine, if any. Raises SettingsError
+    where this machine has fewer than asked for, vLLM cannot use Ray, or its engine cores would be
+    Ray's actors: then the front end is a driver of Ray's, and nothing here notices when they die.
+    """
+    from triton_vllm.vllm_api import parallel as vllm_parallel
+
+    where = str(settings.engine_args_path)
+    if args.data_parallel_backend == "ray":
+        raise SettingsError(
+            f'{where}: "data_parallel_backend": "ray" is not supported, as the death of such an '
+            'engine would not be noticed: use "data_parallel_size_local", and '
+            "scripts/join_cluster.sh on the other machines"
+        )
+    parallelism = Parallelism.of(args)
+    check_gpus(parallelism, devices, vllm_parallel.visible_gpus, where)
+    seconds = settings.serving.cluster_join_timeout_seconds
+    if parallelism.here is None:
+        device = vllm_parallel.ray_device()
+        if not device:
+            raise SettingsError(
+                f'{where}: "distributed_executor_backend": "ray" needs GPUs, and this vLLM is '
+                "built for a device that it does not use with Ray"
+            )
+        fits = parallelism.workers <= (vllm_parallel.visible_gpus() or 0)
+        return RayCluster(parallelism.workers, device, seconds, log, fits_here=fits)
+    if args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
+        return Machines(vllm_parallel.meeting(args), seconds, log)
+    return OneMachine()

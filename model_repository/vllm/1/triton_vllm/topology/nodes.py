@@ -1,0 +1,152 @@
+"""Machines that vLLM itself joins to one engine, or to one group of data-parallel engines.
+
+The one that serves is the head; on each of the others runs ``vllm serve --headless``
+(scripts/join_cluster.sh), which connects to the head's handshake port. vLLM waits for them for
+ever, and, of dense models, it does not notice when one is lost: its requests would never end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triton_vllm.errors import SettingsError
+from triton_vllm.log import Log
+
+_ESTABLISHED = "01"  # <net/tcp_states.h>
+_PING_SECONDS = 10.0
+# An engine answers between two steps, of which none takes this long.
+_PATIENCE_SECONDS = 60.0
+_REPORT_SECONDS = 15.0
+_ENGINE_PROCESSES = ("EngineCore", "VLLM_DP_Coordinator")
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where this machine is connected to by ``number`` of "engines" or "machines", itself included.
+
+    Each data-parallel engine connects to vLLM's handshake port, each worker of an engine that is
+    spread over machines to torch.distributed's store.
+    """
+
+    host: str
+    port: int
+    number: int
+    what: str
+
+    def arrived(self) -> int:
+        """Return how many are connected."""
+        there = connections(self.port)
+        return len(there if self.what == "engines" else set(there))
+
+
+class Machines:
+    """The head's view of the others."""
+
+    def __init__(self, meeting: Meeting | None, seconds: float, log: Log) -> None:
+        """All have to be at the ``meeting`` within ``seconds``; None where this is not the head."""
+        self._meeting = meeting
+        self._seconds = seconds
+        self._log = log
+        self._gave_up = ""
+        self._closing = False
+
+    def close(self) -> None:
+        """Let ``gather`` fail: the model is being unloaded. Any thread."""
+        self._closing = True
+
+    @contextlib.contextmanager
+    def gather(self) -> Iterator[None]:
+        """Hold the start of the engine; end its processes here when the others do not come."""
+        if self._meeting is None:
+            yield
+            return
+        started = threading.Event()
+        self._gave_up = ""
+        waiting = threading.Thread(
+            target=self._wait, args=(self._meeting, started), name="cluster", daemon=True
+        )
+        waiting.start()
+        try:
+            yield
+        except Exception as error:
+            if self._gave_up:
+                raise SettingsError(self._gave_up) from error
+            raise
+        finally:
+            started.set()
+            waiting.join()
+
+    def _wait(self, meeting: Meeting, started: threading.Event) -> None:
+        since = time.monotonic()
+        reported = 0.0
+        while not started.wait(0.5):
+            arrived = meeting.arrived()
+            if arrived >= meeting.number:
+                return  # from here on vLLM knows them
+            if self._closing:
+                self._gave_up = "the model is being unloaded"
+                end_engine()
+                return
+            now = time.monotonic()
+            missing = (
+                f"{arrived} of {meeting.number} {meeting.what} have connected to "
+                f"{meeting.host}:{meeting.port}"
+            )
+            if now - since > self._seconds:
+                self._gave_up = (
+                    f'{missing} within {self._seconds:g} s ("serving.cluster_join_timeout_seconds"): '
+                    "start the others with scripts/join_cluster.sh"
+                )
+                end_engine()
+                return
+            if now - since > 5 and now - reported > _REPORT_SECONDS:
+                reported = now
+                self._log.log_info(f"waiting for the cluster: {missing}")
+
+    async def watch(self, llm: Any) -> None:
+        """Ask all engines now and then; when one does not answer, end the processes here."""
+        while True:
+            await asyncio.sleep(_PING_SECONDS)
+            try:
+                await asyncio.wait_for(llm.engine_core.is_sleeping_async(), _PATIENCE_SECONDS)
+            except TimeoutError:
+                self._log.log_error(
+                    f"an engine of the cluster has not answered for {_PATIENCE_SECONDS:g} s: "
+                    "it is taken for lost"
+                )
+                end_engine()
+                return
+            except Exception as error:  # it died, and those who watch its process know
+                self._log.log_info(f"the cluster is no longer watched: {type(error).__name__}")
+                return
+
+
+def end_engine() -> None:
+    """Kill the engine's processes that this process started; its end is noticed elsewhere."""
+    for process in multiprocessing.active_children():
+        if process.name.startswith(_ENGINE_PROCESSES):
+            process.kill()
+
+
+def connections(port: int) -> list[str]:
+    """Return from which addresses TCP connections to a port of this machine stand, one for each.
+
+    In hexadecimal (proc(5), net/tcp); of an IPv6 address the last four bytes, which are those of
+    IPv4 where it is one.
+    """
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text(encoding="ascii").splitlines()[1:]:
+                _, local, remote, state = line.split()[:4]
+                if state == _ESTABLISHED and int(local.rpartition(":")[2], 16) == port:
+                    found.append(remote.partition(":")[0][-8:])
+    return found

@@ -1,0 +1,204 @@
+"""vLLM's engine, its arguments and its errors, and what differs between its versions.
+
+Supported: vLLM 0.26 to 0.32. A difference is found by looking for the feature, never by
+comparing version numbers. Importing this file imports vLLM (seconds), so do it late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any, NoReturn
+
+import vllm
+from vllm import PoolingParams, SamplingParams
+from vllm import exceptions as vllm_exceptions
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.lora.utils import get_adapter_absolute_path
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+from triton_vllm.config.lora import Adapter
+from triton_vllm.errors import (
+    EngineDownError,
+    GenerationError,
+    RequestError,
+    ServingError,
+    UnavailableError,
+    one_line,
+)
+from triton_vllm.vllm_api.start import (
+    EngineCores,
+    as_front_end,
+    create_config,
+    create_engine,
+    engine_processes,
+    shut_down,
+)
+
+__all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
+__all__ += ["EngineCores", "as_front_end", "create_config", "create_engine", "engine_processes"]
+__all__ += ["shut_down"]
+__all__ += ["SamplingParams"]
+
+
+def _known_exceptions(*names: str) -> tuple[type[Exception], ...]:
+    """The exception classes of ``names`` that this vLLM has."""
+    return tuple(getattr(vllm_exceptions, n) for n in names if hasattr(vllm_exceptions, n))
+
+
+# Before VLLMClientError existed, these and plain ValueErrors meant "the request is wrong".
+_CLIENT_ERRORS = _known_exceptions(
+    "VLLMClientError", "VLLMValidationError", "VLLMNotFoundError", "VLLMUnprocessableEntityError"
+)
+_TRY_LATER_ERRORS = _known_exceptions(
+    "QueueOverflowError", "MaxQueuedTokensError", "RetryableRequestError"
+)
+_LIMITS = {
+    "QueueOverflowError": "(max_num_queued_reqs)",
+    "MaxQueuedTokensError": "(max_num_queued_tokens)",
+}
+
+
+def version() -> str:
+    """Return vLLM's version."""
+    return str(vllm.__version__)
+
+
+class EngineArgsParser(FlexibleArgumentParser):  # type: ignore[misc]
+    """vLLM's own command-line parser, raising where argparse would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``message`` as an argparse.ArgumentTypeError."""
+        raise argparse.ArgumentTypeError(message)
+
+    @classmethod
+    def create(cls) -> EngineArgsParser:
+        """Return a parser that knows every option of ``AsyncEngineArgs``."""
+        return typing.cast(EngineArgsParser, AsyncEngineArgs.add_cli_args(cls(add_help=False)))
+
+
+def engine_arg_types() -> dict[str, Any]:
+    """Return the type hint of every field of ``AsyncEngineArgs``.
+
+    Any stands for a hint that names a class which vLLM imports for type checkers only.
+    """
+    return {f.name: Any if isinstance(f.type, str) else f.type for f in fields(AsyncEngineArgs)}
+
+
+def sampling_param_types() -> dict[str, Any]:
+    """Return the type hint of every field of ``SamplingParams``."""
+    hints = typing.get_type_hints(SamplingParams, include_extras=True)
+    return {name: hints[name] for name in SamplingParams.__struct_fields__}
+
+
+def pooling_param_types() -> dict[str, Any]:
+    """Return the type hint of every field of ``PoolingParams``."""
+    hints = typing.get_type_hints(PoolingParams)
+    return {name: hints[name] for name in PoolingParams.__struct_fields__}
+
+
+def default_sampling_params(config: Any) -> Mapping[str, Any]:
+    """Return the sampling defaults that the model's ``generation_config.json`` sets."""
+    return typing.cast(Mapping[str, Any], config.model_config.get_diff_sampling_param())
+
+
+def max_tokens_limit(config: Any) -> int | None:
+    """Return what no request may exceed: the operator's ``max_new_tokens``, as in ``vllm serve``.
+
+    It stands in ``override_generation_config``, or in a file that ``generation_config`` names.
+    """
+    model = config.model_config
+    if model.generation_config in ("auto", "vllm"):
+        return typing.cast("int | None", model.override_generation_config.get("max_new_tokens"))
+    return typing.cast("int | None", model.get_diff_sampling_param().get("max_tokens"))
+
+
+class Metrics:
+    """vLLM's own metrics, of all front ends where there are several."""
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the families that vLLM exports."""
+        for family in get_prometheus_registry().collect():
+            if family.name.startswith("vllm:"):
+                yield family
+
+
+def is_pooling(config: Any) -> bool:
+    """Return whether the model answers with embeddings, and generates no text."""
+    return bool(config.model_config.runner_type == "pooling")
+
+
+async def load_adapter(llm: AsyncLLM, adapter: Adapter) -> Adapter:
+    """Load a LoRA adapter into the engine; return it with its folder.
+
+    What is on a hub is downloaded here first, as the engine would stand still meanwhile. Raises
+    vLLM's reason if it cannot be loaded.
+    """
+    path = await asyncio.to_thread(get_adapter_absolute_path, adapter.path)
+    local = replace(adapter, path=path)
+    await llm.add_lora(lora_request(local))
+    return local
+
+
+def lora_request(adapter: Adapter | None) -> LoRARequest | None:
+    """Return an adapter as vLLM names it in a request."""
+    if adapter is None:
+        return None
+    return LoRARequest(adapter.engine_name, adapter.engine_id, adapter.path)
+
+
+async def abort(llm: AsyncLLM, request_id: str) -> None:
+    """End a request's generation: its outputs end with what it has, ``finish_reason`` abort."""
+    await llm.abort(request_id)
+
+
+def grammar_tokenizer(llm: AsyncLLM) -> Callable[[], str] | None:
+    """Return what makes xgrammar's ``TokenizerInfo`` as JSON; None if xgrammar compiles nothing.
+
+    The other backends compile while they generate, or have limits of their own.
+    """
+    if llm.vllm_config.structured_outputs_config.backend not in ("auto", "xgrammar"):
+        return None
+    if llm.model_config.skip_tokenizer_init:
+        return None
+    # Not the engine itself: it is kept for all engines that follow this one.
+    tokenizer, vocab_size = llm.get_tokenizer(), llm.model_config.get_vocab_size()
+
+    def make() -> str:
+        import xgrammar
+
+        made = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
+        return str(made.serialize_json())
+
+    return make
+
+
+def queued_tokens(llm: AsyncLLM) -> int:
+    """Return how many prompt tokens of this front end's requests wait for their prefill."""
+    states = llm.output_processor.request_states.values()
+    return sum(state.prompt_len for state in states if state.is_prefilling)
+
+
+def explain(error: Exception) -> ServingError:
+    """Map what vLLM raised for one request to an error of ours."""
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, EngineDeadError):
+        return EngineDownError(f"the engine died: {one_line(error)}")
+    if isinstance(error, _TRY_LATER_ERRORS):
+        limit = _LIMITS.get(type(error).__name__, "")
+        return UnavailableError(f"{one_line(error)} {limit}".strip())
+    if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
+        return explain(error.__cause__)
+    if isinstance(error, (*_CLIENT_ERRORS, ValueError, TypeError)):
+        return RequestError(one_line(error))
+    return GenerationError(f"{type(error).__name__}: {one_line(error)}")

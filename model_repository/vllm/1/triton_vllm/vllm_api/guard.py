@@ -1,0 +1,57 @@
+"""vLLM's engine client with a guard at its door, through which every protocol's requests go."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from triton_vllm.errors import RequestError, UnavailableError
+from triton_vllm.protocol.sampling import check_sequences
+from triton_vllm.vllm_api.parallel import executor_class
+
+
+class GuardedLLM(AsyncLLM):  # type: ignore[misc]
+    """An ``AsyncLLM`` that refuses what is too much for the engine.
+
+    ``check_grammar`` takes vLLM's ``StructuredOutputsParams`` before the engine core compiles them,
+    and raises RequestError. ``join_queue`` is called before a prompt is queued, and raises
+    UnavailableError. ``turn_away`` is told of a grammar that cannot be tried now. ``max_sequences``
+    bounds ``n`` (0: vLLM's own limit).
+    """
+
+    check_grammar: Callable[[Any], Awaitable[None]] | None = None
+    join_queue: Callable[[], None] | None = None
+    turn_away: Callable[[UnavailableError], None] | None = None
+    max_sequences: int = 0
+
+    def __init__(self, vllm_config: Any, **options: Any) -> None:
+        """Take an ``AsyncLLM``'s options, but for the executor, which is chosen here."""
+        options["executor_class"] = executor_class(vllm_config)
+        super().__init__(vllm_config, **options)
+
+    async def add_request(
+        self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Add a request as ``AsyncLLM`` does.
+
+        Raises vLLM's own error for a wrong request, UnavailableError for one that would wait.
+        """
+        grammar = getattr(params, "structured_outputs", None)
+        try:
+            check_sequences(getattr(params, "n", 1), self.max_sequences, "n")
+            if grammar is not None and self.check_grammar is not None:
+                await self.check_grammar(grammar)
+        except RequestError as error:
+            raise VLLMValidationError(str(error)) from error
+        except UnavailableError as why:
+            if self.turn_away is not None:
+                self.turn_away(why)
+            raise
+        if self.join_queue is not None:
+            # Asked once. Then nobody comes in between, as every protocol renders its prompts first.
+            await self.get_supported_tasks()
+            self.join_queue()
+        return await super().add_request(request_id, prompt, params, *args, **kwargs)

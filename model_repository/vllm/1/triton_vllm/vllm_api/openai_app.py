@@ -1,0 +1,133 @@
+"""The one file that imports vLLM's OpenAI-compatible front end, and knows where it is.
+
+vLLM does not promise these names. Supported: vLLM 0.26 to 0.32; where they have moved on, importing
+this file raises ImportError.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import typing
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+from vllm import envs
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+from vllm.utils.system_utils import set_ulimit
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from triton_vllm.vllm_api.api import EngineArgsParser
+
+try:  # vLLM 0.32
+    from vllm.entrypoints.launchers import cli_args
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.launcher import validate_api_server_args
+    from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+    from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
+except ImportError:  # vLLM 0.26
+    from vllm.entrypoints.openai import cli_args
+    from vllm.entrypoints.openai.api_server import (
+        build_app,
+        init_app_state,
+        validate_api_server_args,
+    )
+    from vllm.entrypoints.serve.utils.server_utils import get_uvicorn_log_config
+    from vllm.entrypoints.serve.utils.ssl import SSLCertRefresher
+
+
+def frontend_args_parser() -> EngineArgsParser:
+    """Return a parser that knows every option of ``vllm serve``."""
+    parser = cli_args.make_arg_parser(EngineArgsParser(add_help=False))
+    return typing.cast(EngineArgsParser, parser)
+
+
+def frontend_arg_types() -> dict[str, Any]:
+    """Return the type hint of every option of the front end, the engine's not among them."""
+    return {f.name: f.type for f in fields(cli_args.FrontendArgs)}
+
+
+def complete(args: argparse.Namespace, engine_args: Any, model: str) -> argparse.Namespace:
+    """Give ``args`` the engine's arguments, load parser plugins, and check all as vLLM does.
+
+    ``model`` is the model's name as the operator wrote it: offline, vLLM's own becomes a path.
+    Raises what vLLM raises, with its reason.
+    """
+    args.model = model
+    _adopt(args, engine_args)
+    for plugin, load in (
+        (args.tool_parser_plugin, ToolParserManager.import_tool_parser),
+        (args.reasoning_parser_plugin, ReasoningParserManager.import_reasoning_parser),
+    ):
+        if plugin:
+            load(plugin)
+    cli_args.validate_parsed_serve_args(args)
+    validate_api_server_args(args)
+    if hasattr(cli_args, "propagate_flash_late_interaction"):  # newer than 0.26
+        cli_args.propagate_flash_late_interaction(args, engine_args)
+    return args
+
+
+def _adopt(args: argparse.Namespace, engine_args: Any) -> None:
+    """Set the engine's arguments in ``args``, where what the front end chose does not stand."""
+    for field in fields(AsyncEngineArgs):
+        if field.name not in ("model", "served_model_name"):
+            setattr(args, field.name, getattr(engine_args, field.name))
+    args.served_model_name = args.served_model_name or engine_args.served_model_name
+
+
+class FrontEnd:
+    """vLLM's own app, with all its routes, around the ``AsyncLLM`` that lives. Event loop only."""
+
+    def __init__(self, args: argparse.Namespace, engine_args: Any) -> None:
+        """``args`` are those of ``complete``."""
+        self._args = args
+        self._engine_args = engine_args
+        self._lifespan = contextlib.AsyncExitStack()
+        self.app: Any = None
+
+    async def attach(self, llm: AsyncLLM) -> None:
+        """Build the app around ``llm``; where it stands, give it ``llm`` in the old one's place."""
+        _adopt(self._args, self._engine_args)  # whose configuration may have changed them
+        tasks = await llm.get_supported_tasks()
+        app = self.app or build_app(self._args, tasks, llm.model_config)
+        await init_app_state(llm, app.state, self._args, tasks)
+        app.state.log_stats = False  # ours are logged by the engine
+        # vLLM's error handler ends the server of an engine that died. Ours waits for the next one.
+        app.state.server = SimpleNamespace(should_exit=False)
+        if self.app is None:
+            await self._lifespan.enter_async_context(app.router.lifespan_context(app))
+            self.app = app
+
+    async def close(self) -> None:
+        """End the app."""
+        await self._lifespan.aclose()
+
+
+def uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of ``uvicorn.Config``, as ``vllm serve`` sets them."""
+    set_ulimit()  # a connection is a file
+    log_config = get_uvicorn_log_config(args)
+    return {
+        **({} if log_config is None else {"log_config": log_config}),
+        "log_level": args.uvicorn_log_level,
+        "access_log": not args.disable_uvicorn_access_log,
+        "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        "ssl_keyfile": args.ssl_keyfile,
+        "ssl_certfile": args.ssl_certfile,
+        "ssl_ca_certs": args.ssl_ca_certs,
+        "ssl_cert_reqs": args.ssl_cert_reqs,
+        "ssl_ciphers": args.ssl_ciphers,
+        "h11_max_incomplete_event_size": args.h11_max_incomplete_event_size,
+    }
+
+
+def watch_certificates(args: argparse.Namespace, ssl_context: Any) -> SSLCertRefresher | None:
+    """Reload the TLS files whenever they change, if that is wanted, for as long as it is held."""
+    if not args.enable_ssl_refresh or ssl_context is None:
+        return None
+    return SSLCertRefresher(ssl_context, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)

@@ -1,0 +1,1 @@
+"""Each kind of prompt becomes a generation: text, chat, media, embeddings and scores."""

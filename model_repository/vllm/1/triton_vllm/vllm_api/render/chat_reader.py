@@ -1,0 +1,94 @@
+"""What a model says in a chat, taken apart by vLLM's parsers of reasoning and tool calls.
+
+Supported: vLLM 0.26 to 0.32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionNamedToolChoiceParam
+
+from triton_vllm.protocol.delta import Delta, DeltaReader, SequenceDetails
+from triton_vllm.vllm_api.compat import chat_utils, first
+
+protocol = first(
+    "vllm.entrypoints.generate.base.protocol", "vllm.entrypoints.openai.engine.protocol"
+)
+
+
+class ChatReader:
+    """Reads vLLM's outputs of a chat: content, reasoning and tool calls, each for itself.
+
+    What says nothing, as a parser waits for the rest of it, is held back until there is something.
+    """
+
+    def __init__(self, chat: Any, parsers: list[Any], *, stream: bool) -> None:
+        """``parsers`` has one of each sequence's own, or None."""
+        self._chat = chat
+        self._parsers = parsers
+        self._said = self._said_new if stream else self._said_all
+        self._plain = DeltaReader(len(parsers), detailed=True)
+        self._has_called = [False] * len(parsers)
+        self._held: Delta | None = None
+
+    def read(self, output: Any) -> Delta:
+        """Return vLLM's ``RequestOutput`` as a delta."""
+        delta = self._plain.read(output)
+        assert delta.details is not None, "as the reader is a detailed one"
+        texts, sequences = list(delta.texts), list(delta.details.sequences)
+        for completion in output.outputs:
+            i = completion.index
+            if self._parsers[i] is not None:
+                texts[i], sequences[i] = self._parsed(completion, output, sequences[i])
+        details = dataclasses.replace(delta.details, sequences=tuple(sequences))
+        delta = dataclasses.replace(delta, texts=tuple(texts), details=details)
+        if self._held is not None:
+            delta = self._held + delta
+        says = any(delta.texts) or any(s.reasoning or s.tool_calls for s in details.sequences)
+        self._held = None if says or delta.final else delta
+        return delta if self._held is None else Delta(tuple("" for _ in texts), 0)
+
+    def _parsed(
+        self, completion: Any, output: Any, plain: SequenceDetails
+    ) -> tuple[str, SequenceDetails]:
+        """Return a sequence's new content and details."""
+        i = completion.index
+        content, reasoning, calls = self._said(self._parsers[i], completion, output)
+        self._has_called[i] |= bool(calls)
+        reason = plain.finish_reason
+        named = isinstance(self._chat.tool_choice, ChatCompletionNamedToolChoiceParam)
+        if reason == "stop" and self._has_called[i] and not named:
+            reason = "tool_calls"
+        return content, dataclasses.replace(
+            plain, finish_reason=reason, reasoning=reasoning, tool_calls=calls
+        )
+
+    def _said_new(self, parser: Any, completion: Any, output: Any) -> tuple[str, str, list[Any]]:
+        message = parser.parse_delta(
+            delta_text=completion.text,
+            delta_token_ids=list(completion.token_ids),
+            request=self._chat,
+            prompt_token_ids=output.prompt_token_ids,
+            finished=completion.finish_reason is not None,
+        )
+        if message is None:
+            return "", "", []
+        calls = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+        return message.content or "", message.reasoning or "", calls
+
+    def _said_all(self, parser: Any, completion: Any, output: Any) -> tuple[str, str, list[Any]]:
+        if hasattr(parser, "set_prompt_token_ids"):  # newer than 0.26
+            parser.set_prompt_token_ids(output.prompt_token_ids or [])
+        reasoning, content, calls = parser.parse(
+            completion.text,
+            self._chat,
+            enable_auto_tools=type(parser).tool_parser_cls is not None,
+            model_output_token_ids=completion.token_ids,
+        )
+        made = [
+            protocol.ToolCall(id=call.id or chat_utils.make_tool_call_id(), function=call)
+            for call in calls or []
+        ]
+        return content or "", reasoning or "", [call.model_dump() for call in made]

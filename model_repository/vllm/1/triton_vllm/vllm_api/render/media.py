@@ -1,0 +1,189 @@
+"""The file that renders prompts with images, audio and video, and keeps harm from the engine.
+
+Supported: vLLM 0.26 to 0.32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.transformers_utils.processor import get_video_processor_cls_name
+
+from triton_vllm.errors import MediaError, RequestError, ServingError, one_line
+from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.requests import GenerationRequest, MediaPrompt
+from triton_vllm.vllm_api.render import text as vllm_text
+from triton_vllm.vllm_api.render.fetch import GuardedConnector, missing_package
+
+
+def guard(llm: Any) -> None:
+    """Check what vLLM makes of media before the engine gets it, for all requests of this process.
+
+    vLLM's engine core ends with the first exception in a model's code, and with it every request.
+    So an item of which nothing is left, which some models' code cannot bear, is the client's error;
+    and so is whatever a model's own processor raises.
+    """
+    if llm.model_config.multimodal_config is None:
+        return
+    renderer = llm.renderer
+    _resample_with_what_there_is(renderer)
+    whole, whole_async = renderer.process_for_engine, renderer.process_for_engine_async
+
+    # After a refusal vLLM's cache of items is cleared: it takes the engine for a holder of them.
+    def process_for_engine(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
+        try:
+            made = whole(prompt, *args, **options)
+        except Exception as error:
+            if (explained := _explained(error, prompt)) is None:
+                raise
+            raise explained from error
+        if (lost := _lost(made)) is not None:
+            self.clear_mm_cache()
+            raise lost
+        return made
+
+    async def process_for_engine_async(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
+        try:
+            made = await whole_async(prompt, *args, **options)
+        except Exception as error:
+            if (explained := _explained(error, prompt)) is None:
+                raise
+            raise explained from error
+        if (lost := _lost(made)) is not None:
+            await self.clear_mm_cache_async()
+            raise lost
+        return made
+
+    renderer.process_for_engine = types.MethodType(process_for_engine, renderer)
+    renderer.process_for_engine_async = types.MethodType(process_for_engine_async, renderer)
+    _forget_what_is_refused(llm)
+
+
+def _forget_what_is_refused(llm: Any) -> None:
+    """Clear vLLM's cache of items when a request with some is refused after they were made.
+
+    It takes the engine for a holder of them, and the next request with one of them would fail.
+    """
+    process_inputs = llm.input_processor.process_inputs
+
+    def process(request_id: str, prompt: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return process_inputs(request_id, prompt, *args, **options)
+        except Exception:
+            if any(_items(prompt)):
+                llm.renderer.clear_mm_cache()
+            raise
+
+    llm.input_processor.process_inputs = process
+
+
+def _resample_with_what_there_is(renderer: Any) -> None:
+    """Have PyAV resample where torchaudio, newer vLLM's choice, is missing: PyPI's wants CUDA."""
+    resampler = renderer.get_mm_processor().info.data_parser.audio_resampler
+    if resampler.method == "torchaudio" and importlib.util.find_spec("torchaudio") is None:
+        resampler.method = "pyav"
+
+
+def _lost(engine_input: Any) -> MediaError | None:
+    """Return the error for the first item of which nothing is left, if there is one."""
+    for kind, place, taken, item in _items(engine_input):
+        if taken.get_num_embeds() == 0 or _is_empty(item):
+            return MediaError(
+                f"{kind}[{place}]: the model's processor makes nothing of it: it is too small, or "
+                "the processor's options leave nothing"
+            )
+    return None
+
+
+def _items(engine_input: Any) -> Iterator[tuple[str, int, Any, Any]]:
+    """Yield what each item takes of the prompt, and what is made of it, None where cached."""
+    prompt = engine_input.get("encoder_prompt", engine_input)
+    for kind, ranges in prompt.get("mm_placeholders", {}).items():
+        items = prompt.get("mm_kwargs", {}).get(kind) or [None] * len(ranges)
+        for place, (taken, item) in enumerate(zip(ranges, items, strict=True)):
+            yield kind, place, taken, item
+
+
+def _is_empty(item: Any) -> bool:
+    """Return whether there are no pixels and no samples in it: nothing in its float tensors."""
+    fields = [] if item is None else [field.data for field in item.values()]
+    sizes = [data.numel() for data in _tensors(fields) if data.is_floating_point()]
+    return bool(sizes) and not any(sizes)
+
+
+def _tensors(data: Any) -> Iterator[torch.Tensor]:
+    if isinstance(data, torch.Tensor):
+        yield data
+    elif isinstance(data, list | tuple):
+        for each in data:
+            yield from _tensors(each)
+
+
+def _explained(error: Exception, prompt: Any) -> MediaError | None:
+    """Return the error as the client is to see it; None where it is not about media."""
+    given = prompt.get("encoder_prompt", prompt)
+    media = given.get("multi_modal_data") if isinstance(given, dict) else None
+    if isinstance(error, ServingError) or not media:
+        return None
+    kinds = ", ".join(media)
+    if isinstance(error, ImportError):
+        return MediaError(f"{kinds}: {missing_package(error)}")
+    return MediaError(f"{kinds}: the model's processor does not take it: {_innermost(error)}")
+
+
+def _innermost(error: BaseException) -> str:
+    """Return what was first wrong: vLLM's own line around it prints all that was given."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+async def render(llm: Any, request: GenerationRequest, lora: Any) -> Work:
+    """Load what the prompt speaks of, and turn both into an engine input."""
+    prompt = request.prompt
+    assert isinstance(prompt, MediaPrompt), "as Renderers says"
+    config = llm.model_config.multimodal_config
+    if config is None:
+        raise RequestError(f"{', '.join(prompt.media)}: this model takes text only")
+    known = llm.renderer.get_mm_processor().info.supported_mm_limits
+    for kind in prompt.media.keys() - known.keys():
+        raise RequestError(f"{kind}: this model takes {', '.join(sorted(known))} only")
+    connector = GuardedConnector(
+        config.media_io_kwargs, allowed_media_domains=llm.model_config.allowed_media_domains
+    )
+    # The model's own processor says which frames of a video it wants.
+    video = {"video_processor": get_video_processor_cls_name(llm.model_config)}
+    options = {"video": video} if "video" in prompt.media else {}
+    data = {
+        kind: await asyncio.gather(
+            *(
+                _load(connector, kind, place, item, options.get(kind, {}))
+                for place, item in enumerate(items)
+            )
+        )
+        for kind, items in prompt.media.items()
+    }
+    given = {"prompt": prompt.text, "multi_modal_data": data}
+    if request.options.cache_salt:
+        given["cache_salt"] = request.options.cache_salt
+    (engine_input,) = await llm.renderer.render_cmpl_async(
+        [parse_model_prompt(llm.model_config, given)], llm.renderer.default_cmpl_tok_params
+    )
+    return vllm_text.generation(llm, engine_input, request, lora)
+
+
+async def _load(
+    connector: GuardedConnector, kind: str, place: int, item: str, options: dict[str, Any]
+) -> Any:
+    url = item if item[:5] == "data:" or "://" in item[:16] else f"data:;base64,{item.strip()}"
+    fetch = getattr(connector, f"fetch_{kind}_async")
+    try:
+        return await fetch(url, **options)
+    except RequestError as error:
+        raise MediaError(f"{kind}[{place}]: {error}") from error

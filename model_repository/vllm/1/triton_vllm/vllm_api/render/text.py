@@ -1,0 +1,118 @@
+"""From a prompt of text or token ids to a generation, with vLLM's renderer and ``AsyncLLM``."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from triton_vllm.protocol.delta import DeltaReader
+from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.requests import GenerationRequest, TextPrompt, TokenPrompt
+from triton_vllm.vllm_api.render.text_encoder import text_encoder
+
+_SHORT_PROMPT = 4096  # characters: about a millisecond to tokenize
+
+
+async def render(llm: AsyncLLM, request: GenerationRequest, lora: LoRARequest | None) -> Work:
+    """Return the generation of text after a prompt of text or token ids."""
+    assert isinstance(request.prompt, TextPrompt | TokenPrompt), "as Renderers says"
+    engine_input = await tokenize(llm, request.prompt, request.options.cache_salt)
+    return generation(llm, engine_input, request, lora)
+
+
+async def tokenize(
+    llm: AsyncLLM, prompt: TextPrompt | TokenPrompt, cache_salt: str | None = None
+) -> Any:
+    """Turn a prompt of text or token ids into an engine input through vLLM's renderer.
+
+    A long prompt is tokenized off the event loop; for a short one the way there and back would
+    take longer than the work, and the first token would wait for it.
+
+    Raises vLLM's validation error for a prompt that does not fit the model's context.
+    """
+    given = _as_vllm_prompt(prompt, cache_salt)
+    params = llm.renderer.default_cmpl_tok_params
+    if len(given.get("prompt", "")) <= _SHORT_PROMPT:
+        parsed = parse_model_prompt(llm.model_config, _with_token_ids(llm, given, params))
+        (engine_input,) = llm.renderer.render_cmpl([parsed], params)
+    else:
+        parsed = parse_model_prompt(llm.model_config, given)
+        (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
+    return engine_input
+
+
+def generation(
+    llm: AsyncLLM, engine_input: Any, request: GenerationRequest, lora: LoRARequest | None
+) -> Work:
+    """Return the generation of text after a rendered prompt."""
+    return Work(
+        lambda: generate(llm, engine_input, request, request.sampling_params, lora),
+        DeltaReader(request.num_sequences, detailed=bool(request.outputs)).read,
+    )
+
+
+def _as_vllm_prompt(prompt: TextPrompt | TokenPrompt, cache_salt: str | None) -> dict[str, Any]:
+    given: dict[str, Any] = (
+        {"prompt": prompt.text}
+        if isinstance(prompt, TextPrompt)
+        else {"prompt_token_ids": prompt.token_ids}
+    )
+    return {**given, "cache_salt": cache_salt} if cache_salt else given
+
+
+def _with_token_ids(llm: AsyncLLM, prompt: dict[str, Any], params: Any) -> dict[str, Any]:
+    """Return the prompt with its token ids, if there is a shorter way to them than the renderer's.
+
+    The renderer takes it from there: it checks the length, for instance.
+    """
+    encode = text_encoder(llm.renderer.tokenizer)
+    if (
+        encode is None
+        or "prompt_token_ids" in prompt
+        or params.do_lower_case
+        or llm.model_config.is_encoder_decoder
+    ):
+        return prompt
+    return {**prompt, "prompt_token_ids": encode(prompt["prompt"], params.add_special_tokens)}
+
+
+def generate(
+    llm: AsyncLLM,
+    engine_input: Any,
+    request: GenerationRequest,
+    params: SamplingParams,
+    lora: LoRARequest | None,
+    **reasoning: Any,
+) -> AsyncGenerator[RequestOutput, None]:
+    """Add a request to the engine; yield its outputs. Closing the generator aborts it.
+
+    ``reasoning`` is what the engine should know of a reasoning model's state.
+    """
+    if request.options.use_beam_search:
+        from triton_vllm.vllm_api.render.beam_search import beam_search
+
+        return beam_search(llm, engine_input, request, lora, trace_headers(llm, request))
+    outputs = llm.generate(
+        engine_input,
+        params,
+        request.request_id,
+        lora_request=lora,
+        trace_headers=trace_headers(llm, request),
+        priority=request.options.priority,
+        data_parallel_rank=request.options.data_parallel_rank,
+        **reasoning,
+    )
+    return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
+
+
+def trace_headers(llm: AsyncLLM, request: GenerationRequest) -> Mapping[str, str] | None:
+    """Return the request's trace context, if the engine traces."""
+    traced = request.trace_headers and llm.observability_config.otlp_traces_endpoint
+    return request.trace_headers if traced else None
