@@ -177,7 +177,7 @@ def test_a_new_key_wins_over_its_old_name(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(True, True), ("true", True), (" TRUE ", True), (False, False), ("false", False), (1, False)],
-    ids=repr,
+    ids=str,
 )
 def test_is_true(value: object, expected: bool) -> None:
     """Only true and its string are true."""
@@ -199,7 +199,9 @@ def test_is_true(value: object, expected: bool) -> None:
         (Config | dict[str, Any], {dict}),
         (Any, {bool, int, float, str, list, dict}),
     ],
-    ids=str,
+    ids=lambda value: ",".join(sorted(t.__name__ for t in value))
+    if isinstance(value, set)
+    else str(value),
 )
 def test_json_types(hint: Any, expected: set[type]) -> None:
     """A field's type hint says which JSON types it takes."""
