@@ -18,9 +18,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from triton_vllm.config.arguments import parse_engine_args
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.cluster import OneMachine, cluster_of
+from triton_vllm.topology.cluster import SingleNode, cluster_of
 from triton_vllm.topology.gpus import Parallelism
-from triton_vllm.topology.nodes import Machines, Meeting
+from triton_vllm.topology.nodes import MultiNode, Rendezvous
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api import guard as vllm_guard
 from triton_vllm.vllm_api import parallel as vllm_parallel
@@ -81,7 +81,7 @@ def test_too_few_gpus_are_said_before_anything_is_loaded(
     with pytest.raises(SettingsError, match=r"ask for 4 GPUs .*, and 1 can be seen here"):
         machines(args)
     monkeypatch.setattr(vllm_parallel, "current_platform", Gpus(4))
-    assert isinstance(machines(args), OneMachine)
+    assert isinstance(machines(args), SingleNode)
 
 
 def test_ray_needs_gpus(model: str) -> None:
@@ -102,7 +102,7 @@ def test_engine_cores_are_no_actors_of_rays(model: str) -> None:
     [
         (
             {"data_parallel_size": 2, "data_parallel_size_local": 1},
-            Meeting("127.0.0.1", 29550, 2, "engines"),
+            Rendezvous("127.0.0.1", 29550, 2, "engines"),
         ),
         (
             {
@@ -111,23 +111,23 @@ def test_engine_cores_are_no_actors_of_rays(model: str) -> None:
                 "data_parallel_address": "10.0.0.1",
                 "data_parallel_rpc_port": 13345,
             },
-            Meeting("10.0.0.1", 13345, 4, "engines"),
+            Rendezvous("10.0.0.1", 13345, 4, "engines"),
         ),
         (
             {"tensor_parallel_size": 2, "nnodes": 2, "master_addr": "10.0.0.1"},
-            Meeting("10.0.0.1", 29501, 2, "machines"),
+            Rendezvous("10.0.0.1", 29501, 2, "machines"),
         ),
         ({"data_parallel_size": 2, "data_parallel_rank": 1}, None),
     ],
     ids=["defaults", "data parallel", "tensor parallel", "another rank"],
 )
 def test_where_other_machines_connect(
-    model: str, given: dict[str, Any], expected: Meeting | None
+    model: str, given: dict[str, Any], expected: Rendezvous | None
 ) -> None:
     """As vLLM's own configuration has it."""
     args = parse(model, **given)
-    assert expected == vllm_parallel.meeting(args)
-    assert isinstance(machines(args), Machines)
+    assert expected == vllm_parallel.rendezvous(args)
+    assert isinstance(machines(args), MultiNode)
 
 
 def test_parallelism_is_read_as_vllm_reads_it(model: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.fakes import FakeLog
 from triton_vllm.errors import SettingsError
 from triton_vllm.topology import nodes as machines
-from triton_vllm.topology.nodes import Machines, Meeting, connections
+from triton_vllm.topology.nodes import MultiNode, Rendezvous, connections
 
 
 def test_connections_are_counted() -> None:
@@ -23,8 +23,8 @@ def test_connections_are_counted() -> None:
         assert [] == connections(port)
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
         assert 2 == len(connections(port))
-        assert 2 == Meeting("127.0.0.1", port, 2, "engines").arrived()
-        assert 1 == Meeting("127.0.0.1", port, 2, "machines").arrived()
+        assert 2 == Rendezvous("127.0.0.1", port, 2, "engines").arrived()
+        assert 1 == Rendezvous("127.0.0.1", port, 2, "machines").arrived()
         for client in clients:
             client.close()
 
@@ -40,7 +40,9 @@ def test_machines_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
         port = head.getsockname()[1]
 
         def start() -> None:
-            with Machines(Meeting("127.0.0.1", port, 2, "engines"), 1, FakeLog()).gather():
+            with MultiNode(
+                Rendezvous("127.0.0.1", port, 2, "engines"), 1, FakeLog()
+            ).wait_for_nodes():
                 core.join(50)
                 raise RuntimeError("Engine core initialization failed")
 
@@ -60,7 +62,7 @@ def test_a_start_that_fails_by_itself() -> None:
     """Its own error is told."""
     with (
         pytest.raises(RuntimeError, match="no weights"),
-        Machines(Meeting("127.0.0.1", 1, 2, "engines"), 60, FakeLog()).gather(),
+        MultiNode(Rendezvous("127.0.0.1", 1, 2, "engines"), 60, FakeLog()).wait_for_nodes(),
     ):
         raise RuntimeError("no weights")
 
@@ -80,7 +82,7 @@ def test_an_engine_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch)
 
     llm = SimpleNamespace(engine_core=SimpleNamespace(is_sleeping_async=is_sleeping_async))
     log = FakeLog()
-    asyncio.run(Machines(None, 60, log).watch(llm))
+    asyncio.run(MultiNode(None, 60, log).watch(llm))
     assert [True] == ended
     assert [] == answers
     assert "taken for lost" in log.lines[-1][1]

@@ -10,14 +10,14 @@ from typing import Any, cast
 import pytest
 
 from triton_vllm.topology.draining import Draining, NoDraining, draining
-from triton_vllm.topology.front_ends import NoSeat
+from triton_vllm.topology.front_ends import SingleFrontEnd
 
 
 @dataclass
 class FakeSeat:
-    """``shared_engine.Seat``, as far as draining looks at it."""
+    """``front_ends.FrontEndSlot``, as far as draining looks at it."""
 
-    generation: Path
+    cohort: Path
     index: int
     alive: list[int] = field(default_factory=list)
 
@@ -29,14 +29,14 @@ class FakeSeat:
         return [number for number in self.alive if number != self.index]
 
 
-def seats(folder: Path, count: int) -> list[Draining]:
+def slots(folder: Path, count: int) -> list[Draining]:
     alive = list(range(count))
     return [Draining(cast(Any, FakeSeat(folder, index, alive))) for index in alive]
 
 
 def test_a_front_end_alone_waits_for_nobody() -> None:
     """Nothing is shared, so nothing is announced."""
-    alone = draining(NoSeat())
+    alone = draining(SingleFrontEnd())
     assert isinstance(alone, NoDraining)
     asyncio.run(alone.wait_for_others(60))
 
@@ -46,7 +46,7 @@ def test_the_leader_waits_until_all_have_finished(tmp_path: Path) -> None:
 
     async def leave_together() -> list[str]:
         said: list[str] = []
-        leader, *others = seats(tmp_path, 3)
+        leader, *others = slots(tmp_path, 3)
 
         async def follow(number: int, other: Draining) -> None:
             await other.wait_for_leader()
@@ -69,7 +69,7 @@ def test_the_leader_waits_until_all_have_finished(tmp_path: Path) -> None:
 
 def test_the_leaders_patience_is_bounded(tmp_path: Path) -> None:
     """A front end that hangs does not keep the engine for ever."""
-    leader, _ = seats(tmp_path, 2)
+    leader, _ = slots(tmp_path, 2)
     leader.announce()
     asyncio.run(asyncio.wait_for(leader.wait_for_others(0.3), 30))
 
@@ -83,7 +83,7 @@ def test_the_dead_are_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_follower_announces_nothing(tmp_path: Path) -> None:
     """One that Triton ends first leaves the others in peace, and finishes for itself."""
-    leader, follower = seats(tmp_path, 2)
+    leader, follower = slots(tmp_path, 2)
     follower.announce()
     follower.finish()
     with pytest.raises(asyncio.TimeoutError):

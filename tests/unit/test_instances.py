@@ -1,4 +1,4 @@
-"""How the instances of a model find their engines: each with its GPUs, seats and port."""
+"""How the instances of a model find their engines: each with its GPUs, slots and port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from triton_vllm.config.placement import Placement
 from triton_vllm.config.settings import ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.topology.instances import Instance, settings_of
-from triton_vllm.topology.load_balancing import FairShare, NoFairShare
+from triton_vllm.topology.load_balancing import LoadBalancer, NoLoadBalancer
 
 TWO = Placement(("0,1", "2,3"), None, 2, 4)
 
@@ -34,9 +34,9 @@ from triton_vllm.config.settings import ModelSettings
 placement = Placement(("0,1", "2,3"), None, 2, 4)
 settings = ModelSettings("vllm", "1", Path("/m"), {"model": "m"}, placement=placement)
 with contextlib.ExitStack() as cleanup:
-    instance = Instance.take(settings, cleanup)
+    instance = Instance.claim(settings, cleanup)
     found = [instance.label, os.environ["CUDA_VISIBLE_DEVICES"], instance.devices]
-    found += [instance.seat.index, os.environ["PROMETHEUS_MULTIPROC_DIR"]]
+    found += [instance.slot.index, os.environ["PROMETHEUS_MULTIPROC_DIR"]]
     print(json.dumps(found), flush=True)
     sys.stdin.read()
 """
@@ -73,14 +73,14 @@ def test_instances_are_dealt_to_the_engines(tmp_path: Path) -> None:
     assert {("0", "0,1"): 2, ("1", "2,3"): 2} == Counter((f[0], f[1]) for f in found)
     assert all(visible == devices for _, visible, devices, _, _ in found)
     assert {("0", 0), ("0", 1), ("1", 0), ("1", 1)} == {
-        (label, seat) for label, _, _, seat, _ in found
+        (label, slot) for label, _, _, slot, _ in found
     }
     assert 2 == len({(label, directory) for label, *_, directory in found})
 
 
 @pytest.mark.parametrize(
     ("placement", "kind"),
-    [(Placement(), NoFairShare), (Placement(("0", "1"), 1, 1, 2), FairShare)],
+    [(Placement(), NoLoadBalancer), (Placement(("0", "1"), 1, 1, 2), LoadBalancer)],
     ids=["one engine", "KIND_GPU"],
 )
 def test_only_several_engines_share(
@@ -90,11 +90,11 @@ def test_only_several_engines_share(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "of the server")
     with contextlib.ExitStack() as cleanup:
-        instance = Instance.take(settings(None, placement), cleanup)
-        assert kind is type(instance.share)
-        assert (kind is FairShare) == bool(list(tmp_path.rglob("loads")))
+        instance = Instance.claim(settings(None, placement), cleanup)
+        assert kind is type(instance.balancer)
+        assert (kind is LoadBalancer) == bool(list(tmp_path.rglob("loads")))
     assert [] == list(tmp_path.rglob("loads"))
-    if kind is NoFairShare:
+    if kind is NoLoadBalancer:
         assert [] == list(tmp_path.iterdir())
 
 

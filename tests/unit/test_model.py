@@ -44,7 +44,9 @@ class FakeEngine(Engine):
         self._supervisor: Any = SimpleNamespace(down=None)
         self._drain: Any = SimpleNamespace(ended=None)
         nothing = lambda: None  # noqa: E731
-        self._share: Any = SimpleNamespace(took=nothing, ended=nothing, hold_back=nothing)
+        self._balancer: Any = SimpleNamespace(
+            accepted=nothing, finished=nothing, backpressure=nothing
+        )
         self._vllm: Any = SimpleNamespace(explain=_explain)
 
     async def render(self, request: Any) -> Work:

@@ -14,7 +14,7 @@ from triton_vllm.config.settings import ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.limits.admission import Place
 from triton_vllm.openai_api.server import NoOpenAIServer, OpenAIServer, openai_server
-from triton_vllm.topology.front_ends import NoSeat
+from triton_vllm.topology.front_ends import SingleFrontEnd
 
 
 class FakeDoor:
@@ -40,7 +40,7 @@ def make(openai: OpenAISettings | None) -> OpenAIServer | NoOpenAIServer:
     return openai_server(
         settings,
         args,
-        NoSeat(),
+        SingleFrontEnd(),
         FakeDoor(),
         FakeLog(),
     )

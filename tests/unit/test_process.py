@@ -128,19 +128,19 @@ def test_a_stub_does_not_outlive_the_server() -> None:
 def test_front_ends_that_share_the_engine_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
-    """By the seats that they hold, not by those that somebody has left."""
+    """By the slots that they hold, not by those that somebody has left."""
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from triton_vllm.topology.front_ends import Seat\n"
-        "seat = Seat.take(Path(sys.argv[1]).parent, 2)\n"
-        "print(seat.generation, flush=True)\n"
+        "from triton_vllm.topology.front_ends import FrontEndSlot\n"
+        "slot = FrontEndSlot.claim(Path(sys.argv[1]).parent, 2)\n"
+        "print(slot.cohort, flush=True)\n"
         "time.sleep(60)\n"
     )
     with start(code, str(tmp_path / "x")) as stub:
         assert stub.stdout is not None
-        generation = Path(stub.stdout.readline().strip())
-        monkeypatch.setenv(child_process.ERRORS, str(generation / "errors.jsonl"))
+        cohort = Path(stub.stdout.readline().strip())
+        monkeypatch.setenv(child_process.ERRORS, str(cohort / "errors.jsonl"))
         if not held:
             stub.kill()
             stub.wait()

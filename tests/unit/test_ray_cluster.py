@@ -73,7 +73,7 @@ def gate(seconds: float = 30, *, fits: bool = False) -> RayCluster:
 def test_a_cluster_that_is_whole(ray: Path) -> None:
     """Nobody waits; nodes that are dead do not count."""
     ray.write_text(json.dumps({"nodes": [["a", 1, True], ["b", 1, True]], "free": 2.0}))
-    with gate().gather():
+    with gate().wait_for_nodes():
         pass
 
 
@@ -90,7 +90,7 @@ def test_a_cluster_that_becomes_whole(ray: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(log, "log_info", say)
     monkeypatch.setattr(cluster, "_REPORT_SECONDS", 0.1)
-    with RayCluster(2, "GPU", 60, log, fits_here=False).gather():
+    with RayCluster(2, "GPU", 60, log, fits_here=False).wait_for_nodes():
         pass
     expected = "the Ray cluster has 1 of 2 GPUs free, on 1 node (a with 1)"
     assert f"waiting for the Ray cluster: {expected}" in said
@@ -108,7 +108,7 @@ def test_a_cluster_that_becomes_whole(ray: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_deadline_says_what_is_missing(ray: Path, state: dict[str, Any], expected: str) -> None:
     """One line, with the setting that would have waited longer."""
     ray.write_text(json.dumps(state))
-    with pytest.raises(SettingsError) as raised, gate(5).gather():
+    with pytest.raises(SettingsError) as raised, gate(5).wait_for_nodes():
         pytest.fail("the gate is open")
     assert expected in str(raised.value)
     assert "serving.cluster_join_timeout_seconds" in str(raised.value)
@@ -117,7 +117,7 @@ def test_the_deadline_says_what_is_missing(ray: Path, state: dict[str, Any], exp
 def test_without_a_cluster_vllm_starts_one(ray: Path) -> None:
     """Where this machine has all GPUs, and nobody has named a cluster."""
     ray.write_text(json.dumps({"error": "no cluster"}))
-    with gate(fits=True).gather():
+    with gate(fits=True).wait_for_nodes():
         pass
 
 
@@ -126,7 +126,7 @@ def test_an_unload_ends_the_waiting(ray: Path) -> None:
     ray.write_text(json.dumps({"nodes": [], "free": 0.0}))
     waiting = gate()
     waiting.close()
-    with pytest.raises(SettingsError, match="being unloaded"), waiting.gather():
+    with pytest.raises(SettingsError, match="being unloaded"), waiting.wait_for_nodes():
         pytest.fail("the gate is open")
 
 
@@ -145,7 +145,7 @@ def wait_for_places() -> None:
 def test_places_that_are_there(ray: Path) -> None:
     """The engine core goes on, and is offered nothing after the start."""
     ray.write_text(json.dumps(WHOLE))
-    with gate().gather():
+    with gate().wait_for_nodes():
         wait_for_places()
     assert Placement.of_environment() is None
     assert ray_cluster.PLACEMENT not in os.environ
@@ -167,7 +167,7 @@ def test_places_that_do_not_come(
     ray.write_text(json.dumps(WHOLE))
 
     def start() -> None:
-        with gate(1).gather():
+        with gate(1).wait_for_nodes():
             ray.write_text(json.dumps(state))
             try:
                 wait_for_places()
@@ -185,7 +185,7 @@ def test_an_unload_ends_the_wait_for_places(ray: Path) -> None:
     waiting = gate(60)
 
     def start() -> None:
-        with waiting.gather():
+        with waiting.wait_for_nodes():
             ray.write_text(json.dumps(PENDING))
             threading.Timer(0.3, waiting.close).start()
             wait_for_places()
@@ -197,5 +197,5 @@ def test_an_unload_ends_the_wait_for_places(ray: Path) -> None:
 def test_a_start_that_fails_by_itself(ray: Path) -> None:
     """Its own error is told."""
     ray.write_text(json.dumps(WHOLE))
-    with pytest.raises(RuntimeError, match="no weights"), gate().gather():
+    with pytest.raises(RuntimeError, match="no weights"), gate().wait_for_nodes():
         raise RuntimeError("no weights")

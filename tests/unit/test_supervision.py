@@ -16,7 +16,7 @@ from triton_vllm.engine.run import EngineLife
 from triton_vllm.engine.supervisor import Supervisor
 from triton_vllm.errors import EngineDownError, ServingError
 from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.topology.front_ends import NoSeat
+from triton_vllm.topology.front_ends import SingleFrontEnd
 from triton_vllm.topology.stub_process import EngineErrors
 
 
@@ -38,7 +38,7 @@ def errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineErrors:
     return errors
 
 
-class Follower(NoSeat):
+class Follower(SingleFrontEnd):
     """A front end that is not the leader."""
 
     is_leader = False
@@ -55,7 +55,7 @@ class Lives:
         monkeypatch: pytest.MonkeyPatch,
         *,
         restarts: int = 3,
-        seat: NoSeat | None = None,
+        slot: SingleFrontEnd | None = None,
         ends: tuple[Exception, ...] = (),
     ) -> None:
         self.told: list[ServingError] = []
@@ -64,7 +64,9 @@ class Lives:
         self.loop = loop
         self.log = FakeLog()
         launch: Any = SimpleNamespace(
-            seat=seat or NoSeat(), errors=errors, cluster=SimpleNamespace(close=lambda: None)
+            slot=slot or SingleFrontEnd(),
+            errors=errors,
+            cluster=SimpleNamespace(close=lambda: None),
         )
 
         def live(launch: Any, loop: EventLoopThread, on_death: Callable[[Any], None]) -> FakeLife:
@@ -149,7 +151,7 @@ def test_a_death_is_told_before_anything_is_restarted(
     assert (1, 2, False) == (
         lives.supervisor.restarts,
         len(lives.lives),
-        lives.supervisor.gave_up,
+        lives.supervisor.restarts_exhausted,
     )
 
 
@@ -160,7 +162,7 @@ def test_without_a_try_it_is_told_as_well(
     lives = Lives(loop, errors, monkeypatch, restarts=0)
     lives.kill()
     assert ["the engine died (process 7)"] == [str(error) for error in lives.told]
-    lives.until(lambda: lives.supervisor.gave_up)
+    lives.until(lambda: lives.supervisor.restarts_exhausted)
     assert "the engine died (process 7)" == str(lives.supervisor.down)
     assert 1 == len(lives.lives)
 
@@ -169,16 +171,16 @@ def test_a_follower_whose_leader_gives_up_waits_no_more(
     loop: EventLoopThread, errors: EngineErrors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if it does so when the follower has just begun to."""
-    seat = Follower()
-    lives = Lives(loop, errors, monkeypatch, seat=seat)
+    slot = Follower()
+    lives = Lives(loop, errors, monkeypatch, slot=slot)
 
-    async def give_up() -> None:
-        seat.has_given_up = True
+    async def exhaust() -> None:
+        slot.restarts_exhausted = True
 
-    monkeypatch.setattr(FakeLife, "end_processes", lambda self: give_up())
+    monkeypatch.setattr(FakeLife, "end_processes", lambda self: exhaust())
     lives.kill()
     assert "and is being restarted" in str(lives.told[0])
-    lives.until(lambda: lives.supervisor.gave_up)
+    lives.until(lambda: lives.supervisor.restarts_exhausted)
     assert "the engine died (process 7)" == str(lives.supervisor.down)
 
 
@@ -191,7 +193,7 @@ def test_the_cause_is_that_of_the_last_try(
     (tmp_path / "errors.jsonl").write_text(f'[{time.time()}, "CUDA error"]\n')
     time.sleep(0.01)
     lives.kill()
-    lives.until(lambda: lives.supervisor.gave_up)
+    lives.until(lambda: lives.supervisor.restarts_exhausted)
     assert "the engine died and could not be restarted: disk full" == str(lives.supervisor.down)
     assert any("no restart: no route to" in line for _, line in lives.log.lines)
 
@@ -204,7 +206,7 @@ def test_a_close_ends_the_tries(
     lives.supervisor.close()
     lives.kill()
     loop.call(asyncio.sleep(0.1))
-    assert (1, False) == (len(lives.lives), lives.supervisor.gave_up)
+    assert (1, False) == (len(lives.lives), lives.supervisor.restarts_exhausted)
 
 
 @pytest.fixture
@@ -212,7 +214,7 @@ def life(loop: EventLoopThread, errors: EngineErrors) -> EngineLife:
     """A real life, before it has begun."""
 
     async def live() -> EngineLife:
-        launch: Any = SimpleNamespace(vllm=None, seat=NoSeat(), errors=errors)
+        launch: Any = SimpleNamespace(vllm=None, slot=SingleFrontEnd(), errors=errors)
         return EngineLife(launch, loop, lambda life: None)
 
     return loop.call(live())

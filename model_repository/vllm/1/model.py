@@ -60,7 +60,7 @@ class TritonPythonModel:
                 self._responses.open(sender).fail(explained)
             else:
                 self._engine.spawn(self._serve(decoded, self._responses.open(sender, decoded)))
-        self._engine.hold_back()  # at once, but where another engine has less to do
+        self._engine.backpressure()  # at once, but where another engine has less to do
 
     def is_ready(self) -> bool:
         """Tell Triton, where it asks (26.03), whether the engine serves."""

@@ -38,7 +38,7 @@ from triton_vllm.protocol.generation import Work
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.protocol.sampling import SamplingParser
 from triton_vllm.protocol.stream import ResponseStream
-from triton_vllm.topology.front_ends import Seat
+from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.stub_process import EngineErrors
 from triton_vllm.vllm_api.pooling_parameters import PoolingParser
 
@@ -52,7 +52,7 @@ class Engine:
     """One vLLM engine, seen from one front end.
 
     Coroutines run in the engine's event loop; the other methods may be called by any thread.
-    ``seat`` is the place among the front ends, ``label`` tells the metrics of the model's engines
+    ``slot`` is the place among the front ends, ``label`` tells the metrics of the model's engines
     apart, ``lag`` is the event loop's, ``openai`` the HTTP server. A request is inside
     ``admission`` from its first step to its last.
     """
@@ -94,14 +94,14 @@ class Engine:
         self._errors = launch.errors
         self._vllm = launch.vllm
         self._args = launch.args
-        self.seat, self.label, self._share = launch.seat, launch.label, launch.share
+        self.slot, self.label, self._balancer = launch.slot, launch.label, launch.balancer
         self.reports_metrics = launch.reports_metrics
         self.admission = Admission(
             -(-settings.serving.max_concurrent_requests // settings.placement.instances),
             settings.serving.max_queued_tokens,
             lambda: self._vllm.queued_tokens(self._llm),
         )
-        self.openai = openai_server(settings, self._args, self.seat, self, self._log)
+        self.openai = openai_server(settings, self._args, self.slot, self, self._log)
         self._cleanup.callback(self.openai.close)
         launch.resolve(phases)
         self._service = Service(launch, self.admission, self.openai, self._cleanup, self._log)
@@ -126,11 +126,11 @@ class Engine:
             log=self._log,
         )
         self._cleanup.callback(lambda: self._loop.call(self._supervisor.end()))
-        if isinstance(self.seat, Seat) and self.seat.is_leader:
-            self._cleanup.callback(self.seat.announce_closing)
+        if isinstance(self.slot, FrontEndSlot) and self.slot.is_leader:
+            self._cleanup.callback(self.slot.announce_closing)
         self._loop.call(self._supervisor.begin())
         self._loop.spawn_background(
-            self._share.beat(lambda: self.is_up and self.admission.has_room_in_queue)
+            self._balancer.heartbeat(lambda: self.is_up and self.admission.has_room_in_queue)
         )
         if self.reports_metrics:
             self._loop.spawn_background(self.lag.measure())
@@ -188,9 +188,9 @@ class Engine:
         return self._supervisor.restarts
 
     @property
-    def gave_up(self) -> bool:
+    def restarts_exhausted(self) -> bool:
         """Whether an engine that died is not started again."""
-        return self._supervisor.gave_up
+        return self._supervisor.restarts_exhausted
 
     def vllm_metrics(self) -> vllm_api.Metrics:
         """Return vLLM's own metrics, of all front ends."""
@@ -220,21 +220,21 @@ class Engine:
             with self.admission.admit() as place:
                 yield place
         finally:
-            self._share.ended()
+            self._balancer.finished()
 
     def admit_http(self) -> contextlib.AbstractContextManager[Place]:
         """Count and admit a request that comes in the event loop, not through ``spawn``."""
-        self._share.came()
+        self._balancer.accepted_http()
         return self.admit()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start the coroutine of a request, which is to ``admit`` it, in the event loop."""
-        self._share.took()
+        self._balancer.accepted()
         self._loop.spawn(coroutine)
 
-    def hold_back(self) -> None:
+    def backpressure(self) -> None:
         """Leave the next request to another engine of the model that has less to do, if any."""
-        self._share.hold_back()
+        self._balancer.backpressure()
 
     async def render(self, request: GenerationRequest) -> Work:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""

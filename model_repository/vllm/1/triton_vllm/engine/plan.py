@@ -20,8 +20,8 @@ class Launch:
     """How one front end starts its engine, or joins it.
 
     ``settings`` are those of the engine that this front end belongs to, ``label`` tells it from
-    others of the model, ``seat`` is the place among its front ends, ``share`` its part of the
-    model's requests, ``errors`` what the engine's processes log. ``vllm`` is the
+    others of the model, ``slot`` is the place among its front ends, ``balancer`` levels the
+    requests of the engines, ``errors`` what the engine's processes log. ``vllm`` is the
     module ``vllm_api``, ``args`` vLLM's engine arguments as they concern this front end,
     ``cluster`` the machines. ``resolve`` sets ``config``, vLLM's, and ``chat``, the options of its
     chat.
@@ -48,9 +48,9 @@ class Launch:
         self.engine_cpu_affinity = parse_cpus(
             settings.serving.engine_cpu_affinity, f'{where}: "serving.engine_cpu_affinity"'
         )
-        instance = Instance.take(settings, cleanup)
+        instance = Instance.claim(settings, cleanup)
         self.settings, self.label = instance.settings, instance.label
-        self.seat, self.share, self.errors = instance.seat, instance.share, instance.errors
+        self.slot, self.balancer, self.errors = instance.slot, instance.balancer, instance.errors
         try:
             from triton_vllm.vllm_api import api as vllm_api
         except ImportError as error:
@@ -104,7 +104,7 @@ class Launch:
         # vLLM logs no statistics when several front ends share an engine, as none of them sees the
         # whole; so do not pay for collecting them, unless they are exported.
         args.disable_log_stats = not self.reports_metrics
-        self.args = self.vllm.as_front_end(args, self.seat.index, self.seat.count)
+        self.args = self.vllm.as_front_end(args, self.slot.index, self.slot.count)
 
 
 def unusable_vllm(error: ImportError) -> SettingsError:

@@ -18,7 +18,7 @@ from triton_vllm.engine.plan import Launch
 from triton_vllm.errors import EngineDownError, one_line
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.topology.cpus import engine_on
-from triton_vllm.topology.front_ends import EngineAddresses, Seat
+from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot
 
 _SHUTDOWN_SECONDS = 10.0  # a worker on a CPU takes 4 to leave, and the engine core waits for it
 _LOOK_SECONDS = 0.1  # between two questions whether vLLM has given the engine up
@@ -43,7 +43,7 @@ class EngineLife:
         self._launch = launch
         self._vllm: Any = launch.vllm
         self._loop = loop
-        self._seat = launch.seat
+        self._slot = launch.slot
         self._on_death = on_death
         self._cleanup = contextlib.ExitStack()
         self._processes: set[int] = set()
@@ -60,9 +60,11 @@ class EngineLife:
         """
         try:
             config = await self._loop.in_thread(self._launch.take_config)
-            if self._seat.is_leader:
+            if self._slot.is_leader:
                 self._launch.errors.clear()
-            front_end = await self._join(self._seat, died) if isinstance(self._seat, Seat) else {}
+            front_end = (
+                await self._join(self._slot, died) if isinstance(self._slot, FrontEndSlot) else {}
+            )
             self.llm = await self._start(
                 lambda: self._vllm.create_engine(self._launch.args, config, **front_end),
                 launches=not front_end,
@@ -81,7 +83,7 @@ class EngineLife:
 
         ``launches``: the engine itself, for which the machines must be there.
         """
-        gathered = self._launch.cluster.gather() if launches else contextlib.nullcontext()
+        gathered = self._launch.cluster.wait_for_nodes() if launches else contextlib.nullcontext()
 
         def on_its_cpus() -> Any:
             with gathered, engine_on(self._launch.engine_cpu_affinity):
@@ -89,24 +91,24 @@ class EngineLife:
 
         return await self._loop.in_thread(on_its_cpus)
 
-    async def _join(self, seat: Seat, died: EngineAddresses | None) -> dict[str, Any]:
+    async def _join(self, slot: FrontEndSlot, died: EngineAddresses | None) -> dict[str, Any]:
         """Launch the shared engine if this front end leads; return what it is to this front end."""
-        if seat.is_leader:
+        if slot.is_leader:
             cores = await self._start(
-                lambda: self._vllm.EngineCores(self._launch.args, seat.count), launches=True
+                lambda: self._vllm.EngineCores(self._launch.args, slot.count), launches=True
             )
             self._cleanup.callback(cores.shutdown, timeout=_SHUTDOWN_SECONDS)
-            self._cleanup.callback(seat.withdraw)
-            seat.publish(cores.addresses)
-        self.addresses = await seat.wait_for_engine(died)
+            self._cleanup.callback(slot.withdraw)
+            slot.publish(cores.addresses)
+        self.addresses = await slot.wait_for_engine(died)
         return {
             "client_addresses": {
-                "input_address": self.addresses.inputs[seat.index],
-                "output_address": self.addresses.outputs[seat.index],
+                "input_address": self.addresses.inputs[slot.index],
+                "output_address": self.addresses.outputs[slot.index],
                 "stats_update_address": self.addresses.stats_update,
             },
-            "client_count": seat.count,
-            "client_index": seat.index,
+            "client_count": slot.count,
+            "client_index": slot.index,
         }
 
     def _watch(self) -> None:
@@ -115,12 +117,14 @@ class EngineLife:
         own = shared.processes if shared else self._vllm.engine_processes(self.llm)
         self._processes = set(own)
         # A leader that dies takes the engine along.
-        seat = self._seat
-        leader = {seat.leader_pid()} if isinstance(seat, Seat) and not seat.is_leader else set()
+        slot = self._slot
+        leader = (
+            {slot.leader_pid()} if isinstance(slot, FrontEndSlot) and not slot.is_leader else set()
+        )
         for pid in self._processes | leader:
             self._cleanup.callback(self._loop.on_exit(pid, self._exited))
         watchers = [asyncio.create_task(self._look())]
-        if self._seat.is_leader:
+        if self._slot.is_leader:
             watchers.append(asyncio.create_task(self._launch.cluster.watch(self.llm)))
         for watcher in watchers:
             self._cleanup.callback(watcher.cancel)

@@ -21,8 +21,8 @@ _POLL_SECONDS = 0.5
 class Supervisor:
     """The lives of one front end's engine, one after the other. Its coroutines are the loop's.
 
-    ``down`` is why the engine does not serve, None while it does; ``gave_up`` whether it stays so.
-    The leader of several front ends restarts the engine, the others follow it.
+    ``down`` is why the engine does not serve, None while it does; ``restarts_exhausted`` whether it
+    stays so. The leader of several front ends restarts the engine, the others follow it.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Supervisor:
         ``restarts`` is how many tries in a row a dead engine is worth.
         """
         self._launch = launch
-        self._seat = launch.seat
+        self._slot = launch.slot
         self._loop = loop
         self._name = name
         self._restarts = Restarts(restarts)
@@ -56,7 +56,7 @@ class Supervisor:
         self._changes = asyncio.Lock()
         self._closing = False
         self.down: ServingError | None = None
-        self.gave_up = False
+        self.restarts_exhausted = False
 
     @property
     def life(self) -> EngineLife:
@@ -77,8 +77,8 @@ class Supervisor:
             await life.begin(died)
             self._life = life
             await life.lasts(self._begun(life))
-        if self._seat.count > 1:
-            front_end = f"front end {self._seat.index + 1} of {self._seat.count}"
+        if self._slot.count > 1:
+            front_end = f"front end {self._slot.index + 1} of {self._slot.count}"
             self._log.log_info(f"{self._name}: {front_end} joins the engine")
 
     async def end(self) -> None:
@@ -95,7 +95,7 @@ class Supervisor:
         """Restart the engine no more. Any thread."""
         self._closing = True
         self._launch.cluster.close()
-        self._seat.stop_waiting()
+        self._slot.stop_waiting()
 
     def refuse(self, why: ServingError) -> None:
         """Let the engine serve no more. Any thread."""
@@ -108,14 +108,14 @@ class Supervisor:
 
     def _may_try(self) -> bool:
         """Return whether the engine may come back, which is for the leader to say."""
-        seat = self._seat
-        if seat.is_leader:
+        slot = self._slot
+        if slot.is_leader:
             return self._restarts.may_try()
-        return seat.leader_lives() and not seat.has_given_up and not seat.is_closing
+        return slot.leader_lives() and not slot.restarts_exhausted and not slot.is_closing
 
     def _on_death(self, life: EngineLife) -> None:
         """End all requests, and restart: the engine has failed. Event loop only."""
-        if self.down is not None or life is not self._life or self._seat.is_closing:
+        if self.down is not None or life is not self._life or self._slot.is_closing:
             return
         if self._changes.locked():  # it is just beginning, and begin() fails
             return
@@ -134,7 +134,7 @@ class Supervisor:
         while self._may_try() and not self._closing:
             seconds = self._restarts.start_try()
             number = f"{self._restarts.tries} of {self._restarts.limit}"
-            what = f"restarting the engine, try {number}," if self._seat.is_leader else "joining it"
+            what = f"restarting the engine, try {number}," if self._slot.is_leader else "joining it"
             self._log.log_warn(f"{self._name}: {what} in {seconds:.0f} s")
             await asyncio.sleep(seconds)
             if self._closing:
@@ -153,7 +153,7 @@ class Supervisor:
                 self.down = None
                 phases.done("engine restarted")
                 return
-        if not self._closing and not self._seat.is_closing:  # an unload ends the tries, too
-            self._seat.give_up()  # so that the others stop waiting
-            self.gave_up = True
+        if not self._closing and not self._slot.is_closing:  # an unload ends the tries, too
+            self._slot.announce_restarts_exhausted()  # so that the others stop waiting
+            self.restarts_exhausted = True
             self.down = EngineDownError(why)

@@ -41,15 +41,15 @@ def export_metrics(
     """Start to export what vLLM and this front end count, unless nobody wants to see it."""
     if not engine.reports_metrics:
         return NoMetrics()
-    seat = engine.seat
+    slot = engine.slot
     own = FrontEndMetrics(
-        seat.index,
+        slot.index,
         [*traffic, engine.openai.traffic],
         engine.lag,
         lambda: engine.is_up,
         lambda: engine.restarts,
-        lambda: engine.gave_up,
-        seat.occupied if seat.is_leader else None,
+        lambda: engine.restarts_exhausted,
+        slot.occupied if slot.is_leader else None,
     )
     labels = {"model": settings.name, "version": settings.version}
     if engine.label:  # the model has several engines, and vLLM counts in each from 0
@@ -57,7 +57,7 @@ def export_metrics(
     return MetricsExport(
         pb_utils,
         # The leader reads what all front ends count for vLLM.
-        [own, engine.vllm_metrics()] if seat.is_leader else [own],
+        [own, engine.vllm_metrics()] if slot.is_leader else [own],
         labels,
         settings.serving.metrics_interval_seconds,
         pb_utils.Logger,

@@ -18,7 +18,7 @@ class FrontEndMetrics:
         lag: LoopLag,
         engine_up: Callable[[], bool],
         restarts: Callable[[], int],
-        gave_up: Callable[[], bool],
+        restarts_exhausted: Callable[[], bool],
         front_ends: Callable[[], int] | None,
     ) -> None:
         """``front_ends`` tells how many live; only the front end that knows has it."""
@@ -27,7 +27,7 @@ class FrontEndMetrics:
         self._lag = lag
         self._engine_up = engine_up
         self._restarts = restarts
-        self._gave_up = gave_up
+        self._restarts_exhausted = restarts_exhausted
         self._front_ends = front_ends
 
     def collect(self) -> Iterator[Any]:
@@ -68,7 +68,7 @@ class FrontEndMetrics:
         yield self._gauge(
             "engine_failed",
             "1 once an engine that died is not started again: a restart of the server does it.",
-            int(self._gave_up()),
+            int(self._restarts_exhausted()),
         )
         if self._front_ends is not None:
             yield self._gauge("front_ends", "Front ends that are alive.", self._front_ends())

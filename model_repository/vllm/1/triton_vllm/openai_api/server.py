@@ -21,7 +21,7 @@ from triton_vllm.openai_api.arguments import parse_frontend_args
 from triton_vllm.openai_api.middleware import Door, Gate
 from triton_vllm.openai_api.port import Port
 from triton_vllm.topology.draining import draining
-from triton_vllm.topology.front_ends import NoSeat, Seat
+from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
 
 if TYPE_CHECKING:
     from triton_vllm.vllm_api import api as vllm_api
@@ -60,7 +60,7 @@ class NoOpenAIServer:
 def openai_server(
     settings: ModelSettings,
     engine_args: vllm_api.AsyncEngineArgs,
-    seat: Seat | NoSeat,
+    slot: FrontEndSlot | SingleFrontEnd,
     door: Door,
     log: Log,
 ) -> OpenAIServer | NoOpenAIServer:
@@ -88,7 +88,7 @@ def openai_server(
     if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
         log.log_warn(f"{where}: {openai.host} can be reached from other machines, without a key")
     gate = Gate(door, keys, settings.serving.default_timeout_seconds)
-    return OpenAIServer(settings, args, engine_args, seat, gate, log)
+    return OpenAIServer(settings, args, engine_args, slot, gate, log)
 
 
 def moved(where: str, error: ImportError) -> SettingsError:
@@ -110,7 +110,7 @@ class OpenAIServer:
         settings: ModelSettings,
         args: Any,
         engine_args: vllm_api.AsyncEngineArgs,
-        seat: Seat | NoSeat,
+        slot: FrontEndSlot | SingleFrontEnd,
         gate: Gate,
         log: Log,
     ) -> None:
@@ -129,13 +129,13 @@ class OpenAIServer:
         )
         self._vllm_version = vllm_api.version()
         self._args = args
-        self._seat = seat
+        self._slot = slot
         self._gate = gate
         self._where = f'{settings.engine_args_path}: "serving.openai"'
         self._log = log
         self._front_end = vllm_openai.FrontEnd(args, engine_args)
         self._watch_certificates = vllm_openai.watch_certificates
-        self._draining = draining(seat)
+        self._draining = draining(slot)
         self._drained_at: float | None = None  # in the loop's time
         self._end_timer: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -154,14 +154,14 @@ class OpenAIServer:
                 f"({args.ssl_keyfile}): {one_line(error)}"
             ) from error
         self._server = uvicorn.Server(config)
-        self._port = self._take_port() if seat.is_leader else None
+        self._port = self._take_port() if slot.is_leader else None
 
     def _take_port(self) -> Port:
         port = Port(
             self._settings.host,
             self._settings.port,
-            leads=self._seat.is_leader,
-            shared=self._seat.count > 1,
+            leads=self._slot.is_leader,
+            shared=self._slot.count > 1,
             where=self._where,
         )
         self._cleanup.callback(port.close)
@@ -195,7 +195,7 @@ class OpenAIServer:
                 raise SettingsError(f"{self._where}: port {self._settings.port}: {error}")
         config = self._server.config
         self._certificates = self._watch_certificates(self._args, config.ssl)
-        if not self._seat.is_leader:
+        if not self._slot.is_leader:
             self._background.add(asyncio.create_task(self._drain_with_leader()))
         self._log.log_info(
             f"{self._name}: OpenAI-compatible HTTP on {'https' if config.is_ssl else 'http'}://"

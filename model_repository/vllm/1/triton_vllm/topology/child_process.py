@@ -91,10 +91,10 @@ def _end_stubs_with(server: int, stub: int) -> None:
 
 
 def _other_stubs() -> list[int]:
-    """Return the front ends that share the engine: those who hold a seat (shared_engine.py)."""
+    """Return the front ends that share the engine: those who hold a slot (front_ends.py)."""
     found = []
-    for seat in Path(os.environ.get(ERRORS, "")).parent.glob("seat-*"):
-        with contextlib.suppress(FileNotFoundError, ValueError), seat.open("r+") as file:
+    for slot in Path(os.environ.get(ERRORS, "")).parent.glob("slot-*"):
+        with contextlib.suppress(FileNotFoundError, ValueError), slot.open("r+") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # it lives

@@ -20,7 +20,7 @@ from triton_vllm.errors import SettingsError
 from triton_vllm.log import Log
 from triton_vllm.topology import ray_cluster
 from triton_vllm.topology.gpus import Parallelism, check_gpus
-from triton_vllm.topology.nodes import Machines
+from triton_vllm.topology.nodes import MultiNode
 from triton_vllm.topology.ray_cluster import Placement
 
 _REPORT_SECONDS = 15.0
@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.5
 class Cluster(Protocol):
     """What an engine's life asks of the machines that it runs on."""
 
-    def gather(self) -> contextlib.AbstractContextManager[None]:
+    def wait_for_nodes(self) -> contextlib.AbstractContextManager[None]:
         """Hold the context in which the engine is started. Blocks, and may raise SettingsError."""
 
     async def watch(self, llm: Any) -> None:
@@ -40,10 +40,10 @@ class Cluster(Protocol):
         """Wait for nobody any more: the model is being unloaded. Any thread."""
 
 
-class OneMachine:
+class SingleNode:
     """All of the engine is here."""
 
-    def gather(self) -> contextlib.AbstractContextManager[None]:
+    def wait_for_nodes(self) -> contextlib.AbstractContextManager[None]:
         """Wait for nobody."""
         return contextlib.nullcontext()
 
@@ -79,7 +79,7 @@ class RayCluster:
         self._fits_here = fits_here and not os.environ.get("RAY_ADDRESS")
 
     @contextlib.contextmanager
-    def gather(self) -> Iterator[None]:
+    def wait_for_nodes(self) -> Iterator[None]:
         """Wait for the devices, and hold the start, which waits for them what time is left.
 
         Raises SettingsError at the deadline: what there is of them.
@@ -143,7 +143,7 @@ class RayCluster:
         """Return at once: Ray tells the engine when it has lost a node, and the engine ends."""
 
     def close(self) -> None:
-        """Let ``gather`` fail."""
+        """Let ``wait_for_nodes`` fail."""
         self._closing = True
         if (placement := self._placement) is not None:
             placement.withdraw()
@@ -178,5 +178,5 @@ def cluster_of(args: Any, devices: str, settings: ModelSettings, log: Log) -> Cl
         fits = parallelism.workers <= (vllm_parallel.visible_gpus() or 0)
         return RayCluster(parallelism.workers, device, seconds, log, fits_here=fits)
     if args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
-        return Machines(vllm_parallel.meeting(args), seconds, log)
-    return OneMachine()
+        return MultiNode(vllm_parallel.rendezvous(args), seconds, log)
+    return SingleNode()

@@ -3,8 +3,8 @@
 Triton ends them one after the other, and the engine ends when the leader's turn comes. So the
 leader tells the others first, and waits until each of them has answered what it had accepted:
 
-    <generation>/drained/      made by the leader: all shall stop accepting
-    <generation>/drained/1     front end 1 has answered all
+    <cohort>/drained/      made by the leader: all shall stop accepting
+    <cohort>/drained/1     front end 1 has answered all
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from triton_vllm.topology.front_ends import NoSeat, Seat
+from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
 
 _POLL_SECONDS = 0.1
 
 
-def draining(seat: Seat | NoSeat) -> Draining | NoDraining:
+def draining(slot: FrontEndSlot | SingleFrontEnd) -> Draining | NoDraining:
     """Return how this front end stops together with the others, if there are any."""
-    return Draining(seat) if isinstance(seat, Seat) else NoDraining()
+    return Draining(slot) if isinstance(slot, FrontEndSlot) else NoDraining()
 
 
 class NoDraining:
@@ -40,32 +40,32 @@ class NoDraining:
 
 
 class Draining:
-    """What the front ends of one generation tell each other."""
+    """What the front ends of one cohort tell each other."""
 
-    def __init__(self, seat: Seat) -> None:
-        self._seat = seat
-        self._folder = seat.generation / "drained"
+    def __init__(self, slot: FrontEndSlot) -> None:
+        self._slot = slot
+        self._folder = slot.cohort / "drained"
 
     def announce(self) -> None:
         """Tell the others to stop accepting. Does nothing unless this front end leads."""
-        if self._seat.is_leader:
+        if self._slot.is_leader:
             self._folder.mkdir(exist_ok=True)
 
     def finish(self) -> None:
         """Tell the leader that every request here has been answered."""
         with contextlib.suppress(FileNotFoundError):  # it has not asked
-            (self._folder / str(self._seat.index)).touch()
+            (self._folder / str(self._slot.index)).touch()
 
     async def wait_for_leader(self) -> None:
         """Wait until the leader tells to stop accepting; where this one leads, for ever."""
-        while self._seat.is_leader or not self._folder.exists():  # noqa: ASYNC110 (a process)
+        while self._slot.is_leader or not self._folder.exists():  # noqa: ASYNC110 (a process)
             await asyncio.sleep(_POLL_SECONDS)
 
     async def wait_for_others(self, seconds: float) -> None:
         """Wait until all others have finished or left; do not wait unless this one leads."""
         deadline = asyncio.get_running_loop().time() + seconds
-        while self._seat.is_leader and any(
-            not (self._folder / str(other)).exists() for other in self._seat.others()
+        while self._slot.is_leader and any(
+            not (self._folder / str(other)).exists() for other in self._slot.others()
         ):
             if asyncio.get_running_loop().time() > deadline:
                 return

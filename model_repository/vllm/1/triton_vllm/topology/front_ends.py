@@ -1,23 +1,23 @@
 """How several front-end processes find the one engine that they share.
 
 ``instance_group [{ count: N }]`` makes Triton start N stub processes in any order, with no word
-between them. Each takes a seat in a folder; the first one is the leader, which launches the engine
+between them. Each takes a slot in a folder; the first one is the leader, which launches the engine
 core and publishes its addresses there; the others wait for them and join.
 
     <tmp>/triton_vllm-<uid>/<server pid>-<its start time>/<model>/<version>[.<engine>]/
-    ├── lock             held while a seat is taken or left
-    └── 0-of-4/          one generation: the N front ends of one load of the model
-        ├── seat-0       locked by the leader as long as it lives
-        ├── seat-1 …     locked by the others
+    ├── lock             held while a slot is taken or left
+    └── 0-of-4/          one cohort: the N front ends of one load of the model
+        ├── slot-0       locked by the leader as long as it lives
+        ├── slot-1 …     locked by the others
         ├── engine.json  the addresses and process ids, published by the leader
         ├── metrics/     what each front end counts, in prometheus_client's files
         ├── drained/     who has answered all HTTP requests, at the end (draining.py)
-        ├── loads        of several engines, where all their front ends meet (fair_share.py)
-        ├── errors.jsonl what the engine's processes log as errors (process.py)
-        ├── gave-up      the leader starts the engine no more: it is out of tries
+        ├── loads        of several engines, where all their front ends meet (load_balancing.py)
+        ├── errors.jsonl what the engine's processes log as errors (stub_process.py)
+        ├── restarts-exhausted  the leader restarts the engine no more
         └── closing      the leader is ending the engine on purpose
 
-What keeps generations apart: a seat is never taken twice, and a generation that anybody has left,
+What keeps cohorts apart: a slot is never taken twice, and a cohort that anybody has left,
 by leaving or by dying, admits nobody any more. Locks are POSIX record locks, which the kernel drops
 with the process, so a crash leaves nothing behind that could be mistaken for life.
 """
@@ -55,14 +55,14 @@ class EngineAddresses:
     processes: list[int]
 
 
-class NoSeat:
+class SingleFrontEnd:
     """The place of a front end that has an engine of its own."""
 
     index = 0
     count = 1
     is_leader = True
     is_closing = False
-    has_given_up = False
+    restarts_exhausted = False
 
     def leader_lives(self) -> bool:
         """Return whether the front end that launches the engine lives: this one."""
@@ -71,7 +71,7 @@ class NoSeat:
     def announce_closing(self) -> None:
         """Tell nobody."""
 
-    def give_up(self) -> None:
+    def announce_restarts_exhausted(self) -> None:
         """Tell nobody."""
 
     def stop_waiting(self) -> None:
@@ -82,44 +82,44 @@ class NoSeat:
         return 1
 
 
-class Seat:
+class FrontEndSlot:
     """One front end's place among those that share an engine."""
 
-    def __init__(self, generation: Path, index: int, count: int, held: IO[str]) -> None:
-        """Use ``Seat.take``."""
+    def __init__(self, cohort: Path, index: int, count: int, held: IO[str]) -> None:
+        """Use ``FrontEndSlot.claim``."""
         self.index = index
         self.count = count
-        self._generation = generation
+        self._cohort = cohort
         self._held = held
         self._waits = True
 
     @classmethod
-    def take(cls, directory: Path, count: int) -> Seat:
-        """Take the next free seat of ``count`` under ``directory``."""
+    def claim(cls, directory: Path, count: int) -> FrontEndSlot:
+        """Claim the next free slot of ``count`` under ``directory``."""
         with _locked(directory):
             numbers = [0]
             for path in sorted(directory.glob("*-of-*"), key=_number):
                 numbers.append(_number(path) + 1)
-                seats = list(path.glob("seat-*"))
-                if not any(_is_held(s) for s in seats):
+                slots = list(path.glob("slot-*"))
+                if not any(_is_held(s) for s in slots):
                     shutil.rmtree(path, ignore_errors=True)
                 elif (
-                    len(seats) < count
+                    len(slots) < count
                     and path.name.endswith(f"-of-{count}")
-                    and all(_is_held(s) for s in seats)
+                    and all(_is_held(s) for s in slots)
                 ):
-                    return cls._sit(path, len(seats), count)
+                    return cls._lock(path, len(slots), count)
             path = directory / f"{max(numbers)}-of-{count}"
             (path / "metrics").mkdir(parents=True)
-            return cls._sit(path, 0, count)
+            return cls._lock(path, 0, count)
 
     @classmethod
-    def _sit(cls, generation: Path, index: int, count: int) -> Seat:
-        held = (generation / f"seat-{index}").open("w", encoding="utf-8")
+    def _lock(cls, cohort: Path, index: int, count: int) -> FrontEndSlot:
+        held = (cohort / f"slot-{index}").open("w", encoding="utf-8")
         fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         held.write(str(os.getpid()))
         held.flush()
-        return cls(generation, index, count, held)
+        return cls(cohort, index, count, held)
 
     @property
     def is_leader(self) -> bool:
@@ -129,28 +129,28 @@ class Seat:
     @property
     def is_closing(self) -> bool:
         """Whether the leader is ending the engine on purpose."""
-        return (self._generation / "closing").exists()
+        return (self._cohort / "closing").exists()
 
     @property
-    def has_given_up(self) -> bool:
+    def restarts_exhausted(self) -> bool:
         """Whether the leader starts the engine no more."""
-        return (self._generation / "gave-up").exists()
+        return (self._cohort / "restarts-exhausted").exists()
 
     @property
     def metrics_directory(self) -> Path:
         """Where all front ends of this engine count."""
-        return self._generation / "metrics"
+        return self._cohort / "metrics"
 
     @property
-    def generation(self) -> Path:
+    def cohort(self) -> Path:
         """The folder of the front ends of this load of the model."""
-        return self._generation
+        return self._cohort
 
     def others(self) -> list[int]:
         """Return the front ends that live, without this one."""
         own = Path(self._held.name)
-        seats = [seat for seat in self._generation.glob("seat-*") if seat != own]
-        return [int(seat.name.removeprefix("seat-")) for seat in seats if _is_held(seat)]
+        slots = [slot for slot in self._cohort.glob("slot-*") if slot != own]
+        return [int(slot.name.removeprefix("slot-")) for slot in slots if _is_held(slot)]
 
     def occupied(self) -> int:
         """Return how many front ends live."""
@@ -158,21 +158,21 @@ class Seat:
 
     def leader_lives(self) -> bool:
         """Return whether the front end that launches the engine lives."""
-        return self.is_leader or _is_held(self._generation / "seat-0")
+        return self.is_leader or _is_held(self._cohort / "slot-0")
 
     def leader_pid(self) -> int:
         """Return the process id of the leader."""
-        return int((self._generation / "seat-0").read_text(encoding="utf-8"))
+        return int((self._cohort / "slot-0").read_text(encoding="utf-8"))
 
     def publish(self, addresses: EngineAddresses) -> None:
         """Tell the others where the engine is. Leader only."""
-        new = self._generation / "engine.json.new"
+        new = self._cohort / "engine.json.new"
         new.write_text(json.dumps(asdict(addresses)), encoding="utf-8")
-        new.rename(self._generation / "engine.json")
+        new.rename(self._cohort / "engine.json")
 
     def withdraw(self) -> None:
         """Take back what was published: that engine is no more. Leader only."""
-        (self._generation / "engine.json").unlink(missing_ok=True)
+        (self._cohort / "engine.json").unlink(missing_ok=True)
 
     async def wait_for_engine(self, died: EngineAddresses | None = None) -> EngineAddresses:
         """Wait until the leader has published an engine other than the one that ``died``.
@@ -183,7 +183,7 @@ class Seat:
         while (published := self._published()) is None or published == died:
             if not self._waits:
                 raise SettingsError("the model is being unloaded")
-            if self.is_closing or self.has_given_up or not self.leader_lives():
+            if self.is_closing or self.restarts_exhausted or not self.leader_lives():
                 raise SettingsError(
                     "the front end that starts the shared engine has given up; "
                     "see the error of the other instance of this model"
@@ -193,20 +193,20 @@ class Seat:
 
     def _published(self) -> EngineAddresses | None:
         try:
-            text = (self._generation / "engine.json").read_text(encoding="utf-8")
+            text = (self._cohort / "engine.json").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
         return EngineAddresses(**json.loads(text))
 
-    def leave(self) -> None:
-        """Give the seat back for ever; the last one to leave removes the folder."""
-        with _locked(self._generation.parent):
+    def release(self) -> None:
+        """Give the slot back for ever; the last one to leave removes the folder."""
+        with _locked(self._cohort.parent):
             if self.is_leader:
                 self.announce_closing()
             self._held.close()  # which drops the lock
-            others = set(self._generation.glob("seat-*")) - {Path(self._held.name)}
-            if not any(_is_held(seat) for seat in others):
-                shutil.rmtree(self._generation, ignore_errors=True)
+            others = set(self._cohort.glob("slot-*")) - {Path(self._held.name)}
+            if not any(_is_held(slot) for slot in others):
+                shutil.rmtree(self._cohort, ignore_errors=True)
 
     def stop_waiting(self) -> None:
         """Let ``wait_for_engine`` fail. Any thread."""
@@ -214,15 +214,15 @@ class Seat:
 
     def announce_closing(self) -> None:
         """Tell the others that the engine is about to end on purpose. Leader only."""
-        (self._generation / "closing").touch()
+        (self._cohort / "closing").touch()
 
-    def give_up(self) -> None:
+    def announce_restarts_exhausted(self) -> None:
         """Tell the others that there will be no other engine, if this is the leader."""
         if self.is_leader:
-            (self._generation / "gave-up").touch()
+            (self._cohort / "restarts-exhausted").touch()
 
 
-def meeting_place(model: str, version: str, engine: str = "") -> Path:
+def rendezvous_dir(model: str, version: str, engine: str = "") -> Path:
     """Return the folder where the front ends of this model of this server meet; create it.
 
     Those of each ``engine`` meet in a folder of their own, where the model has several.
@@ -260,13 +260,13 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _is_held(seat: Path) -> bool:
-    """Return whether a living process holds the seat.
+def _is_held(slot: Path) -> bool:
+    """Return whether a living process holds the slot.
 
-    Never ask about one's own seat: closing the file here would drop the lock.
+    Never ask about one's own slot: closing the file here would drop the lock.
     """
     try:
-        with seat.open("r+", encoding="utf-8") as file:
+        with slot.open("r+", encoding="utf-8") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:  # somebody has just cleaned up
         return False
@@ -278,10 +278,10 @@ def _is_held(seat: Path) -> bool:
 def _is_inhabited(server: Path) -> bool:
     """Return whether anybody sits there: another container with the same temporary directory."""
     try:
-        return any(_is_held(seat) for seat in server.glob("*/*/*-of-*/seat-*"))
+        return any(_is_held(slot) for slot in server.glob("*/*/*-of-*/slot-*"))
     except FileNotFoundError:
         return True  # somebody is at work there: another front end that removes it, or its owner
 
 
-def _number(generation: Path) -> int:
-    return int(generation.name.partition("-")[0])
+def _number(cohort: Path) -> int:
+    return int(cohort.name.partition("-")[0])

@@ -1,10 +1,10 @@
-"""How an instance of a model finds its engine among those of the model, and its seat at it.
+"""How an instance of a model finds its engine, and its slot among the engine's front ends.
 
-Triton starts the instances in any order and tells them apart by names that depend on the groups.
-So, with several engines, each takes a seat of the whole model first: its number says whose front
-end it is, as cards are dealt, unless Triton has dealt already (KIND_GPU). There they also tell each
-other their loads (``fair_share``). Then the front ends of one engine meet, each engine's in a place
-of its own (``shared_engine``).
+Triton starts the instances in any order, under names that depend on the instance groups. With
+several engines each instance first claims a slot of the whole model. The slot's number assigns it
+to an engine in turn, unless Triton has chosen the GPU (KIND_GPU). In that folder the instances also
+publish their loads (``load_balancing``). Then the front ends of each engine claim slots in a folder
+of that engine (``front_ends``).
 """
 
 from __future__ import annotations
@@ -17,50 +17,52 @@ from pathlib import Path
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.front_ends import NoSeat, Seat, meeting_place
-from triton_vllm.topology.load_balancing import FairShare, LoadTable, NoFairShare
+from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd, rendezvous_dir
+from triton_vllm.topology.load_balancing import LoadBalancer, LoadTable, NoLoadBalancer
 from triton_vllm.topology.stub_process import EngineErrors
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One process of the model: whose front end it is, and its seat there.
+    """One process of the model: whose front end it is, and its slot there.
 
     ``settings`` are those of its engine, ``devices`` its GPUs as in CUDA_VISIBLE_DEVICES, empty
     where it sees what the server sees. ``label`` tells its metrics from those of other engines,
-    empty where there is one engine. ``share`` is its part of the model's requests.
+    empty where there is one engine. ``balancer`` levels its requests with theirs.
     """
 
     settings: ModelSettings
-    seat: Seat | NoSeat
+    slot: FrontEndSlot | SingleFrontEnd
     errors: EngineErrors
     devices: str = ""
     label: str = ""
-    share: FairShare | NoFairShare = field(default_factory=NoFairShare)
+    balancer: NoLoadBalancer = field(default_factory=NoLoadBalancer)
 
     @classmethod
-    def take(cls, settings: ModelSettings, cleanup: contextlib.ExitStack) -> Instance:
+    def claim(cls, settings: ModelSettings, cleanup: contextlib.ExitStack) -> Instance:
         """Take the places of this process until ``cleanup``; show it the GPUs of its engine alone.
 
         Before anything is imported that asks CUDA, or counts for Prometheus. Raises SettingsError.
         """
         placement = settings.placement
         engine = placement.engine
-        share: FairShare | NoFairShare = NoFairShare()
+        balancer: NoLoadBalancer = NoLoadBalancer()
         if placement.engines > 1:
-            dealt = Seat.take(meeting_place(settings.name, settings.version), placement.instances)
-            cleanup.callback(dealt.leave)
+            member = FrontEndSlot.claim(
+                rendezvous_dir(settings.name, settings.version), placement.instances
+            )
+            cleanup.callback(member.release)
             if engine is None:
-                engine = dealt.index % placement.engines
-            loads = dealt.generation / "loads"
-            table = LoadTable(loads, placement.instances, dealt.index, engine)
+                engine = member.index % placement.engines
+            loads = member.cohort / "loads"
+            table = LoadTable(loads, placement.instances, member.index, engine)
             cleanup.callback(table.close)
-            share = FairShare(table)
+            balancer = LoadBalancer(table)
         assert engine is not None, "as it is with one engine"
         if placement.devices[engine]:
             os.environ["CUDA_VISIBLE_DEVICES"] = placement.devices[engine]
         place = str(engine) if placement.engines > 1 else ""
-        seat: Seat | NoSeat = NoSeat()
+        slot: FrontEndSlot | SingleFrontEnd = SingleFrontEnd()
         if placement.front_ends == 1:
             directory = tempfile.TemporaryDirectory(
                 prefix="triton_vllm-", ignore_cleanup_errors=True
@@ -68,17 +70,17 @@ class Instance:
             cleanup.callback(directory.cleanup)
             errors = EngineErrors(Path(directory.name))
         else:
-            seat = Seat.take(
-                meeting_place(settings.name, settings.version, place), placement.front_ends
+            slot = FrontEndSlot.claim(
+                rendezvous_dir(settings.name, settings.version, place), placement.front_ends
             )
-            cleanup.callback(seat.leave)
+            cleanup.callback(slot.release)
             # As `vllm serve` with several API servers: the front ends count into files of one
             # folder, from which the leader reads the sum. prometheus_client looks at this when it
             # is imported.
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(seat.metrics_directory)
-            errors = EngineErrors(seat.generation)
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(slot.metrics_directory)
+            errors = EngineErrors(slot.cohort)
         return cls(
-            settings_of(settings, engine), seat, errors, placement.devices[engine], place, share
+            settings_of(settings, engine), slot, errors, placement.devices[engine], place, balancer
         )
 
 

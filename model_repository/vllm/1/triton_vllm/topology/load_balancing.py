@@ -1,19 +1,19 @@
-"""How several engines of one model get their fair share of the requests that Triton hands out.
+"""How several engines of one model balance the requests that Triton hands out.
 
-Triton gives a request to whichever instance waits for one, and ``execute`` returns at once: so it
-knows nothing of their loads. Back-pressure tells it. Each front end publishes how many requests it
-has; ``execute`` of an engine that is ahead of the least loaded one holds back for a moment, and
-meanwhile Triton finds the others idle. The least loaded engine never holds back, so no request
-waits for want of a taker.
+Triton gives a request to whichever instance is idle, and ``execute`` returns at once, so Triton
+does not see the engines' loads. Back-pressure shows them: each front end publishes how many
+requests it has, and ``execute`` of an engine that has more than the least loaded one returns a
+moment later. Meanwhile Triton finds the other instances idle. The least loaded engine never delays, so no request
+waits while an engine is free, and no delay is longer than ``HOLD_SECONDS``.
 
-The numbers stand in a small file in the meeting place that all front ends map, a cache line each:
+The numbers are in a small file of the rendezvous directory that all front ends map, a cache line
+for each of them:
 
-    | engine + 1 | last beat | taken by execute | come and gone in the event loop |
+    | engine + 1 | last heartbeat | accepted by execute | accepted over HTTP, less all finished |
 
-Each number has one thread that writes it, so there are no locks. The beat is the monotonic clock,
-written by an event loop that lives and whose engine takes requests; a slot whose beat stands still
-counts no more, whether its process has died or hangs, or its engine is restarted or has a full
-queue.
+Each number is written by one thread, so there are no locks. The heartbeat is the monotonic clock,
+written by an event loop that runs while its engine accepts requests. A slot with an old heartbeat
+does not count: its process is dead or hangs, its engine is being restarted, or its queue is full.
 """
 
 from __future__ import annotations
@@ -23,49 +23,39 @@ import mmap
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 _WORDS = 8  # a slot: 64 bytes, so that no two processes write to one cache line
-_ENGINE, _BEAT, _TAKEN, _PASSED = range(4)
+_ENGINE, _HEARTBEAT, _ACCEPTED, _CHANGE = range(4)
 
-BEAT_SECONDS = 0.1
-STALE_SECONDS = 1.0  # an event loop that is so late is no place for more requests
-# Whatever the table says, after that the next request is taken. So an engine that is ahead still
-# takes four a second through each front end: more, and long requests would not be levelled.
+HEARTBEAT_SECONDS = 0.1
+STALE_SECONDS = 1.0  # an event loop that is so late gets no more requests
+# The longest delay. An engine that is ahead still accepts four requests a second through each front
+# end; with a shorter delay long requests would not be levelled.
 HOLD_SECONDS = 0.25
 DOWN_SECONDS = 2.0  # the same, for a front end that can only refuse
-QUEUED_SECONDS = 0.01  # a request that comes so soon after the wait had been in Triton's queue
 _MANY = 8  # requests of an engine
 _STEPS = (0.0002, 0.002)  # seconds between two looks at the table: at first, and at most
 
 
-@dataclass(slots=True)
-class Load:
-    """What one engine has: requests under way, and how many ``execute`` has ever taken for it."""
-
-    requests: int = 0
-    taken: int = 0
-
-
 def is_level(own: int, least: int) -> bool:
-    """Return whether the next request may as well come here.
+    """Return whether the next request may go to an engine with ``own`` requests.
 
-    One more is no lead where there are few. Where there are many an engine may be full, and that
-    one would wait for a whole answer although there is room elsewhere.
+    A lead of one is allowed where there are few requests. Where there are many the engine may be
+    full, and that one request would wait for a whole answer although another engine has room.
     """
     return own <= least + (least < _MANY)
 
 
 class LoadTable:
-    """What the front ends of a model's engines tell each other: ``slot`` is this one's to write."""
+    """The loads of all front ends of a model's engines; this front end writes ``slot``."""
 
     def __init__(self, path: Path, slots: int, slot: int, engine: int) -> None:
-        """Map the file ``path``, made by whoever comes first, and sit down in it."""
+        """Map the file ``path``, and create it if it is missing."""
         size = slots * _WORDS * 8
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.posix_fallocate(file, 0, size)  # or a disk that is full would end us in a write
+            os.posix_fallocate(file, 0, size)  # a write to a full disk would end the process
             self._map = mmap.mmap(file, size)
         finally:
             os.close(file)
@@ -74,127 +64,91 @@ class LoadTable:
         self._engine = engine
         self._numbers[self._own + _ENGINE] = engine + 1
 
-    def took(self) -> None:
-        """Count a request that ``execute`` has taken. The thread of ``execute`` only."""
-        self._numbers[self._own + _TAKEN] += 1
+    def accepted(self) -> None:
+        """Count a request that ``execute`` has accepted. The thread of ``execute`` only."""
+        self._numbers[self._own + _ACCEPTED] += 1
 
-    def passed(self, change: int) -> None:
-        """Count one that has ended, or come, in the event loop. Event loop only."""
-        self._numbers[self._own + _PASSED] += change
+    def changed(self, change: int) -> None:
+        """Count a request that the event loop has accepted (1) or finished (-1). In the loop."""
+        self._numbers[self._own + _CHANGE] += change
 
-    def beat(self, *, serves: bool) -> None:
-        """Say that this front end lives and its engine takes requests, or not. Event loop only."""
-        self._numbers[self._own + _BEAT] = time.monotonic_ns() if serves else 0
+    def heartbeat(self, *, serves: bool) -> None:
+        """Show whether this front end runs and its engine accepts requests. Event loop only."""
+        self._numbers[self._own + _HEARTBEAT] = time.monotonic_ns() if serves else 0
 
-    def loads(self) -> tuple[Load | None, dict[int, Load]]:
-        """Return what this front end's engine has, None if it does not serve, and the others'."""
+    def requests(self) -> tuple[int | None, list[int]]:
+        """Return the requests of this front end's engine, None while it is down, and the others'."""
         oldest = time.monotonic_ns() - int(STALE_SECONDS * 1e9)
         numbers = self._numbers
-        engines: dict[int, Load] = {}
+        engines: dict[int, int] = {}
         for at in range(0, len(numbers), _WORDS):
-            if numbers[at + _BEAT] > oldest:
-                load = engines.setdefault(numbers[at + _ENGINE] - 1, Load())
-                load.taken += (taken := numbers[at + _TAKEN])
-                load.requests += taken + numbers[at + _PASSED]
-        return engines.pop(self._engine, None), engines
+            if numbers[at + _HEARTBEAT] > oldest:
+                engine = numbers[at + _ENGINE] - 1
+                load = numbers[at + _ACCEPTED] + numbers[at + _CHANGE]
+                engines[engine] = engines.get(engine, 0) + load
+        return engines.pop(self._engine, None), list(engines.values())
 
     def close(self) -> None:
         """Leave the table."""
-        self._numbers[self._own + _BEAT] = 0
+        self._numbers[self._own + _HEARTBEAT] = 0
         self._numbers.release()
         self._map.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """For an engine that has taken so many requests, so long at most."""
+class NoLoadBalancer:
+    """The balancer of a model with one engine, which gets all requests."""
 
-    engine: int
-    taken: int
-    seconds: float
+    def accepted(self) -> None:
+        """Count a request that ``execute`` has accepted. The thread of ``execute`` only."""
+
+    def accepted_http(self) -> None:
+        """Count a request that did not come through ``execute``. Event loop only."""
+
+    def finished(self) -> None:
+        """Count the end of a request of either kind. Event loop only."""
+
+    def backpressure(self) -> None:
+        """Delay the return of ``execute`` while this engine has more requests than another."""
+
+    async def heartbeat(self, serves: Callable[[], bool]) -> None:
+        """Show the other front ends, until cancelled, that this one runs and ``serves``."""
 
 
-class FairShare:
-    """Keeps one front end from taking what belongs to an engine with less to do.
-
-    A wait may be in vain: the other's ``execute`` hangs, though its event loop lives. When the next
-    request comes at once after such a wait, it had been there, and the other engine has not taken
-    it. Nobody waits for that one any more until it takes something.
-    """
+class LoadBalancer(NoLoadBalancer):
+    """Delays the next request of a front end whose engine has more requests than another."""
 
     def __init__(self, table: LoadTable) -> None:
         self._table = table
-        self._in_vain: tuple[float, _Wait] | None = None  # the last wait, and when it ended
-        self._unwilling: dict[int, int] = {}  # engines, and how many requests they had taken
-        self.took = table.took
 
-    def came(self) -> None:
-        """Count a request that did not come through ``execute``. Event loop only."""
-        self._table.passed(1)
+    def accepted(self) -> None:  # noqa: D102 (as above)
+        self._table.accepted()
 
-    def ended(self) -> None:
-        """Count the end of a request, wherever it came from. Event loop only."""
-        self._table.passed(-1)
+    def accepted_http(self) -> None:  # noqa: D102
+        self._table.changed(1)
 
-    def hold_back(self) -> None:
-        """Sleep while this engine is ahead of another, for a moment at most.
+    def finished(self) -> None:  # noqa: D102
+        self._table.changed(-1)
 
-        Called by ``execute``, during which Triton gives this front end nothing. An engine that is
-        down stays away for longer: it could only refuse what another can answer.
+    def backpressure(self) -> None:
+        """Sleep while this engine is ahead, for a moment at most.
+
+        ``execute`` calls it; meanwhile Triton gives this front end nothing. An engine that is down
+        sleeps for longer, because it could only refuse what another engine can answer.
         """
         begun = time.monotonic()
-        self._judge(begun)
         step, longest = _STEPS
-        first = wait = self._wait()
-        while wait is not None:
-            if (now := time.monotonic()) - begun >= wait.seconds:
-                if wait == first:
-                    self._in_vain = (now, wait)
-                return
+        while time.monotonic() - begun < self._longest_delay():
             time.sleep(step)
             step = min(2 * step, longest)
-            wait = self._wait()
 
-    def _judge(self, now: float) -> None:
-        """Remember an engine that took nothing of what was there."""
-        if self._in_vain is not None:
-            until, wait = self._in_vain
-            if now - until < QUEUED_SECONDS:
-                self._unwilling[wait.engine] = wait.taken
-            self._in_vain = None
+    def _longest_delay(self) -> float:
+        """Return for how many seconds at most ``execute`` may be delayed as things are."""
+        own, others = self._table.requests()
+        if not others or (own is not None and is_level(own, min(others))):
+            return 0.0
+        return DOWN_SECONDS if own is None else HOLD_SECONDS
 
-    def _wait(self) -> _Wait | None:
-        """Return what there is to wait for, None where there is nothing."""
-        own, others = self._table.loads()
-        willing = [e for e, load in others.items() if load.taken != self._unwilling.get(e)]
-        if not willing:
-            return None
-        least = min(willing, key=lambda engine: others[engine].requests)
-        if own is not None and is_level(own.requests, others[least].requests):
-            return None
-        return _Wait(least, others[least].taken, DOWN_SECONDS if own is None else HOLD_SECONDS)
-
-    async def beat(self, serves: Callable[[], bool]) -> None:
-        """Show the others for ever that this front end lives. A coroutine of the event loop."""
+    async def heartbeat(self, serves: Callable[[], bool]) -> None:  # noqa: D102
         while True:
-            self._table.beat(serves=serves())
-            await asyncio.sleep(BEAT_SECONDS)
-
-
-class NoFairShare:
-    """Of the one engine that a model has: all requests are its own."""
-
-    def took(self) -> None:
-        """Count nothing."""
-
-    def came(self) -> None:
-        """Count nothing."""
-
-    def ended(self) -> None:
-        """Count nothing."""
-
-    def hold_back(self) -> None:
-        """Return at once."""
-
-    async def beat(self, serves: Callable[[], bool]) -> None:
-        """Show nobody."""
+            self._table.heartbeat(serves=serves())
+            await asyncio.sleep(HEARTBEAT_SECONDS)

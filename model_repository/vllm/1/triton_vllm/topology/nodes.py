@@ -29,7 +29,7 @@ _ENGINE_PROCESSES = ("EngineCore", "VLLM_DP_Coordinator")
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class Rendezvous:
     """Where this machine is connected to by ``number`` of "engines" or "machines", itself included.
 
     Each data-parallel engine connects to vLLM's handshake port, each worker of an engine that is
@@ -47,62 +47,63 @@ class Meeting:
         return len(there if self.what == "engines" else set(there))
 
 
-class Machines:
+class MultiNode:
     """The head's view of the others."""
 
-    def __init__(self, meeting: Meeting | None, seconds: float, log: Log) -> None:
-        """All have to be at the ``meeting`` within ``seconds``; None where this is not the head."""
-        self._meeting = meeting
+    def __init__(self, rendezvous: Rendezvous | None, seconds: float, log: Log) -> None:
+        """Wait ``seconds`` for all nodes at the ``rendezvous``; None: this is not the head node."""
+        self._rendezvous = rendezvous
         self._seconds = seconds
         self._log = log
-        self._gave_up = ""
+        self._failure = ""
         self._closing = False
 
     def close(self) -> None:
-        """Let ``gather`` fail: the model is being unloaded. Any thread."""
+        """Let ``wait_for_nodes`` fail: the model is being unloaded. Any thread."""
         self._closing = True
 
     @contextlib.contextmanager
-    def gather(self) -> Iterator[None]:
+    def wait_for_nodes(self) -> Iterator[None]:
         """Hold the start of the engine; end its processes here when the others do not come."""
-        if self._meeting is None:
+        if self._rendezvous is None:
             yield
             return
         started = threading.Event()
-        self._gave_up = ""
+        self._failure = ""
         waiting = threading.Thread(
-            target=self._wait, args=(self._meeting, started), name="cluster", daemon=True
+            target=self._wait, args=(self._rendezvous, started), name="cluster", daemon=True
         )
         waiting.start()
         try:
             yield
         except Exception as error:
-            if self._gave_up:
-                raise SettingsError(self._gave_up) from error
+            if self._failure:
+                raise SettingsError(self._failure) from error
             raise
         finally:
             started.set()
             waiting.join()
 
-    def _wait(self, meeting: Meeting, started: threading.Event) -> None:
+    def _wait(self, rendezvous: Rendezvous, started: threading.Event) -> None:
         since = time.monotonic()
         reported = 0.0
         while not started.wait(0.5):
-            arrived = meeting.arrived()
-            if arrived >= meeting.number:
+            arrived = rendezvous.arrived()
+            if arrived >= rendezvous.number:
                 return  # from here on vLLM knows them
             if self._closing:
-                self._gave_up = "the model is being unloaded"
+                self._failure = "the model is being unloaded"
                 end_engine()
                 return
             now = time.monotonic()
             missing = (
-                f"{arrived} of {meeting.number} {meeting.what} have connected to "
-                f"{meeting.host}:{meeting.port}"
+                f"{arrived} of {rendezvous.number} {rendezvous.what} have connected to "
+                f"{rendezvous.host}:{rendezvous.port}"
             )
             if now - since > self._seconds:
-                self._gave_up = (
-                    f'{missing} within {self._seconds:g} s ("serving.cluster_join_timeout_seconds"): '
+                self._failure = (
+                    f"{missing} within {self._seconds:g} s "
+                    '("serving.cluster_join_timeout_seconds"): '
                     "start the others with scripts/join_cluster.sh"
                 )
                 end_engine()

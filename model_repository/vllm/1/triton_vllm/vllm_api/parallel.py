@@ -12,7 +12,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.executor import Executor
 
-from triton_vllm.topology.nodes import Meeting
+from triton_vllm.topology.nodes import Rendezvous
 
 
 def visible_gpus() -> int | None:
@@ -39,7 +39,7 @@ def executor_class(config: Any) -> Any:
     return Executor.get_class(config)
 
 
-def meeting(args: AsyncEngineArgs) -> Meeting | None:
+def rendezvous(args: AsyncEngineArgs) -> Rendezvous | None:
     """Return where the other machines of the engine, or its other ranks, connect to this one.
 
     None where another machine is the head.
@@ -49,7 +49,7 @@ def meeting(args: AsyncEngineArgs) -> Meeting | None:
         return None
     address = args.master_addr or config.data_parallel_master_ip
     if args.data_parallel_size == 1:
-        return Meeting(address, args.master_port, args.nnodes, "machines")
+        return Rendezvous(address, args.master_port, args.nnodes, "machines")
     address = args.data_parallel_address or address
     port = args.data_parallel_rpc_port or config.data_parallel_rpc_port
-    return Meeting(address, port, args.data_parallel_size, "engines")
+    return Rendezvous(address, port, args.data_parallel_size, "engines")

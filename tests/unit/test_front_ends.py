@@ -15,35 +15,35 @@ from typing import Any
 import pytest
 
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology import front_ends as shared_engine
-from triton_vllm.topology.front_ends import EngineAddresses, Seat, meeting_place
+from triton_vllm.topology import front_ends
+from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot, rendezvous_dir
 
-PACKAGE = Path(shared_engine.__file__).parents[2]
+PACKAGE = Path(front_ends.__file__).parents[2]
 
-# Takes a seat, says which, then does what its standard input asks for.
+# Takes a slot, says which, then does what its standard input asks for.
 FRONT_END = """
 import asyncio
 import json, sys
 from pathlib import Path
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.front_ends import EngineAddresses, Seat
+from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot
 
-seat = Seat.take(Path(sys.argv[1]), int(sys.argv[2]))
-print(json.dumps([seat._generation.name, seat.index]), flush=True)
+slot = FrontEndSlot.claim(Path(sys.argv[1]), int(sys.argv[2]))
+print(json.dumps([slot.cohort.name, slot.index]), flush=True)
 for line in sys.stdin:
     if line == "publish\\n":
-        seat.publish(EngineAddresses(["in"], ["out"], None, [1]))
+        slot.publish(EngineAddresses(["in"], ["out"], None, [1]))
         print("published", flush=True)
     elif line == "wait\\n":
         try:
-            print(asyncio.run(seat.wait_for_engine()).inputs, flush=True)
+            print(asyncio.run(slot.wait_for_engine()).inputs, flush=True)
         except SettingsError as error:
             print(error, flush=True)
     elif line == "give up\\n":
-        seat.give_up()
-        print(seat.has_given_up, flush=True)
+        slot.announce_restarts_exhausted()
+        print(slot.restarts_exhausted, flush=True)
     elif line == "leave\\n":
-        seat.leave()
+        slot.release()
         print("left", flush=True)
 """
 
@@ -59,7 +59,7 @@ class FrontEnd:
             text=True,
             env=os.environ | {"PYTHONPATH": str(PACKAGE)},
         )
-        self.generation, self.index = json.loads(self.answer())
+        self.cohort, self.index = json.loads(self.answer())
 
     def answer(self) -> str:
         """Return the next line that it says."""
@@ -97,27 +97,27 @@ def sit(tmp_path: Path) -> Iterator[Callable[..., FrontEnd]]:
         each.die()
 
 
-def seat_of(front_end: FrontEnd) -> tuple[str, int]:
-    return front_end.generation, front_end.index
+def slot_of(front_end: FrontEnd) -> tuple[str, int]:
+    return front_end.cohort, front_end.index
 
 
 def test_the_first_leads_and_the_others_follow(sit: Callable[..., FrontEnd]) -> None:
-    """Front ends fill one generation in the order in which they come."""
-    assert [("0-of-3", 0), ("0-of-3", 1), ("0-of-3", 2)] == [seat_of(sit(3)) for _ in range(3)]
+    """Front ends fill one cohort in the order in which they come."""
+    assert [("0-of-3", 0), ("0-of-3", 1), ("0-of-3", 2)] == [slot_of(sit(3)) for _ in range(3)]
 
 
 def test_a_full_generation_is_followed_by_another(sit: Callable[..., FrontEnd]) -> None:
     """A reload, whose front ends start while the old ones live, gets an engine of its own."""
     old = [sit(), sit()]
     new = [sit(), sit()]
-    assert ["0-of-2", "0-of-2"] == [each.generation for each in old]
-    assert [("1-of-2", 0), ("1-of-2", 1)] == [seat_of(each) for each in new]
+    assert ["0-of-2", "0-of-2"] == [each.cohort for each in old]
+    assert [("1-of-2", 0), ("1-of-2", 1)] == [slot_of(each) for each in new]
 
 
 def test_other_counts_never_mix(sit: Callable[..., FrontEnd]) -> None:
-    """A reload with another number of front ends does not fill up the old generation."""
-    assert ("0-of-2", 0) == seat_of(sit(2))
-    assert ("1-of-3", 0) == seat_of(sit(3))
+    """A reload with another number of front ends does not fill up the old cohort."""
+    assert ("0-of-2", 0) == slot_of(sit(2))
+    assert ("1-of-3", 0) == slot_of(sit(3))
 
 
 @pytest.mark.parametrize("how", ["leave", "die"])
@@ -128,22 +128,22 @@ def test_a_generation_that_lost_one_admits_nobody(sit: Callable[..., FrontEnd], 
         lost.ask("leave")
     else:
         lost.die()
-    assert ("1-of-3", 0) == seat_of(sit(3))
+    assert ("1-of-3", 0) == slot_of(sit(3))
 
 
 def test_nothing_is_left_when_all_have_left(sit: Callable[..., FrontEnd], tmp_path: Path) -> None:
-    """The last one to leave removes the generation's folder."""
+    """The last one to leave removes the cohort's folder."""
     for each in [sit(), sit()]:
         each.ask("leave")
     assert [] == list(tmp_path.glob("*-of-*"))
 
 
 def test_what_a_crash_left_is_removed(sit: Callable[..., FrontEnd], tmp_path: Path) -> None:
-    """The addresses of a dead generation are never seen by a living one."""
+    """The addresses of a dead cohort are never seen by a living one."""
     leader = sit()
     leader.ask("publish")
     leader.die()
-    assert ("1-of-2", 0) == seat_of(sit())
+    assert ("1-of-2", 0) == slot_of(sit())
     assert ["1-of-2"] == [path.name for path in tmp_path.glob("*-of-*")]
 
 
@@ -175,35 +175,35 @@ def test_a_follower_does_not_wait_for_a_leader_that_gave_up(sit: Callable[..., F
 
 def test_nobody_waits_in_a_model_that_is_being_unloaded(tmp_path: Path) -> None:
     """Not even for an engine that another front end is starting."""
-    seat = Seat.take(tmp_path, 2)
-    seat.stop_waiting()
+    slot = FrontEndSlot.claim(tmp_path, 2)
+    slot.stop_waiting()
     with pytest.raises(SettingsError, match="the model is being unloaded"):
-        asyncio.run(seat.wait_for_engine())
-    seat.leave()
+        asyncio.run(slot.wait_for_engine())
+    slot.release()
 
 
 def test_a_seat_that_somebody_has_just_removed_is_free(tmp_path: Path) -> None:
     """Front ends that start together clean up together, and none of them stumbles over it."""
-    assert not shared_engine._is_held(tmp_path / "seat-0")
+    assert not front_ends._is_held(tmp_path / "slot-0")
 
 
 def test_a_seat_in_this_process(tmp_path: Path) -> None:
     """The leader's own view: it leads, publishes, reads back, and announces the end."""
-    seat = Seat.take(tmp_path, 2)
+    slot = FrontEndSlot.claim(tmp_path, 2)
     addresses = EngineAddresses(["ipc://a", "ipc://b"], ["ipc://c", "ipc://d"], "tcp://e", [7, 8])
-    seat.publish(addresses)
-    assert (True, 0, os.getpid()) == (seat.is_leader, seat.index, seat.leader_pid())
-    assert not seat.is_closing
-    seat.announce_closing()
-    assert seat.is_closing
-    seat.leave()
+    slot.publish(addresses)
+    assert (True, 0, os.getpid()) == (slot.is_leader, slot.index, slot.leader_pid())
+    assert not slot.is_closing
+    slot.announce_closing()
+    assert slot.is_closing
+    slot.release()
     assert [] == list(tmp_path.glob("*-of-*"))
 
 
 def test_models_and_versions_meet_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models, or two versions of one, have folders of their own under that of the server."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    places = {meeting_place(m, v) for m, v in [("a", "1"), ("a", "2"), ("b", "1")]}
+    places = {rendezvous_dir(m, v) for m, v in [("a", "1"), ("a", "2"), ("b", "1")]}
     assert 3 == len(places)
     assert 1 == len({place.parents[1] for place in places})
 
@@ -213,10 +213,10 @@ def test_folders_of_dead_servers_are_removed(
 ) -> None:
     """A server's folder goes with the next one's start; one with our id but older is not ours."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    root = meeting_place("m", "1").parents[2]
+    root = rendezvous_dir("m", "1").parents[2]
     (root / f"{os.getppid()}-1" / "m" / "1").mkdir(parents=True)
     (root / "4194305-77" / "m" / "1").mkdir(parents=True)  # above the largest process id
-    meeting_place("m", "1")
+    rendezvous_dir("m", "1")
     assert 1 == len(list(root.iterdir()))
 
 
@@ -225,10 +225,10 @@ def test_the_folder_of_a_server_elsewhere_stays(
 ) -> None:
     """A server in another container that shares the temporary directory keeps its folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    elsewhere = meeting_place("m", "1").parents[2] / "4194305-77" / "m" / "1"
+    elsewhere = rendezvous_dir("m", "1").parents[2] / "4194305-77" / "m" / "1"
     elsewhere.mkdir(parents=True)
     sit(directory=elsewhere)
-    meeting_place("m", "1")
+    rendezvous_dir("m", "1")
     assert elsewhere.exists()
 
 
@@ -239,18 +239,18 @@ def test_somebody_elses_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     target.mkdir()
     (tmp_path / f"triton_vllm-{os.getuid()}").symlink_to(target)
     with pytest.raises(SettingsError, match="belongs to somebody else"):
-        meeting_place("m", "1")
+        rendezvous_dir("m", "1")
 
 
 def test_addresses_survive_the_file(tmp_path: Path) -> None:
     """What the leader writes is what a follower reads."""
     given: dict[str, Any] = {"inputs": ["a"], "outputs": ["b"], "stats_update": None}
-    seat = Seat.take(tmp_path, 2)
-    seat.publish(EngineAddresses(**given, processes=[1, 2]))
+    slot = FrontEndSlot.claim(tmp_path, 2)
+    slot.publish(EngineAddresses(**given, processes=[1, 2]))
     assert EngineAddresses(**given, processes=[1, 2]) == EngineAddresses(
         **json.loads((tmp_path / "0-of-2/engine.json").read_text())
     )
-    seat.leave()
+    slot.release()
 
 
 def test_front_ends_clean_up_at_the_same_time(
@@ -258,12 +258,12 @@ def test_front_ends_clean_up_at_the_same_time(
 ) -> None:
     """What a dead server left is removed by whoever comes first, and the others do not mind."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    root = meeting_place("m", "1").parents[2]
+    root = rendezvous_dir("m", "1").parents[2]
     for pid in range(200):
-        generation = root / f"{4194305 + pid}-77" / "m" / "1" / "0-of-2"
-        (generation / "metrics").mkdir(parents=True)
-        (generation / "seat-0").touch()
+        cohort = root / f"{4194305 + pid}-77" / "m" / "1" / "0-of-2"
+        (cohort / "metrics").mkdir(parents=True)
+        (cohort / "slot-0").touch()
     with ThreadPoolExecutor(4) as pool:
-        places = list(pool.map(lambda _: meeting_place("m", "1"), range(4)))
+        places = list(pool.map(lambda _: rendezvous_dir("m", "1"), range(4)))
     assert 1 == len(set(places))
     assert [places[0].parents[1]] == list(root.iterdir())

@@ -1,4 +1,4 @@
-"""Who holds back for whom, for how long, and who does not count any more."""
+"""Which engine delays its next request, for how long, and which engines do not count."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 import triton_vllm
-from triton_vllm.topology import load_balancing as fair_share
+from triton_vllm.topology import load_balancing
 from triton_vllm.topology.load_balancing import (
     DOWN_SECONDS,
     HOLD_SECONDS,
     STALE_SECONDS,
-    FairShare,
+    LoadBalancer,
     LoadTable,
-    NoFairShare,
+    NoLoadBalancer,
     is_level,
 )
 
@@ -32,8 +32,8 @@ import os, sys
 from pathlib import Path
 from triton_vllm.topology.load_balancing import LoadTable
 table = LoadTable(Path(sys.argv[1]), 2, 1, 1)
-table.beat(serves=True)
-table.passed(10)
+table.heartbeat(serves=True)
+table.changed(10)
 os._exit(1)
 """
 
@@ -64,9 +64,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time as ``fair_share`` sees it."""
+    """The time as ``load_balancing`` sees it."""
     clock = Clock()
-    monkeypatch.setattr(fair_share, "time", clock)
+    monkeypatch.setattr(load_balancing, "time", clock)
     return clock
 
 
@@ -77,27 +77,26 @@ def tables(tmp_path: Path, clock: Clock) -> Iterator[list[LoadTable]]:
         made = [LoadTable(tmp_path / "loads", 4, slot, slot % 2) for slot in range(4)]
         for table in made:
             stack.callback(table.close)
-            table.beat(serves=True)
+            table.heartbeat(serves=True)
         yield made
 
 
 def take(table: LoadTable, count: int) -> None:
     for _ in range(count):
-        table.took()
+        table.accepted()
 
 
 def held(table: LoadTable, clock: Clock) -> float:
     """Return for how many seconds ``execute`` of this front end waits."""
     before = clock.slept
-    FairShare(table).hold_back()
+    LoadBalancer(table).backpressure()
     return clock.slept - before
 
 
 def requests(table: LoadTable) -> tuple[int | None, int | None]:
     """Return the requests of this front end's engine and of the other one, None where down."""
-    own, others = table.loads()
-    other = [load.requests for load in others.values()]
-    return (None if own is None else own.requests), (other[0] if other else None)
+    own, others = table.requests()
+    return own, (others[0] if others else None)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +112,11 @@ def test_all_see_all_requests(tables: list[LoadTable]) -> None:
     """Those that execute took and those that came in the loop, of all front ends of an engine."""
     take(tables[0], 3)
     take(tables[2], 2)
-    FairShare(tables[2]).came()
+    LoadBalancer(tables[2]).accepted_http()
     take(tables[3], 1)
     assert [(6, 1), (1, 6)] * 2 == [requests(table) for table in tables]
     for _ in range(2):
-        FairShare(tables[0]).ended()
+        LoadBalancer(tables[0]).finished()
     assert (1, 4) == requests(tables[1])
 
 
@@ -140,67 +139,35 @@ def test_who_is_ahead_waits_for_a_moment_only(tables: list[LoadTable], clock: Cl
 def test_who_is_ahead_waits_no_longer_than_it_is(tables: list[LoadTable], clock: Clock) -> None:
     """When the other has caught up, the next request may come."""
     take(tables[0], 3)
-    clock.at(0.005, tables[1].took)
-    clock.at(0.010, tables[3].took)
+    clock.at(0.005, tables[1].accepted)
+    clock.at(0.010, tables[3].accepted)
     assert pytest.approx(0.010, abs=0.003) == held(tables[0], clock)
-
-
-def test_an_engine_that_takes_nothing_is_not_waited_for(
-    tables: list[LoadTable], clock: Clock
-) -> None:
-    """A request was there at once after the wait. When that engine takes one, all is as before."""
-    share = FairShare(tables[0])
-    waits = []
-    take(tables[0], 50)
-    for pause, event in (0.5, None), (0, None), (0.5, None), (0, tables[3].took), (0.5, None):
-        clock.sleep(pause)
-        if event:
-            event()
-        before = clock.slept
-        share.hold_back()
-        waits.append(clock.slept - before)
-        for table in tables:
-            table.beat(serves=True)
-    assert [HOLD_SECONDS, 0, 0, HOLD_SECONDS, HOLD_SECONDS] == pytest.approx(waits, abs=0.003)
-
-
-def test_an_engine_that_takes_some_is_waited_for(tables: list[LoadTable], clock: Clock) -> None:
-    """Though the next request comes at once: it takes them one after the other."""
-    share = FairShare(tables[0])
-    take(tables[0], 50)
-    for _ in range(3):
-        clock.at(0.1, tables[1].took)
-        before = clock.slept
-        share.hold_back()
-        assert pytest.approx(HOLD_SECONDS, abs=0.003) == clock.slept - before
-        for table in tables:
-            table.beat(serves=True)
 
 
 def test_an_engine_that_is_down_holds_nobody_back(tables: list[LoadTable], clock: Clock) -> None:
     """It has nothing to do, and is not the least loaded one; it leaves requests to the others."""
     take(tables[0], 50)
     for table in tables[1], tables[3]:
-        table.beat(serves=False)
+        table.heartbeat(serves=False)
     assert [(50, None), (None, 50)] == [requests(table) for table in tables[:2]]
     assert 0 == held(tables[0], clock)
     for number in range(1, 5):
-        clock.at(number / 2, lambda: tables[0].beat(serves=True))
+        clock.at(number / 2, lambda: tables[0].heartbeat(serves=True))
     assert pytest.approx(DOWN_SECONDS, abs=0.003) == held(tables[1], clock)
 
 
 def test_an_engine_that_is_back_waits_no_longer(tables: list[LoadTable], clock: Clock) -> None:
-    """The first beat after a restart ends the wait."""
+    """The first heartbeat after a restart ends the wait."""
     for table in tables[1], tables[3]:
-        table.beat(serves=False)
-    clock.at(0.1, lambda: tables[3].beat(serves=True))
+        table.heartbeat(serves=False)
+    clock.at(0.1, lambda: tables[3].heartbeat(serves=True))
     assert pytest.approx(0.1, abs=0.003) == held(tables[1], clock)
 
 
 def test_when_all_are_down_nobody_waits(tables: list[LoadTable], clock: Clock) -> None:
     """A refusal comes at once."""
     for table in tables:
-        table.beat(serves=False)
+        table.heartbeat(serves=False)
     assert [0, 0, 0, 0] == [held(table, clock) for table in tables]
 
 
@@ -220,16 +187,18 @@ def test_a_process_that_died_counts_no_more(tmp_path: Path, clock: Clock) -> Non
 def test_who_leaves_counts_no_more(tmp_path: Path) -> None:
     """As when the model is unloaded, one front end after the other."""
     first, second = (LoadTable(tmp_path / "loads", 2, slot, slot) for slot in range(2))
-    second.beat(serves=True)
+    second.heartbeat(serves=True)
     take(second, 5)
     second.close()
     assert (None, None) == requests(first)
     first.close()
 
 
-def test_beats_follow_the_engine(tables: list[LoadTable], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_follow_the_engine(
+    tables: list[LoadTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The event loop shows that the engine serves, and that it does not."""
-    monkeypatch.setattr(fair_share, "BEAT_SECONDS", 0)
+    monkeypatch.setattr(load_balancing, "HEARTBEAT_SECONDS", 0)
     seen: list[int | None] = []
 
     def serves() -> bool:
@@ -238,17 +207,17 @@ def test_beats_follow_the_engine(tables: list[LoadTable], monkeypatch: pytest.Mo
             raise KeyError
         return len(seen) == 2
 
-    tables[2].beat(serves=False)
+    tables[2].heartbeat(serves=False)
     with pytest.raises(KeyError):
-        asyncio.run(FairShare(tables[0]).beat(serves))
+        asyncio.run(LoadBalancer(tables[0]).heartbeat(serves))
     assert [0, None, 0, None] == seen
 
 
 def test_one_engine_shares_nothing() -> None:
     """Every step is there, and none does anything."""
-    share = NoFairShare()
-    share.took()
-    share.came()
-    share.ended()
-    share.hold_back()
-    asyncio.run(share.beat(lambda: True))
+    balancer = NoLoadBalancer()
+    balancer.accepted()
+    balancer.accepted_http()
+    balancer.finished()
+    balancer.backpressure()
+    asyncio.run(balancer.heartbeat(lambda: True))
