@@ -361,7 +361,7 @@ def test_a_time_limit_ends_a_request(steps: Steps, status: int, last: bytes) -> 
     assert body.startswith(last)
     assert b"not done within 0.05 s, its time limit" in body
     assert not client.sent[-1].get("more_body")
-    assert (Counter(deadline=1), 0) == (gate.traffic.outcomes, engine.admitted)
+    assert (Counter(timeout=1), 0) == (gate.traffic.outcomes, engine.admitted)
 
 
 def test_in_time_nothing_is_ended() -> None:
@@ -387,7 +387,7 @@ def test_an_app_that_does_not_listen_is_cancelled(monkeypatch: pytest.MonkeyPatc
 
     gate, _ = make(app, time_limit=0.05)
     assert 504 == ask(gate, Patient()).status
-    assert Counter(deadline=1) == gate.traffic.outcomes
+    assert Counter(timeout=1) == gate.traffic.outcomes
 
 
 def test_a_websocket_has_no_time_limit() -> None:
