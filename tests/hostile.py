@@ -27,6 +27,8 @@ def cases(count: int) -> settings:
     )
 
 
+# Half of a surrogate pair: JSON escapes it inside a tensor, and UTF-8 cannot hold it.
+HALVES = ["\ud83d", "a\udc00b", "\ude00\ud83d"]
 # Names that the parser knows, and some that it does not.
 NAMES = st.sampled_from(
     [
@@ -36,7 +38,7 @@ NAMES = st.sampled_from(
         *("skip_special_tokens", "detokenize", "structured_outputs", "allowed_token_ids"),
         *("timeout_seconds", "on_timeout", "priority", "cache_salt", "data_parallel_rank"),
         *("lora_name", "output_kind", "extra_args", "thinking_token_budget", "_all_stop_token_ids"),
-        *("__class__", "", "temprature", "N", "truncate_prompt_tokens"),
+        *("__class__", "", "temprature", "N", "truncate_prompt_tokens", *HALVES),
     ]
 )
 NUMBERS = st.one_of(
@@ -44,7 +46,7 @@ NUMBERS = st.one_of(
     st.sampled_from([0, -1, 2**31, 2**63, -(2**63), 2**64, 10**400, 10**9, 1]),
     st.floats(allow_nan=True, allow_infinity=True),
 )
-ODD_TEXTS = ["\0", "a\0b", "true", "1e999", "NaN", "{"]
+ODD_TEXTS = ["\0", "a\0b", "true", "1e999", "NaN", "{", *HALVES]
 TEXTS = st.one_of(st.text(max_size=30), st.sampled_from(ODD_TEXTS))
 REGEXES = ["(a{1000}){1000}", "((a{100}){100}){100}", "((a+)+)+b", "a{100000}", "[", "\0"]
 
@@ -104,6 +106,16 @@ JSONS: st.SearchStrategy[bytes] = st.one_of(
     TEXTS.map(lambda text: text.encode(errors="replace")),
     st.just(b'{"stop": "' + b"x" * 1_000_000 + b'"}'),
 )
+CONTENTS_OF_CHATS = st.recursive(
+    TEXTS, lambda inner: st.dictionaries(st.sampled_from(["type", "text", *HALVES]), inner)
+)
+MESSAGES: st.SearchStrategy[bytes] = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool"]) | TEXTS},
+        optional={"content": CONTENTS_OF_CHATS | st.lists(CONTENTS_OF_CHATS, max_size=2)},
+    ),
+    max_size=3,
+).map(lambda messages: json.dumps(messages).encode())
 PROMPTS: st.SearchStrategy[bytes] = st.one_of(
     st.text(max_size=50).map(lambda text: text.encode(errors="replace")),
     st.binary(max_size=50),
@@ -165,6 +177,8 @@ FLAGS = [
 OTHERS: dict[str, st.SearchStrategy[Any]] = {
     **STRINGS,
     **dict.fromkeys(FLAGS, st.booleans()),
+    "messages": MESSAGES,
+    "chat_template_kwargs": JSONS,
     "input_ids": st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5),
     **dict.fromkeys(("image", "audio", "video"), MEDIA_ITEMS),
 }
@@ -261,5 +275,6 @@ def tensors() -> st.SearchStrategy[dict[str, Any]]:
         nearly_right(),
         st.fixed_dictionaries({"text_input": PROMPTS, "sampling_parameters": JSONS}),
         st.fixed_dictionaries({"text_input": PROMPTS}, optional=OTHERS),
+        st.fixed_dictionaries({"messages": MESSAGES}, optional=STRINGS),
         st.fixed_dictionaries({}, optional={"text_input": PROMPTS, **OTHERS}),
     )

@@ -100,6 +100,9 @@ def hostile(soak: Soak) -> None:
         {"text_input": b"x", "sampling_parameters": b'{"n": -1}'},
         {"text_input": b"x", "sampling_parameters": b'{"top_p": NaN}'},
         {"text_input": b"x", "sampling_parameters": b'{"structured_outputs": {"regex": "["}}'},
+        {"text_input": b"x", "sampling_parameters": rb'{"\ud83d": 1}'},
+        {"text_input": b"x", "sampling_parameters": rb'{"lora_name": "\ud83d"}'},
+        {"messages": rb'[{"role": "\ud83d", "content": "x"}]'},
         {"text_input": b"x", "PROMPT": b"x"},
         {},
     ]

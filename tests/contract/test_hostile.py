@@ -50,5 +50,6 @@ def check(sampling: SamplingParser, inputs: dict[str, Any]) -> None:
         text = str(error)
         assert text
         assert text == one_line(text)
+        assert text.encode()
     else:
         assert isinstance(request, GenerationRequest)

@@ -50,6 +50,7 @@ def test_the_version_is_a_supported_one() -> None:
         (EngineGenerateError("lost"), "INTERNAL"),
         (RuntimeError("out of memory"), "INTERNAL"),
         (CancelledError("left"), "CANCELLED"),
+        (UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed"), "INVALID_ARG"),
     ],
     ids=[
         "engine dead",
@@ -61,6 +62,7 @@ def test_the_version_is_a_supported_one() -> None:
         "generation",
         "anything else",
         "ours",
+        "half of a surrogate pair",
     ],
 )
 def test_errors_are_mapped_to_statuses(error: Exception, expected: str) -> None:
@@ -68,6 +70,7 @@ def test_errors_are_mapped_to_statuses(error: Exception, expected: str) -> None:
     explained = vllm_api.explain(error)
     assert expected == explained.status
     assert str(explained)
+    assert "codec" not in str(explained)
 
 
 @pytest.mark.parametrize("name", ["QueueOverflowError", "MaxQueuedTokensError"])

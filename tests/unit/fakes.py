@@ -30,13 +30,17 @@ class FakeLog:
         self.lines: list[tuple[str, str]] = []
 
     def log_info(self, message: str) -> None:
-        self.lines.append(("info", message))
+        self._log("info", message)
 
     def log_warn(self, message: str) -> None:
-        self.lines.append(("warn", message))
+        self._log("warn", message)
 
     def log_error(self, message: str) -> None:
-        self.lines.append(("error", message))
+        self._log("error", message)
+
+    def _log(self, level: str, message: str) -> None:
+        message.encode()  # fails where the real one fails
+        self.lines.append((level, message))
 
 
 class FakeTensor:
@@ -63,6 +67,9 @@ class FakeTritonError:
     UNAVAILABLE: ClassVar[str] = "UNAVAILABLE"
     CANCELLED: ClassVar[str] = "CANCELLED"
     INTERNAL: ClassVar[str] = "INTERNAL"
+
+    def __post_init__(self) -> None:
+        self.text.encode()  # fails where the real one fails
 
 
 @dataclass(frozen=True)
@@ -192,9 +199,9 @@ class FakeRequest:
         self,
         inputs: dict[str, Any],
         *,
-        request_id: str = "",
+        request_id: str | bytes = "",
         outputs: Sequence[str] = ("text_output", "TEXT"),
-        parameters: str = "",
+        parameters: str | bytes = "",
         trace_context: str | None = None,
         timeout: int = 0,
     ) -> None:
@@ -209,19 +216,24 @@ class FakeRequest:
         return self._inputs
 
     def request_id(self) -> str:
-        return self._request_id
+        return _text(self._request_id)
 
     def requested_output_names(self) -> list[str]:
         return self._outputs
 
     def parameters(self) -> str:
-        return self._parameters
+        return _text(self._parameters)
 
     def timeout(self) -> int:
         return self._timeout
 
     def trace(self) -> Any:
         return SimpleNamespace(get_context=lambda: self._trace_context)
+
+
+def _text(value: str | bytes) -> str:
+    """Return a text of Triton's, decoded when it is read, as pybind11 does."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:

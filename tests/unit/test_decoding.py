@@ -131,6 +131,76 @@ def test_wrong_requests_are_refused(
         decode(FakeRequest(inputs), sampling)
 
 
+HALF = r"\ud83d"  # of a surrogate pair, escaped inside the JSON of a tensor
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({"sampling_parameters": f'{{"{HALF}": 1}}'}, f'sampling_parameters: unknown key "{HALF}"'),
+        (
+            {"sampling_parameters": f'{{"structured_outputs": {{"{HALF}": 1}}}}'},
+            f'sampling_parameters: "structured_outputs": {HALF} is half of a surrogate pair',
+        ),
+        *(
+            (
+                {"sampling_parameters": json.dumps({name: value})},
+                f'sampling_parameters: "{name}": {HALF} is half of a surrogate pair',
+            )
+            for name, value in {
+                "stop": "a\ud83d",
+                "lora_name": "\ud83d",
+                "cache_salt": "\ud83d",
+                "logit_bias": {"\ud83d": 1},
+            }.items()
+        ),
+        (
+            {"sampling_parameters": json.dumps({"stop": json.dumps(["\udc00"])})},
+            None,
+        ),
+    ],
+    ids=["a key", "a key within", "stop", "lora_name", "cache_salt", "a key of a map", "escaped"],
+)
+def test_half_of_a_surrogate_pair_is_refused_where_it_enters(
+    sampling: SamplingParser, inputs: dict[str, Any], expected: str | None
+) -> None:
+    """JSON can escape what UTF-8 cannot encode; a text that shows the escape itself is a text."""
+    request = FakeRequest({"text_input": "a", **inputs})
+    if expected is None:
+        assert r'["\udc00"]' == decode(request, sampling).sampling_params.stop
+        return
+    with pytest.raises(RequestError) as raised:
+        decode(request, sampling)
+    assert expected == str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "tool_choice", "chat_template_kwargs"])
+def test_half_of_a_surrogate_pair_is_refused_in_a_chat(sampling: SamplingParser, name: str) -> None:
+    """The error names the input."""
+    given = json.dumps([{"role": "user", "content": "a"}])
+    bad = json.dumps({"a": "\ud83d"})
+    inputs = {"messages": given, name: bad if name[-1] != "s" or name[0] == "c" else f"[{bad}]"}
+    with pytest.raises(RequestError, match=f"^{name}: .*is half of a surrogate pair"):
+        decode(FakeRequest(inputs), sampling)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ({"request_id": b"a\xff"}, "id: not UTF-8: byte 0xff at offset 1"),
+        ({"parameters": b'{"a\xff": 1}'}, "parameters: not UTF-8: byte 0xff at offset 3"),
+    ],
+    ids=["id", "parameters"],
+)
+def test_texts_beside_the_tensors_must_be_utf8(
+    sampling: SamplingParser, what: dict[str, Any], expected: str
+) -> None:
+    """One line says what, and nothing of this server's files."""
+    with pytest.raises(RequestError) as raised:
+        decode(FakeRequest({"text_input": "a"}, **what), sampling)
+    assert expected == str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("inputs", "parameters", "expected"),
     [

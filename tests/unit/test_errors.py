@@ -17,6 +17,13 @@ from triton_vllm.errors import (
 )
 
 
+class Mute(Exception):
+    """An exception of a library whose text cannot be made."""
+
+    def __str__(self) -> str:
+        raise UnicodeError("no text")
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -53,6 +60,8 @@ def test_a_far_miss_suggests_nothing() -> None:
         ("", ""),
         (ValueError("x" * 2001), "x" * 1997 + "..."),
         (ValueError("x" * 2000), "x" * 2000),
+        (ValueError("half \ud83d, whole \U0001f600"), "half \\ud83d, whole \U0001f600"),
+        (Mute(), "Mute"),
     ],
     ids=[
         "several lines",
@@ -62,11 +71,14 @@ def test_a_far_miss_suggests_nothing() -> None:
         "an empty one",
         "too long",
         "just not too long",
+        "not Unicode",
+        "an error whose text fails",
     ],
 )
 def test_an_error_becomes_one_line(error: Exception | str, expected: str) -> None:
-    """Any error's text is one line of bounded length, and never empty."""
+    """Any error's text is one line of bounded length, encodable, and never empty."""
     assert expected == one_line(error)
+    assert expected.encode() == one_line(error).encode()
 
 
 def test_an_error_that_quotes_what_came_is_no_longer_than_a_line() -> None:

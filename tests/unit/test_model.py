@@ -79,10 +79,12 @@ def model(model_py: ModuleType, engine: FakeEngine, log: FakeLog) -> Iterator[An
     model._responses.stop(5)
 
 
-def ask(model: Any, sender: FakeSender | None = None, **inputs: Any) -> list[Sent]:
+def ask(
+    model: Any, sender: FakeSender | None = None, request_id: str | bytes = "r-1", **inputs: Any
+) -> list[Sent]:
     """Send one request; return its responses, once one of them is final."""
     sender = sender or FakeSender()
-    request: Any = FakeRequest({"text_input": "Once"} | inputs, request_id="r-1")
+    request: Any = FakeRequest({"text_input": "Once"} | inputs, request_id=request_id)
     request.get_response_sender = lambda: sender
     model.execute([request])
     deadline = time.monotonic() + 10
@@ -131,6 +133,25 @@ def test_a_panic_while_decoding_is_answered(
     monkeypatch.setattr(sampling, "parse", parse)
     (sent,) = ask(model)
     assert ("INTERNAL", "PanicError: in Rust") == (sent.status, sent.error)
+
+
+def test_an_undecodable_request_id_is_an_error_of_one_line(model: Any) -> None:
+    """The handler of errors reads the id, too, and must not fail of it."""
+    (sent,) = ask(model, request_id=b"a\xff", sampling_parameters="{}")
+    assert ("INVALID_ARG", "id: not UTF-8: byte 0xff at offset 1") == (sent.status, sent.error)
+
+
+def test_an_error_that_cannot_be_explained_is_answered(
+    model: Any, monkeypatch: pytest.MonkeyPatch, engine: FakeEngine
+) -> None:
+    """Whatever fails while an error is told, the client gets one with the FINAL flag."""
+
+    def explain(*_: Any) -> Any:
+        raise UnicodeError("no words")
+
+    monkeypatch.setattr(engine, "explain", explain)
+    (sent,) = ask(model, temperature="x", nonsense="y")
+    assert ("INTERNAL", "RequestError, not explained: no words") == (sent.status, sent.error)
 
 
 def test_a_client_that_cancels_is_told_so(model: Any, engine: FakeEngine) -> None:

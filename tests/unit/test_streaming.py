@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -254,6 +255,46 @@ def test_a_broken_sender_does_not_end_its_thread(log: FakeLog) -> None:
     assert [] == broken.sent
     assert [Sent(("b",), final=True)] == good.sent
     assert 2 == len(log.lines)
+
+
+class UntellableError(RequestError):
+    """An error whose text Triton refuses."""
+
+    def __str__(self) -> str:
+        return "\ud83d"
+
+
+def test_an_error_that_cannot_be_told_is_replaced_by_a_plain_one(log: FakeLog) -> None:
+    """Without its FINAL flag the request would stay, and no unload would end."""
+    pool = SenderPool(fake_pb_utils, 1, 0, log)
+    sender = FakeSender()
+    pool.open(sender).fail(UntellableError("x"))
+    pool.stop(timeout=5)
+    expected = Sent((), True, "INTERNAL", "the error cannot be sent, see the log", "")
+    assert [expected] == sender.sent
+    assert (1, {"client_error": 1}) == (pool.traffic[0].responses, counted(pool))
+    assert "(undecoded): response not sent: 'utf-8' codec" in log.lines[0][1]
+
+
+def test_where_no_error_can_be_made_the_flag_goes_out_alone(log: FakeLog) -> None:
+    """Whatever Triton refuses, the request ends and is counted."""
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("no errors today")
+
+    refuse.INTERNAL = refuse.INVALID_ARG = "X"  # type: ignore[attr-defined]
+    broken = SimpleNamespace(**{**vars(fake_pb_utils), "TritonError": refuse})
+    pool = SenderPool(broken, 1, 0, log)
+    sender = FakeSender()
+    pool.open(sender, generation_request()).fail(RequestError("x"))
+    pool.stop(timeout=5)
+    assert [Sent((), True, output="")] == sender.sent
+    assert {"client_error": 1} == counted(pool)
+
+
+def counted(pool: SenderPool) -> dict[str, int]:
+    """Return the outcomes that the first thread has counted."""
+    return {name: count for name, count in pool.traffic[0].outcomes.items() if count}
 
 
 deltas = st.builds(

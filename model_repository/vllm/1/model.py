@@ -13,11 +13,11 @@ import triton_python_backend_utils as pb_utils
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.engine.engine import Engine
-from triton_vllm.errors import GenerationError, SettingsError
+from triton_vllm.errors import GenerationError, ServingError, SettingsError, one_line
 from triton_vllm.metrics.export import export_metrics
 from triton_vllm.protocol.auto_complete import complete_config
 from triton_vllm.protocol.cancellation import CancellationWatcher
-from triton_vllm.protocol.decode import decode
+from triton_vllm.protocol.decode import decode, read_request_id
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.protocol.stream import ResponseStream, SenderPool
 from triton_vllm.topology.stub_process import prepare_process
@@ -51,13 +51,13 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Accept requests; the responses follow on their own."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender, request_id = request.get_response_sender(), "request"
             try:
                 self._engine.check()
+                request_id = read_request_id(request) or request_id
                 decoded = decode(request, self._engine.parser)  # 1. decode
             except BaseException as error:  # a panic of Rust's, such as pydantic's, is no Exception
-                explained = self._engine.explain(error, request.request_id() or "request")
-                self._responses.open(sender).fail(explained)
+                self._responses.open(sender).fail(self._explained(error, request_id))
             else:
                 self._engine.spawn(self._serve(decoded, self._responses.open(sender, decoded)))
         self._engine.backpressure()  # at once, but where another engine has less to do
@@ -82,7 +82,14 @@ class TritonPythonModel:
                 # Unheard when there was a final delta, as there always should be.
                 stream.fail(GenerationError("the engine ended without a final output"))
         except BaseException as error:  # without its FINAL flag the model could not be unloaded
-            stream.fail(self._engine.explain(error, request.request_id))
+            stream.fail(self._explained(error, request.request_id))
+
+    def _explained(self, error: BaseException, request_id: str) -> ServingError:
+        """Return what ends a request, as an error to send, whatever fails in explaining it."""
+        try:
+            return self._engine.explain(error, request_id)
+        except Exception as failure:
+            return GenerationError(f"{type(error).__name__}, not explained: {one_line(failure)}")
 
     def finalize(self) -> None:
         """Unload: end the engine, send what is left to send, stop the threads."""

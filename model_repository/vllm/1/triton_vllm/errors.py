@@ -21,8 +21,8 @@ from collections.abc import Iterable
 class ServingError(Exception):
     """An expected failure; its text is written for the person who reads it.
 
-    ``status`` is Triton's, ``outcome`` what the request counts as in the metrics. The text is cut
-    as ``one_line`` does: it may quote what a client sent, and an object of megabytes is no news.
+    ``status`` is Triton's; ``outcome`` is the request's outcome in the metrics. ``one_line`` bounds
+    the text and makes it encodable, because it may quote anything that a client sent.
     """
 
     status = "INTERNAL"
@@ -97,8 +97,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException | str, most: int = 2000) -> str:
-    """Return an error, or its text, as one line of at most ``most`` characters."""
-    line = " ".join(str(error).split())
+    """Return an error, or its text, as one line of at most ``most`` characters of valid Unicode.
+
+    Half of a surrogate pair becomes its escape, since neither Triton nor a log can encode it.
+    """
+    try:
+        line = " ".join(str(error).split())
+    except Exception:  # an exception's own __str__
+        line = ""
+    line = line.encode(errors="backslashreplace").decode()
     if not line and isinstance(error, BaseException):
         line = type(error).__name__
     return line if len(line) <= most else line[: most - 3] + "..."

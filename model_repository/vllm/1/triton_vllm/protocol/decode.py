@@ -25,7 +25,7 @@ from triton_vllm.protocol.schema import (
     Form,
     Names,
 )
-from triton_vllm.protocol.tensors import Inputs
+from triton_vllm.protocol.tensors import Inputs, not_utf8
 from triton_vllm.vllm_api.pooling_parameters import PoolingParser
 
 # Request parameters that speak to Triton and not to the sampler, and headers without a hyphen that
@@ -52,7 +52,7 @@ def decode(request: Any, parser: SamplingParser | PoolingParser) -> GenerationRe
         allowed = ", ".join(sorted(form.along))
         raise RequestError(f"{name}: does not go with {prompt_name}, allowed: {allowed}")
     asked = form.read(inputs)
-    own = json.loads(request.parameters() or "{}")
+    own = _request_parameters(request)
     if isinstance(asked, PromptWithParameters):
         prompt, where, given = asked
     else:
@@ -61,7 +61,7 @@ def decode(request: Any, parser: SamplingParser | PoolingParser) -> GenerationRe
     stream = inputs.boolean(names.stream)
     params, options = parser.parse(given, stream=stream, where=where)
     return GenerationRequest(
-        request_id=f"{request.request_id() or 'request'}-{uuid.uuid4().hex[:8]}",
+        request_id=f"{read_request_id(request) or 'request'}-{uuid.uuid4().hex[:8]}",
         prompt=prompt,
         stream=stream,
         sampling_params=params,
@@ -72,6 +72,22 @@ def decode(request: Any, parser: SamplingParser | PoolingParser) -> GenerationRe
         text_from_start=names is TUTORIAL,
         trace_headers=_trace_headers(request, own),
     )
+
+
+def read_request_id(request: Any) -> str:
+    """Return the client's id of a ``pb_utils.InferenceRequest``, empty for none."""
+    try:
+        return str(request.request_id())
+    except UnicodeDecodeError as error:
+        raise RequestError(not_utf8("id", error)) from None
+
+
+def _request_parameters(request: Any) -> dict[str, Any]:
+    try:
+        own: dict[str, Any] = json.loads(request.parameters() or "{}")
+    except UnicodeDecodeError as error:
+        raise RequestError(not_utf8("parameters", error)) from None
+    return own
 
 
 def _prompt_name(inputs: Inputs, forms: Mapping[str, Form]) -> str:

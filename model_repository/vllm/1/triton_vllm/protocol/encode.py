@@ -35,7 +35,7 @@ class ResponseMaker:
     def of_error(self, error: ServingError) -> Any:
         """Return the response that tells of an error."""
         codes = self._pb_utils.TritonError
-        code = getattr(codes, error.status, codes.INVALID_ARG)  # older ones have fewer
+        code = getattr(codes, error.status, codes.INVALID_ARG)  # older releases have fewer codes
         triton_error = self._pb_utils.TritonError(str(error), code)
         return self._pb_utils.InferenceResponse(output_tensors=[], error=triton_error)
 

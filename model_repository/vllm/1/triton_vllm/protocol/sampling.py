@@ -180,13 +180,37 @@ def _known_keys(value: dict[str, Any], keys: Collection[str], where: str) -> dic
 
 def load_json_object(text: str, where: str) -> dict[str, Any]:
     """Return the JSON object in ``text``. Raises RequestError saying where it is malformed."""
-    value = load_json(text, where)
+    value = _parse_json(text, where)
     if not isinstance(value, dict):
         raise RequestError(f"{where}: must be a JSON object, got {_shown(value)}")
+    for key, each in value.items():
+        _check_unicode(each, f'{where}: "{key}"')
     return value
 
 
 def load_json(text: str, where: str) -> Any:
+    """Return the JSON value in ``text``. Raises RequestError saying where it is malformed."""
+    value = _parse_json(text, where)
+    _check_unicode(value, where)
+    return value
+
+
+def _check_unicode(value: Any, where: str) -> None:
+    """Raise RequestError for half of a surrogate pair, which JSON can escape and UTF-8 cannot hold.
+
+    Neither a tokenizer nor Triton takes it.
+    """
+    if isinstance(value, str | list | dict):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise RequestError(f"{where}: {half} is half of a surrogate pair") from None
+        except RecursionError as error:
+            raise RequestError(f"{where}: {one_line(error)}") from None
+
+
+def _parse_json(text: str, where: str) -> Any:
     """Return the JSON value in ``text``; NaN and Infinity are not JSON."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)

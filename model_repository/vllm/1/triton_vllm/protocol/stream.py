@@ -77,6 +77,23 @@ class ResponseStream:
         with self._closing:
             return not self._closed and bool(self._sender.is_cancelled())
 
+    def close(self) -> int:
+        """Send a plain error, or the FINAL flag alone. Returns the number of responses.
+
+        The last resort for an error that cannot be sent: without the flag, Triton never frees the
+        request, and the model cannot be unloaded.
+        """
+        if self._closed:
+            return 0
+        try:
+            response = self._maker.of_error(
+                GenerationError("the error cannot be sent, see the log")
+            )
+        except Exception:
+            response = None
+        self._finish(response)
+        return 1
+
     def deliver(self, message: Message) -> int:
         """Send a message, the last one with the FINAL flag. Returns the number of responses."""
         if self._closed:
@@ -95,10 +112,13 @@ class ResponseStream:
                     return sent
                 response = None
                 sent = 2
+        self._finish(response)
+        return sent
+
+    def _finish(self, response: Any) -> None:
         with self._closing:
             self._closed = True
         self._sender.send(response, self._maker.final_flag)
-        return sent
 
     def _response(self, delta: Delta) -> tuple[Any, bool]:
         """Return the response with a delta, and whether it is large."""
@@ -163,19 +183,33 @@ class SenderPool:
                 return
 
     def _deliver(self, stream: ResponseStream, message: Message, traffic: Traffic) -> None:
+        """Send a message. What cannot be sent ends its stream, with an error if possible."""
         try:
             sent = stream.deliver(message)
         except Exception as error:
-            request_id = stream.request.request_id if stream.request else "(undecoded)"
-            self._log.log_error(f"{request_id}: response not sent: {one_line(error)}")
-            if not isinstance(message, ServingError):
-                error = GenerationError(f"response not sent: {one_line(error)}")
-                self._deliver(stream, error, traffic)
+            why = f"response not sent: {one_line(error)}"
+            self._log_error(stream, why)
+            if isinstance(message, ServingError):
+                self._close(stream, message, traffic)
+            else:
+                self._deliver(stream, GenerationError(why), traffic)
         else:
             traffic.responses += sent
             if sent and (isinstance(message, ServingError) or message.final):
                 outcome = message.outcome if isinstance(message, ServingError) else stream.outcome
                 traffic.outcomes[outcome] += 1
+
+    def _close(self, stream: ResponseStream, error: ServingError, traffic: Traffic) -> None:
+        """Close and count a stream whose ``error`` could not be sent."""
+        traffic.outcomes[error.outcome] += 1
+        try:
+            traffic.responses += stream.close()
+        except Exception as failure:
+            self._log_error(stream, f"FINAL flag not sent: {one_line(failure)}")
+
+    def _log_error(self, stream: ResponseStream, text: str) -> None:
+        request_id = stream.request.request_id if stream.request else "(undecoded)"
+        self._log.log_error(f"{request_id}: {text}")
 
 
 def merge(

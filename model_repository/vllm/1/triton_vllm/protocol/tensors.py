@@ -73,6 +73,10 @@ def _decoded(name: str, value: Any) -> str:
     try:
         return bytes(value).decode()
     except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{name}: not UTF-8: byte 0x{value[error.start]:02x} at offset {error.start}"
-        ) from None
+        raise RequestError(not_utf8(name, error)) from None
+
+
+def not_utf8(name: str, error: UnicodeDecodeError) -> str:
+    """Return what is wrong with the bytes of ``name``."""
+    byte = error.object[error.start]
+    return f"{name}: not UTF-8: byte 0x{byte:02x} at offset {error.start}"

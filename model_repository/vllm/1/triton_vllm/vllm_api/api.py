@@ -199,6 +199,8 @@ def explain(error: Exception) -> ServingError:
         return UnavailableError(f"{one_line(error)} {limit}".strip())
     if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
         return explain(error.__cause__)
+    if isinstance(error, UnicodeEncodeError):  # what JSON within JSON held, such as a tool's call
+        return RequestError("the request holds half of a surrogate pair, which is no Unicode text")
     if isinstance(error, (*_CLIENT_ERRORS, ValueError, TypeError)):
         return RequestError(one_line(error))
     return GenerationError(f"{type(error).__name__}: {one_line(error)}")
