@@ -30,5 +30,5 @@ mkdir -p "$CACHE/fuzz-corpus"
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 cd "$ROOT"
 PYTHONPATH=$ROOT/model_repository/vllm/1:$ROOT:$deps:$CACHE/contract-deps \
-    exec "$python" -m tests.fuzz "$CACHE/fuzz-corpus" -max_total_time="$seconds" \
+    exec "$python" -m tests.load.fuzz "$CACHE/fuzz-corpus" -max_total_time="$seconds" \
     -max_len=4096 -len_control=0 -timeout=60 -rss_limit_mb=8192 -artifact_prefix="$CACHE/"

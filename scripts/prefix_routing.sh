@@ -10,4 +10,4 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-run_with_triton tests.prefix_routing "$@"
+run_with_triton tests.load.prefix_routing "$@"

@@ -9,4 +9,4 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-run_with_triton tests.soak "$@"
+run_with_triton tests.load.soak "$@"

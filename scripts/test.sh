@@ -32,7 +32,7 @@ MEDIA_PACKAGES=$CACHE/media-packages
 REPORT=$CACHE/last-pytest.txt
 
 unit=no
-faults=(--ignore=tests/e2e/test_cluster.py -m "not slow")
+faults=(-m "not slow")
 options=()
 times=()
 

@@ -15,7 +15,7 @@ from triton_vllm.protocol.decode import decode
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.protocol.sampling import SamplingParser
 
-CASES = int(os.environ.get("HOSTILE_CASES", "20000"))
+CASES = int(os.environ.get("HOSTILE_CASES", "2000"))
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,13 @@ import asyncio
 import base64
 import importlib
 import io
-import json
 import wave
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import transformers
-from PIL import Image
-from tokenizers import Tokenizer, models
 from vllm.multimodal.audio import AudioResampler
 from vllm.multimodal.inputs import PlaceholderRange
 from vllm.utils.import_utils import PlaceholderModule
@@ -215,67 +210,3 @@ def test_sound_without_samples_is_refused(
     monkeypatch.setattr(audio, "load_audio", lambda *_, **__: (np.zeros(shape), 16_000))
     with pytest.raises(MediaError, match="it is empty"):
         asyncio.run(GuardedConnector().fetch_audio_async(wav(160)))
-
-
-def idefics3(folder: Path) -> None:
-    """Write the configuration and processor of an Idefics3 that does not split its images."""
-    names = ["<pad>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
-    vocabulary = {token: i for i, token in enumerate([*names, *"What?"])}
-    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", additional_special_tokens=names[1:]
-    )
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    vision = {**sizes, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
-    text = {**sizes, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 10}
-    config = transformers.Idefics3Config(
-        vision_config=vision,
-        text_config=transformers.LlamaConfig(**text, max_position_embeddings=512),
-        image_token_id=1,
-        scale_factor=2,
-        pad_token_id=0,
-        architectures=["Idefics3ForConditionalGeneration"],
-    )
-    config.save_pretrained(folder)
-    edge = {"longest_edge": 56}
-    images = transformers.Idefics3ImageProcessorPil(
-        size=edge, max_image_size=edge, do_image_splitting=False
-    )
-    transformers.Idefics3Processor(images, tokenizer, image_seq_len=4).save_pretrained(folder)
-    (folder / "generation_config.json").write_text(json.dumps({}))
-
-
-def test_an_image_that_vllm_loses_does_not_reach_the_engine(tmp_path: Path) -> None:
-    """With vLLM 0.26 an Idefics3 that does not split images has none of them: 0 patches.
-
-    Its engine ended with that. Newer versions count one, and then the image passes.
-    """
-    from vllm.renderers import renderer_from_config
-    from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-    idefics3(tmp_path)
-    config = vllm_api.create_config(
-        vllm_api.AsyncEngineArgs(model=str(tmp_path), max_model_len=128, dtype="float32")
-    )
-    renderer = renderer_from_config(config)
-    llm = engine(renderer)
-    llm.model_config = config.model_config
-    guard(llm)
-    image = Image.new("RGB", (32, 32), "red")
-    given = {"prompt": "<image>What?", "multi_modal_data": {"image": [image]}}
-    prompt = parse_model_prompt(config.model_config, given)
-    counted = renderer.get_mm_processor().info.get_num_patches(
-        image_width=32, image_height=32, **counting(renderer)
-    )
-    if counted == 0:
-        with pytest.raises(MediaError, match=r"image\[0\]: the model's processor makes nothing"):
-            renderer.render_cmpl([prompt], renderer.default_cmpl_tok_params)
-    else:
-        (made,) = renderer.render_cmpl([prompt], renderer.default_cmpl_tok_params)
-        assert 4 == made["mm_placeholders"]["image"][0].get_num_embeds()
-
-
-def counting(renderer: Any) -> dict[str, Any]:
-    """Return what else vLLM wants to know to count an image's patches."""
-    info = renderer.get_mm_processor().info
-    return {"processor": info.get_hf_processor(), "mm_kwargs": {}}

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.triton_server import OWN_GROUP, TRITON, free_ports
+from tests.e2e.triton_server import CACHE, OWN_GROUP, TRITON, free_ports
 
 START_SECONDS = 60
 STOP_SECONDS = 20
@@ -59,13 +59,17 @@ def put_stub_in_place() -> None:
         stub.chmod(0o755)
 
 
-def python_for_stub(folder: Path) -> Path:
-    """Return the prefix of a Python of our minor that has numpy < 2."""
+def python_for_stub() -> Path:
+    """Return the prefix of a Python of our minor that has numpy < 2; it stays in the cache."""
     if int(np.__version__.partition(".")[0]) < 2:
         return Path(sys.prefix)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=60)
-    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "numpy==1.26.4"]
-    subprocess.run(pip, check=True, timeout=300)
+    folder = CACHE / f"stub-python-{sys.version_info.major}.{sys.version_info.minor}"
+    if not (folder / "made").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+        pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "numpy==1.26.4"]
+        subprocess.run(pip, check=True, timeout=300)
+        (folder / "made").touch()
     return folder
 
 

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import openai
@@ -17,6 +18,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.triton_server import ENGINE_ARGS, TritonServer
 
 PERIOD = 0.2  # seconds between two exports of metrics
+KEY = "sk-the-second"
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # as in docs/openai.md
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server whose model `vllm` has an OpenAI-compatible port, and a client of that port."""
+
+    triton: TritonServer
+    port: int
+    client: openai.OpenAI
 
 
 def engine_args(
@@ -60,6 +72,17 @@ def streams(port: int, number: int, tokens: int) -> Iterator[list[Any]]:
         for stream in begun:
             stack.enter_context(stream)
         yield begun
+
+
+def complete_some(port: int, number: int) -> list[int]:
+    """Ask so often, each time on a connection of its own; return the numbers of tokens."""
+
+    def one(_: int) -> int:
+        with client_of(port) as client:
+            return int(complete(client).usage.completion_tokens)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(one, range(number)))
 
 
 def is_open(port: int) -> bool:

@@ -124,7 +124,7 @@ def test_a_key_stays_with_a_replica_and_keys_are_spread(port: int, path: str) ->
 
 
 def test_a_form_is_passed_on_as_json(port: int, echoes: list[Echo]) -> None:
-    """Triton 24.10 dies of a large one. What else a body calls itself stays."""
+    """Its content type is replaced, and every other content type is kept."""
     form, media = "application/x-www-form-urlencoded; charset=utf-8", "multipart/form-data"
     for kind in (form, media, "application/json"):
         url = f"http://127.0.0.1:{port}{PATHS[0]}"

@@ -21,8 +21,15 @@ RUN, COMPARE = ROOT / "bench/run.py", ROOT / "bench/compare.py"
 TOKENS = 8
 
 
-@pytest.mark.parametrize("how", [[], ["--not-streamed"]], ids=["streamed", "whole"])
-@pytest.mark.parametrize("protocol", ["triton-grpc", "triton-http"])
+@pytest.mark.parametrize(
+    ("protocol", "how"),
+    [
+        pytest.param("triton-grpc", [], id="gRPC, streamed"),
+        pytest.param("triton-http", ["--not-streamed"], id="HTTP, whole"),
+        pytest.param("triton-grpc", ["--not-streamed"], id="gRPC, whole", marks=pytest.mark.slow),
+        pytest.param("triton-http", [], id="HTTP, streamed", marks=pytest.mark.slow),
+    ],
+)
 def test_run_measures_our_server(triton: TritonServer, protocol: str, how: list[str]) -> None:
     """Each protocol of Triton gives all tokens, as the server counts them, and the times."""
     port = triton.grpc_port if protocol == "triton-grpc" else triton.http_port
@@ -68,6 +75,7 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_compare_measures_all_peers(tmp_path: Path) -> None:
     """VLLM's server, ours and our send path take turns; files and figures tell what came of it."""
     peers = ["vllm", "ours-1", "send-1x2", "send-1x2-http", "offline"]
@@ -92,6 +100,7 @@ def test_compare_measures_all_peers(tmp_path: Path) -> None:
     assert [] == left_behind(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_ends_its_servers(tmp_path: Path) -> None:
     """SIGTERM ends compare.py and its servers, and leaves what was measured."""
     command = compare_command(tmp_path, "send-1", "--streams=1", "--repeats=10000")

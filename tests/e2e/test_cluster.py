@@ -1,7 +1,7 @@
 """One engine on two machines, through Ray and through vLLM itself; one of them is lost.
 
 The machines are this one and a network namespace of it: needs root. Ray is looked for in
-TRITON_VLLM_RAY, where scripts/test.sh --faults installs it. What was seen: docs/multi-gpu.md.
+TRITON_VLLM_RAY, where scripts/test.sh --all installs it. What was seen: docs/multi-gpu.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.e2e.triton_server import (
     sampling,
 )
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
 
 RAY = Path(os.environ.get("TRITON_VLLM_RAY", CACHE / "ray"))
 RAY_NODE = ("--num-gpus=1", "--num-cpus=2", "--object-store-memory=100000000")
@@ -125,7 +125,7 @@ def test_ray(tiny: TinyModels, tmp_path: Path, variables: dict[str, str]) -> Non
     So does the engine core, when the gate before it was wrong.
     """
     if not (RAY / "ray").is_dir():
-        pytest.skip(f"no Ray in {RAY}: scripts/test.sh --faults installs it")
+        pytest.skip(f"no Ray in {RAY}: scripts/test.sh --all installs it")
     port = next(port for port in free_ports(40) if port >= 20_000)  # below are Ray's workers'
     address = f"{HEAD}:{port}"
     head_options = ("ray", "--head", f"--node-ip-address={HEAD}", f"--port={port}", *RAY_NODE)

@@ -1,14 +1,14 @@
 """Sudden deaths, of a worker, an engine out of tries, and a front end, as a probe sees them.
 
-One server with a tiny model on two workers. The tests run in the order in which they stand here.
+One server with a tiny model on two workers. The tests run in the order of this file.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from tests.e2e.triton_server import (
 
 pytestmark = pytest.mark.timeout(300)
 
-VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
+CORES = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "0")
+VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": f"{CORES}|{CORES}"}  # of each of the two workers
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +74,6 @@ def test_the_probes_are_green(server: TritonServer) -> None:
     assert (1, True) == (code, "no heartbeat of nosuch" in line)
 
 
-def test_a_model_that_is_reloaded_is_not_dead(server: TritonServer) -> None:
-    """Unloaded, and while it is loaded again, it is live and not ready: nothing needs a restart."""
-    server.unload("vllm")
-    server.await_state("vllm", "UNAVAILABLE")
-    for options in ((), ("--request",)):
-        assert (0, "live: yes") == probe(server, "live", *options)
-        assert 1 == probe(server, "ready", *options)[0]
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(server.load, "vllm")
-        while not loading.done():
-            assert (0, "live: yes") == probe(server, "live")
-        assert "" == loading.result()
-    await_probe(server, "ready", "ready: yes")
-
-
 def test_code_that_comes_with_the_model_is_warned_of(server: TritonServer) -> None:
     """The operator who lets it run reads so in the log."""
     server.await_log("runs code that comes with the model", seconds=1)
@@ -104,11 +90,12 @@ def test_a_dead_worker_is_replaced(server: TritonServer) -> None:
         last = request.all(seconds=20)[-1]
         assert "the engine died (process" in last.error
         assert request.sent + last.seconds - killed < TOLD_SECONDS
-    await_probe(server, "ready", "ready: no: the engine is down", seconds=5)
+    await_probe(server, "ready", "ready: no: the engine is down")
     # For as long as the restart takes: a liveness probe that turned red would end it.
     while ": engine restarted (" not in server.log.read_text(errors="replace"):
         assert (0, "live: yes") == probe(server, "live")
         assert time.monotonic() - killed < LOAD_SECONDS
+        time.sleep(0.5)
     await_probe(server, "ready", "ready: yes")
     assert truth == generate(server, "Hello")
 
@@ -132,16 +119,13 @@ def test_an_engine_out_of_tries_stays_down(server: TritonServer) -> None:
         assert 1 == probe(server, what, "--request")[0]
 
 
-def test_a_killed_front_end_turns_the_liveness_probe_red(server: TritonServer) -> None:
-    """Triton goes on calling the model READY; the probe does not."""
-    (stub,) = server.processes("triton_python_backend_stub")
-    kill_stub(stub)
-    await_probe(server, "live", "live: no: the last heartbeat is", seconds=MAX_AGE + 10)
-    assert "READY" == server.state_of("vllm")
+def test_a_killed_front_end_turns_the_liveness_probe_red(
+    server: TritonServer, repository: Path
+) -> None:
+    """The container's restart serves again; a front end that is killed leaves nothing behind.
 
-
-def test_a_restart_brings_it_back(server: TritonServer, repository: Path) -> None:
-    """The container's restart serves again, and another killed front end leaves nothing behind."""
+    Triton goes on calling the model READY; the probe does not.
+    """
     server.kill()
     with ExitStack() as stack:
         again = TritonServer(repository, "death_again", variables=VARIABLES)
@@ -163,6 +147,8 @@ def test_a_restart_brings_it_back(server: TritonServer, repository: Path) -> Non
             time.sleep(0.1)
         # Killed while it sends, it may take tritonserver 24.10 along (kill_stub): red all the same.
         await_probe(again, "live", "live: no: ", seconds=MAX_AGE + 10)
+        if again.process.poll() is None:
+            assert "READY" == again.state_of("vllm")
         # Triton 24.10 tells a request that was under way nothing before it ends itself.
         again.kill()
         assert request.all(seconds=20)[-1].error

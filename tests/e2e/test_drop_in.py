@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -109,8 +110,22 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("parameters", REQUESTS.values(), ids=list(REQUESTS))
-@pytest.mark.parametrize("prompt", [FRANCE, "def fibonacci(n):", "\u4f60\u597d, \u00e9t\u00e9:"])
+PROMPTS = {
+    "text": FRANCE,
+    "code": "def fibonacci(n):",
+    "other scripts": "\u4f60\u597d, \u00e9t\u00e9:",
+}
+
+
+def compared() -> Iterator[Any]:
+    """All parameters with the first prompt; with the others the default run takes greedy ones."""
+    for (kind, prompt), (name, parameters) in itertools.product(PROMPTS.items(), REQUESTS.items()):
+        each_run = kind == "text" or name == "greedy"
+        marks = () if each_run else pytest.mark.slow
+        yield pytest.param(prompt, parameters, id=f"{kind}, {name}", marks=marks)
+
+
+@pytest.mark.parametrize(("prompt", "parameters"), compared())
 def test_the_tokens_of_vllm_serve(
     triton: TritonServer, theirs: str, peer: VllmServe, prompt: str, parameters: dict[str, Any]
 ) -> None:

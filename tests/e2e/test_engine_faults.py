@@ -11,12 +11,13 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.probing import await_probe
+from tests.e2e.probing import await_probe, probe
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model, await_gpu_memory, gpu_memory_mb
 from tests.e2e.triton_server import (
     TOLD_SECONDS,
@@ -63,8 +64,8 @@ def gpu_mb() -> int:
 
 @pytest.fixture(scope="module")
 def shared(directory: Path, gpu_mb: int) -> Iterator[TritonServer]:
-    """Two front ends, whose engine is worth three tries; ``gpu_mb`` was in use before."""
-    server = start(directory, front_ends=2, restarts=3)
+    """Two front ends, whose engine is started anew twice; ``gpu_mb`` was in use before."""
+    server = start(directory, front_ends=2, restarts=2)
     yield server
     server.kill()
 
@@ -72,10 +73,18 @@ def shared(directory: Path, gpu_mb: int) -> Iterator[TritonServer]:
 @pytest.mark.parametrize(
     ("faults", "reason"),
     [
-        (["memory"], r"OutOfMemoryError: CUDA out of memory\. Tried to allocate 2\.00 GiB\."),
-        (["hang", "cuda"], "(Runtime|Accelerator)Error: CUDA error: device-side assert triggered"),
+        pytest.param(
+            ["hang", "memory"],
+            r"OutOfMemoryError: CUDA out of memory\. Tried to allocate 2\.00 GiB\.",
+            id="out of memory, and the process hangs",
+        ),
+        pytest.param(
+            ["cuda"],
+            "(Runtime|Accelerator)Error: CUDA error: device-side assert triggered",
+            id="a CUDA error",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["out of memory", "a CUDA error, and what is left hangs"],
 )
 def test_a_failed_engine_is_restarted(
     shared: TritonServer, directory: Path, faults: list[str], reason: str
@@ -92,7 +101,7 @@ def test_a_failed_engine_is_restarted(
             last = request.all(seconds=20)[-1]
             assert re.search(rf"the engine died \((process \d+: )?{reason}", last.error)
             assert request.sent + last.seconds - failed < TOLD_SECONDS
-    await_probe(shared, "ready", "ready: no: the engine is down", seconds=3)
+    await_probe(shared, "ready", "ready: no: the engine is down")
     await_restart(shared, 2, since=since)
     assert [] == list((directory / "faults").iterdir()), "not all of them happened"
     await_probe(shared, "ready", "ready: yes")
@@ -117,18 +126,30 @@ def test_restarts_that_fail_have_an_end(shared: TritonServer, directory: Path) -
 
 
 def test_what_is_out_of_tries_can_be_loaded_anew(shared: TritonServer, directory: Path) -> None:
-    """With memory again, an unload and a load bring it back without a restart of Triton."""
+    """With memory again, an unload and a load bring it back without a restart of Triton.
+
+    Meanwhile it is live and not ready: no container needs a restart.
+    """
     since = time.monotonic()
     shared.unload("vllm")
     shared.await_state("vllm", "UNAVAILABLE", UNLOAD_SECONDS)
     assert time.monotonic() - since < UNLOAD_SECONDS
+    for options in ((), ("--request",)):
+        assert (0, "live: yes") == probe(shared, "live", *options)
+        assert 1 == probe(shared, "ready", *options)[0]
     (directory / "faults/full").unlink()
-    assert "" == shared.load("vllm")
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(shared.load, "vllm")
+        while not loading.done():
+            assert (0, "live: yes") == probe(shared, "live")
+            time.sleep(1)
+        assert "" == loading.result()
+    await_probe(shared, "ready", "ready: yes")
     assert generate(shared, "Hello")
 
 
 def test_an_unload_does_not_wait_for_a_restart(shared: TritonServer, directory: Path) -> None:
-    """Nobody wants the engine any more that the front ends were waiting for."""
+    """The front ends give up the engine that they were waiting for."""
     restarting(shared, directory)
     shared.unload("vllm")
     shared.await_state("vllm", "UNAVAILABLE", UNLOAD_SECONDS)
@@ -145,6 +166,7 @@ def test_nothing_outlives_the_server(shared: TritonServer, gpu_mb: int) -> None:
     await_gpu_memory(gpu_mb)
 
 
+@pytest.mark.slow
 def test_a_sigterm_does_not_wait_for_a_restart(tmp_path: Path) -> None:
     """The server ends as well as ever, while the engine of its one front end is coming back."""
     server = start(tmp_path, front_ends=1, restarts=2)

@@ -1,59 +1,68 @@
-"""Several front ends on one engine. The tests run in the order in which they stand here."""
+"""Two front ends on one engine, asked through both protocols.
+
+The tests run in the order of this file; the last one breaks the server.
+"""
 
 from __future__ import annotations
 
-import json
-import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+import openai
 import pytest
 
+from tests.e2e.openai_port import client_of, complete, complete_some, eventually, is_open, streams
+from tests.e2e.tiny_server import CONTEXT
 from tests.e2e.triton_server import (
-    ENGINE_ARGS,
+    TOLD_SECONDS,
     TritonServer,
-    add_model,
     ask,
     assert_ended_once,
     await_restart,
-    check_prerequisites,
     generate,
     kill_stub,
     start_requests,
-    use_front_ends,
 )
+from tests.e2e.two_front_ends import FRONT_ENDS, TwoFrontEnds
 
 pytestmark = pytest.mark.timeout(400)
 
-FRONT_ENDS = 2
-LONG = 4000  # tokens: of several requests none ends before the last has begun
+LONG = CONTEXT - 10  # tokens: of several requests none ends before the last has begun
+
+
+@pytest.fixture
+def server(two: TwoFrontEnds) -> TritonServer:
+    """The server of the group."""
+    return two.triton
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server for these tests alone: the last one breaks it.
-
-    It completes no configuration, so that config.pbtxt has to be complete by itself.
-    """
-    check_prerequisites()
-    repository = tmp_path_factory.mktemp("model_repository")
-    args = json.dumps(ENGINE_ARGS | {"max_model_len": LONG + 96})
-    use_front_ends(add_model(repository, engine_args=args), FRONT_ENDS)
-    options = ("--disable-auto-complete-config",)
-    server = TritonServer(repository, "front_ends", "vllm", options=options)
-    yield server
-    server.kill()
-
-
-def ask_one(server: TritonServer) -> str:
-    """Send a request and return the error that it gets."""
-    return ask(server, {"text_input": "x", "stream": True})[-1].error
+def truth(two: TwoFrontEnds) -> str:
+    """What the model says before anything happens to it."""
+    return generate(two.triton, "Hello")
 
 
 def stubs(server: TritonServer) -> list[int]:
     return sorted(p.pid for p in server.processes("triton_python_backend_stub"))
+
+
+def refusal(port: int) -> str:
+    """Ask the OpenAI-compatible port for something; return the error, empty if there is none."""
+    with client_of(port) as client:
+        try:
+            complete(client)
+        except openai.APIStatusError as error:
+            return str(error.message)
+    return ""
+
+
+def assert_all_answer(two: TwoFrontEnds, truth: str) -> None:
+    """Requests through both protocols are answered right, on whichever front end they are."""
+    with ThreadPoolExecutor(16) as pool:
+        texts = list(pool.map(lambda _: generate(two.triton, "Hello"), range(16)))
+    assert [truth] * 16 == texts
+    assert [2] * 16 == complete_some(two.port, 16)
 
 
 def test_front_ends_share_one_engine(server: TritonServer) -> None:
@@ -62,48 +71,59 @@ def test_front_ends_share_one_engine(server: TritonServer) -> None:
     assert 1 == len(server.processes("VLLM::EngineCore"))
 
 
-def test_all_front_ends_answer(server: TritonServer) -> None:
+def test_all_front_ends_answer(two: TwoFrontEnds, truth: str) -> None:
     """Requests are spread over the front ends, and each answers right."""
-    with ThreadPoolExecutor(16) as pool:
-        prompts = ["The capital of France is"] * 16
-        texts = list(pool.map(lambda p: generate(server, p, max_tokens=1), prompts))
-    assert [" Paris"] * 16 == texts
+    assert_all_answer(two, truth)
     for index in range(FRONT_ENDS):
-        server.await_log(f"front end {index + 1} of {FRONT_ENDS} joins the engine", seconds=1)
+        two.triton.await_log(f"front end {index + 1} of {FRONT_ENDS} joins the engine", seconds=1)
 
 
-def test_unload_with_requests_in_flight_then_reload(server: TritonServer) -> None:
-    """An unload ends requests on every front end; the reload gets a new engine."""
-    with ExitStack() as stack:
-        requests = start_requests(server, stack, 20, 40, 60, 80)
-        server.unload("vllm")
+def test_an_unload_drains_every_front_end(two: TwoFrontEnds, truth: str) -> None:
+    """Requests of both protocols are finished on all of them; loaded again, the model serves."""
+    with streams(two.port, 8, 1500) as begun, ExitStack() as stack:
+        requests = start_requests(two.triton, stack, 20, 40, 60, 80)
+        two.triton.unload("vllm")
+        eventually(lambda: not is_open(two.port), "no connection is accepted any more")
         for request in requests:
             assert_ended_once(request)
-    server.await_state("vllm", "UNAVAILABLE")
-    assert [] == server.await_no_processes(5, "VLLM::")
-    assert "" == server.load("vllm")
-    assert " Paris" == generate(server, "The capital of France is", max_tokens=1)
-    assert 1 == len(server.processes("VLLM::EngineCore"))
+        ends = [list(stream)[-1].choices[0].finish_reason for stream in begun]
+    assert ["length"] * 8 == ends
+    two.triton.await_state("vllm", "UNAVAILABLE", 120)
+    assert not is_open(two.port)
+    assert [] == two.triton.await_no_processes(5, "VLLM::")
+    assert "" == two.triton.load("vllm")
+    assert_all_answer(two, truth)
+    assert 1 == len(two.triton.processes("VLLM::EngineCore"))
 
 
-def test_a_dead_engine_is_restarted(server: TritonServer) -> None:
-    """Requests on every front end fail within a second; later ones are served by a new engine."""
-    before = stubs(server)
-    with ExitStack() as stack:
-        requests = start_requests(server, stack, *[LONG] * 4)
-        (engine,) = server.processes("VLLM::EngineCore")
-        engine.send_signal(signal.SIGKILL)
+def test_a_dead_engine_is_restarted(two: TwoFrontEnds, truth: str) -> None:
+    """Requests of both protocols are told at once, on every front end; a new engine serves.
+
+    The OpenAI-compatible port stays open meanwhile, and answers with 503.
+    """
+    before = stubs(two.triton)
+    since = two.triton.log_size()
+    with streams(two.port, 4, LONG) as begun, ExitStack() as stack:
+        requests = start_requests(two.triton, stack, *[LONG] * 4)
+        (engine,) = two.triton.processes("VLLM::EngineCore")
+        engine.kill()
         killed = time.monotonic()
         for request in requests:
-            last = request.all(seconds=5)[-1]
+            last = request.all(seconds=20)[-1]
             assert "the engine died" in last.error
-            assert request.sent + last.seconds - killed < 1
-    await_restart(server, FRONT_ENDS)
-    with ThreadPoolExecutor(16) as pool:
-        prompts = ["The capital of France is"] * 16
-        texts = list(pool.map(lambda p: generate(server, p, max_tokens=1), prompts))
-    assert [" Paris"] * 16 == texts
-    assert before == stubs(server)
+            assert request.sent + last.seconds - killed < TOLD_SECONDS
+        for stream in begun:
+            with pytest.raises(openai.APIError, match=r"the engine died .* is being restarted"):
+                list(stream)
+    eventually(lambda: "503 - the engine died" in refusal(two.port), "requests are refused")
+    assert "is being restarted" in refusal(two.port)
+    with client_of(two.port) as client, pytest.raises(openai.InternalServerError, match="503"):
+        client.get("../health", cast_to=object)
+    (refused,) = ask(two.triton, {"text_input": "x"}, seconds=20)
+    assert "is being restarted" in refused.error
+    await_restart(two.triton, FRONT_ENDS, since=since)
+    assert_all_answer(two, truth)
+    assert before == stubs(two.triton)
 
 
 def test_a_killed_leader_takes_the_engine_along(server: TritonServer) -> None:
@@ -114,6 +134,6 @@ def test_a_killed_leader_takes_the_engine_along(server: TritonServer) -> None:
     assert leader.pid in stubs(server)
     kill_stub(leader)
     assert [] == server.await_no_processes(5, "VLLM::")
-    # The other front end knows that nobody will start another engine.
-    request = next(r for r in (ask_one(server) for _ in range(4)) if "healthy" not in r)
-    assert "the engine died" in request
+    # The other front end finds that no front end will start another engine.
+    errors = (ask(server, {"text_input": "x", "stream": True})[-1].error for _ in range(4))
+    assert "the engine died" in next(error for error in errors if "healthy" not in error)

@@ -1,6 +1,6 @@
-"""What the operator allows one request, and all that wait, through Triton's door and OpenAI's.
+"""What the operator allows one request, and all that wait, over Triton's protocols and OpenAI's.
 
-One server with both, on which the tests run in the order in which they stand here.
+One server with both. The tests run in the order of this file.
 """
 
 from __future__ import annotations
@@ -29,6 +29,14 @@ SLACK = 15.0  # seconds that a loaded machine may add
 MAX_QUEUED_TOKENS = 5_000
 MAX_SEQUENCES = 8
 BURST = 12
+GRAMMAR_SECONDS = 0.001  # of an ordinary grammar, with a vocabulary of 49,152 tokens
+ADDRESS = {
+    "type": "object",
+    "properties": {
+        name: {"type": "string", "minLength": 1}
+        for name in ("name", "street", "number", "city", "region", "code", "country", "phone")
+    },
+}
 
 # Long enough to be tokenized off the event loop, and for two to be above the limit.
 LONG_PROMPT = "x " * (CONTEXT // 4)
@@ -57,6 +65,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "default_timeout_seconds": LIMIT,
         "max_queued_tokens": MAX_QUEUED_TOKENS,
         "max_n": MAX_SEQUENCES,
+        "grammar_compile_timeout_seconds": GRAMMAR_SECONDS,
         "openai": {"port": port, "served_model_name": "tiny"},
     }
     repository = add_tiny_model(
@@ -124,6 +133,21 @@ def test_too_many_sequences_are_refused(served: Served, n: int) -> None:
     assert time.monotonic() - since < SLACK
     allowed = served.completions(n=MAX_SEQUENCES, temperature=1, tokens=2)
     assert MAX_SEQUENCES == len(allowed.choices)
+    assert truth == generate(served.triton, "Hello")
+
+
+def test_a_grammar_that_takes_longer_than_the_limit_is_refused(served: Served) -> None:
+    """Over both protocols it is the client's mistake; requests without a grammar go on."""
+    truth = generate(served.triton, "Hello")
+    expected = f"takes longer than {GRAMMAR_SECONDS:g} s"
+    outputs = {"json": ADDRESS}
+    inputs = {"text_input": "a", "sampling_parameters": sampling(structured_outputs=outputs)}
+    (refused,) = ask(served.triton, inputs, seconds=120)
+    assert expected in refused.error
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "address", "schema": ADDRESS}}
+    asked: list[Any] = [{"role": "user", "content": "Where?"}]
+    with client_of(served.port) as client, pytest.raises(openai.BadRequestError, match=expected):
+        client.chat.completions.create(model="tiny", messages=asked, response_format=schema)
     assert truth == generate(served.triton, "Hello")
 
 

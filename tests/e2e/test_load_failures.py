@@ -119,7 +119,24 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+# One of each kind. That the others are told is in the tests of unit and contract, too.
+IN_EACH_RUN = (
+    "no_file",
+    "serving",
+    "malformed_gpus",
+    "unknown_key",
+    "no_such_model",
+    "corrupt_weights",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in IN_EACH_RUN else pytest.mark.slow)
+        for name in MISTAKES
+    ],
+)
 def test_a_mistake_fails_the_load_with_one_line(triton: TritonServer, name: str) -> None:
     """The load API answers with the file, the key and the cure; no process stays behind."""
     before = {process.pid for process in triton.processes()}

@@ -10,7 +10,6 @@ import json
 import re
 import struct
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from tests.e2e.load import infer_request
 from tests.e2e.openai_port import client_of, eventually, is_open, metric
-from tests.e2e.tiny_models import SMALL, TinyModels
+from tests.e2e.tiny_models import SMALL
 from tests.e2e.triton_server import (
     Response,
     TritonServer,
@@ -38,22 +37,13 @@ from tests.e2e.triton_server import (
 
 pytestmark = pytest.mark.timeout(500)
 
-VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # as many workers as we like on few cores
 TOKENS = "vllm:generation_tokens_total"
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tiny: TinyModels) -> Path:
-    """The folder of the tiny models."""
-    return tiny.checkpoints
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server for these tests alone, to which each adds its model."""
-    server = TritonServer(tmp_path_factory.mktemp("parallel"), "parallel", variables=VARIABLES)
-    yield server
-    server.kill()
+@pytest.fixture
+def server(parallel: TritonServer) -> TritonServer:
+    """The server of the group, to which each test adds its model."""
+    return parallel
 
 
 def serve(
@@ -100,9 +90,15 @@ def ids(responses: list[Response]) -> list[int]:
     return [int(token) for token in response.outputs["output_ids"]]
 
 
-def assert_answers_right(server: TritonServer, tiny: TinyModels, model: str) -> None:
+def greedy_of(checkpoints: Path) -> dict[str, list[int]]:
+    """Return some prompts, and the tokens with which transformers continues them."""
+    greedy: dict[str, list[int]] = json.loads((checkpoints / "expected.json").read_text())["greedy"]
+    return greedy
+
+
+def assert_answers_right(server: TritonServer, checkpoints: Path, model: str) -> None:
     """Every prompt is continued as transformers does it, from whichever process the answer is."""
-    greedy: dict[str, list[int]] = tiny.expected["greedy"]
+    greedy = greedy_of(checkpoints)
     prompts = [*greedy] * 4
     with ThreadPoolExecutor(len(prompts)) as pool:
         answers = list(pool.map(lambda prompt: ids(continued(server, model, prompt)), prompts))
@@ -140,33 +136,42 @@ def port_pair() -> tuple[int, int]:
             return port, port + 1
 
 
+@pytest.mark.parametrize(
+    "sets",
+    [
+        pytest.param(["0", "1"], id="one worker each"),
+        pytest.param(["0,1", "2,3"], id="two workers each", marks=pytest.mark.slow),
+    ],
+)
 def test_instances_on_disjoint_gpus(
-    server: TritonServer, tiny: TinyModels, checkpoints: Path
+    server: TritonServer, checkpoints: Path, sets: list[str]
 ) -> None:
-    """Two engines of two workers each: on their own GPUs, all of them, with an OpenAI port each."""
+    """Two engines: on their own GPUs, all workers of each, with an OpenAI port each."""
     port, _ = ports = port_pair()
+    workers_each = len(sets[0].split(","))
     serve(
         server,
         checkpoints,
         "two",
         instances=2,
-        devices="0,1;2,3",
+        devices=";".join(sets),
         serving={"openai": {"port": port, "served_model_name": "tiny"}},
-        tensor_parallel_size=2,
+        tensor_parallel_size=workers_each,
     )
     engines = server.processes("VLLM::EngineCore")
-    assert ["0,1", "2,3"] == sorted(variable(e, "CUDA_VISIBLE_DEVICES") for e in engines)
+    assert sets == sorted(variable(e, "CUDA_VISIBLE_DEVICES") for e in engines)
     for worker in (workers := server.processes("VLLM::Worker")):
         core = worker.parent()
         assert core in engines
         assert core is not None
         visible = variable(core, "CUDA_VISIBLE_DEVICES")
         assert visible == variable(worker, "CUDA_VISIBLE_DEVICES")
-    assert 4 == len(workers)
-    assert_answers_right(server, tiny, "two")
+    # An engine with one worker runs it in its own process.
+    assert (0 if workers_each == 1 else 2 * workers_each) == len(workers)
+    assert_answers_right(server, checkpoints, "two")
     await_tokens(server, 1, model="two", gpu_set="0")
     await_tokens(server, 1, model="two", gpu_set="1")
-    prompt = next(iter(tiny.expected["greedy"]))
+    prompt = next(iter(greedy_of(checkpoints)))
     for gpu_set, number in enumerate(ports):
         before = metric(server, TOKENS, model="two", gpu_set=str(gpu_set))
         client_of(number).completions.create(
@@ -253,12 +258,12 @@ def errors_of_twelve(server: TritonServer) -> list[str]:
     return [message.error_message for message in messages if message.error_message]
 
 
-def test_data_parallel_engines(server: TritonServer, tiny: TinyModels, checkpoints: Path) -> None:
+def test_data_parallel_engines(server: TritonServer, checkpoints: Path) -> None:
     """Two ranks behind two front ends: each counts for itself, and can be chosen by its number."""
     serve(server, checkpoints, "ranks", instances=2, data_parallel_size=2)
     assert 2 == len(server.processes("VLLM::EngineCore"))
-    assert_answers_right(server, tiny, "ranks")
-    (prompt, expected), *_ = tiny.expected["greedy"].items()
+    assert_answers_right(server, checkpoints, "ranks")
+    (prompt, expected), *_ = greedy_of(checkpoints).items()
     for rank, other in (0, 1), (1, 0):
         await_quiet(server, "ranks")
         before = [metric(server, TOKENS, model="ranks", engine=str(e)) for e in (rank, other)]

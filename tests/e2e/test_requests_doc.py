@@ -7,11 +7,15 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
 
 from tests.e2e.triton_server import ROOT, TritonServer
+
+pytestmark = pytest.mark.timeout(400)  # the first test waits for all answers
 
 DOCUMENT = (ROOT / "docs/requests.md").read_text(encoding="utf-8")
 
@@ -74,10 +78,21 @@ def test_the_lines_are_found() -> None:
     assert {"text_output", "logprobs", "num_cached_tokens"} < set(OUTPUTS)
 
 
+Answers = Mapping[str, list[dict[str, object]]]
+
+
+@pytest.fixture(scope="module")
+def answers_of(triton: TritonServer) -> Answers:
+    """The answers to each line; the lines run eight at a time."""
+    lines = [row.line for row in ROWS]
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(lines, pool.map(lambda line: run(triton, line), lines), strict=True))
+
+
 @pytest.mark.parametrize("row", EXAMPLES, ids=str)
-def test_an_example_is_answered(triton: TritonServer, row: Row) -> None:
+def test_an_example_is_answered(answers_of: Answers, row: Row) -> None:
     """Each line is answered with a text, and that of an output with this output."""
-    answers = run(triton, row.line)
+    answers = answers_of[row.line]
     assert answers
     for answer in answers:
         assert "error" not in answer
@@ -87,7 +102,7 @@ def test_an_example_is_answered(triton: TritonServer, row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", MISTAKES, ids=str)
-def test_a_mistake_is_answered_as_shown(triton: TritonServer, row: Row) -> None:
-    """The error is the one that stands beside the line."""
-    (answer,) = run(triton, row.line)
+def test_a_mistake_is_answered_as_shown(answers_of: Answers, row: Row) -> None:
+    """The error is the one that is written beside the line."""
+    (answer,) = answers_of[row.line]
     assert row.after.strip("`") == answer["error"]

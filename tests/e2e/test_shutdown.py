@@ -1,4 +1,4 @@
-"""The end of the server that the other files share: named so that pytest runs it last."""
+"""The end of the server that the other modules of its group share: the last one there."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from tests.hostile import DAMAGED_IMAGES, cases
 from tests.hostile import encoded as as_base64
 from tests.pictures import odd_images, png, site
 
-pytestmark = pytest.mark.timeout(300)
+# The default run sees images with the model of test_tiny_video.py.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 HOSTILE_CASES = int(os.environ.get("HOSTILE_MEDIA_CASES", "20"))
 ONE = "<image>What?"
 GREEDY = sampling(temperature=0, max_tokens=8, ignore_eos=True)

@@ -159,6 +159,7 @@ def test_a_long_text_is_cut_on_demand(embedding: TinyModels) -> None:
     assert ("512",) == response.outputs["num_input_tokens"]
 
 
+@pytest.mark.slow
 def test_texts_are_classified(tiny: TinyModels) -> None:
     """A model with three labels answers with a row of their probabilities for each text."""
     tiny.serve("classifier")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import hashlib
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from tests.e2e.triton_server import (
     ask,
 )
 
-MAKE_SECONDS = 240
+MAKE_SECONDS = 400
 # What decodes sound and film: not in every environment, so it is laid beside the models that hear
 # and see (scripts/test.sh makes the folder).
 MEDIA_PACKAGES = Path(os.environ.get("TRITON_VLLM_MEDIA_PACKAGES", CACHE / "media-packages"))
@@ -36,11 +39,34 @@ SMALL: dict[str, Any] = {
 }
 
 
-def make(dest: Path) -> None:
-    """Make the checkpoints, with the execution environment's transformers."""
+def make(scratch: Path) -> Path:
+    """Make the checkpoints with the execution environment's transformers; return their folder.
+
+    They stay in the cache, for other workers and for later runs. ``scratch`` is an empty folder on
+    any file system.
+    """
     assert MEDIA_PACKAGES.is_dir(), f"{MEDIA_PACKAGES} is missing: run scripts/test.sh once"
+    script = ROOT / "tests/e2e/make_tiny_models.py"
+    environment = (EXECUTION_ENV / "bin/activate").stat().st_mtime_ns
+    wanted = hashlib.sha256(script.read_bytes() + str(environment).encode()).hexdigest()[:12]
+    kept = CACHE / f"tiny-models-{wanted}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "tiny-models.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            _make(script, scratch / "tiny")
+            for old in CACHE.glob("tiny-models-*"):
+                shutil.rmtree(old)
+            copied = CACHE / "tiny-models.new"
+            shutil.rmtree(copied, ignore_errors=True)
+            shutil.copytree(scratch / "tiny", copied)
+            copied.rename(kept)
+    return kept
+
+
+def _make(script: Path, dest: Path) -> None:
     made = subprocess.run(
-        [EXECUTION_ENV / "bin/python", ROOT / "tests/e2e/make_tiny_models.py", dest],
+        [EXECUTION_ENV / "bin/python", script, dest],
         capture_output=True,
         text=True,
         timeout=MAKE_SECONDS,

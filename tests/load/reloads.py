@@ -1,6 +1,6 @@
 """Unload and load a model under traffic, many times: what the server holds must not grow.
 
-python -m tests.reloads --times 20, by way of scripts/reloads.sh.
+python -m tests.load.reloads --times 20, by way of scripts/reloads.sh.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tests.e2e.tiny_server import Holdings, add_tiny_model
 from tests.e2e.triton_server import TritonServer, running
-from tests.soak import reload
-from tests.soak_clients import guarded, slow, steady
-from tests.soak_state import SERVING, Soak
+from tests.load.soak import reload
+from tests.load.soak_clients import guarded, slow, steady
+from tests.load.soak_state import SERVING, Soak
 
 TRAFFIC_SECONDS = 5
 

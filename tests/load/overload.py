@@ -1,6 +1,6 @@
 """Many times more requests than a server admits: every one is answered or refused.
 
-python -m tests.overload --requests 10000, by way of scripts/overload.sh.
+python -m tests.load.overload --requests 10000, by way of scripts/overload.sh.
 """
 
 from __future__ import annotations

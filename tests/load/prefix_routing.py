@@ -1,6 +1,6 @@
 """Two replicas behind nginx: prefix hits and tokens/s when requests are spread, and when keyed.
 
-python -m tests.prefix_routing, by way of scripts/prefix_routing.sh.
+python -m tests.load.prefix_routing, by way of scripts/prefix_routing.sh.
 """
 
 from __future__ import annotations

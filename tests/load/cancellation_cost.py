@@ -1,6 +1,6 @@
 """What it costs to notice that clients leave, with 256 live requests, and how soon it is noticed.
 
-python -m tests.cancellation_cost, with the environment that scripts/soak.sh sets.
+python -m tests.load.cancellation_cost, with the environment that scripts/soak.sh sets.
 """
 
 from __future__ import annotations

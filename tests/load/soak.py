@@ -1,6 +1,6 @@
 """Everything at once, for a long time, against a model of who is alive.
 
-python -m tests.soak --minutes 30, by way of scripts/soak.sh. Clients of nine kinds talk to one
+python -m tests.load.soak --minutes 30, by way of scripts/soak.sh. Clients of nine kinds talk to one
 server with a tiny model; meanwhile its engine is killed and its model reloaded. Each text is
 compared with its greedy truth; an error is right only if its cause was there.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tests.e2e.tiny_server import Holdings, add_tiny_model
 from tests.e2e.triton_server import running
-from tests.soak_clients import CLIENTS, guarded
-from tests.soak_state import SERVING, Soak
+from tests.load.soak_clients import CLIENTS, guarded
+from tests.load.soak_state import SERVING, Soak
 
 SAMPLE_SECONDS = 30
 FAULT_SECONDS = 120  # between two faults
