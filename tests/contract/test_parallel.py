@@ -61,8 +61,7 @@ def parse(model: str, **given: Any) -> AsyncEngineArgs:
 
 def machines(args: AsyncEngineArgs) -> Any:
     settings = ModelSettings("m", "1", Path("/m"), {"model": "m"})
-    log: Any = SimpleNamespace(log_info=print, log_error=print)
-    return cluster_of(args, "", settings, log)
+    return cluster_of(args, "", settings)
 
 
 def test_the_platform_at_hand_says_what_it_needs() -> None:

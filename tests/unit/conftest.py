@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 import triton_vllm
 from tests.unit.fake_compiler import compile_as_told
-from tests.unit.fakes import FakeLog, fake_pb_utils, fake_vllm_api
+from tests.unit.fakes import fake_pb_utils, fake_vllm_api
 from triton_vllm.limits import grammar_compiler
 from triton_vllm.limits.grammar import GrammarLimit
 from triton_vllm.protocol.sampling import SamplingParser
@@ -35,7 +36,7 @@ def vllm_api(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def model_py(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def model_py(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The file model.py, as Triton's stub imports it."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_pb_utils)
     path = Path(triton_vllm.__file__).parents[1] / "model.py"
@@ -44,7 +45,9 @@ def model_py(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    package = logging.getLogger("triton_vllm")  # as it was before ``initialize``
+    package.handlers, package.propagate = [], True
 
 
 @pytest.fixture
@@ -54,10 +57,10 @@ def sampling(vllm_api: None) -> SamplingParser:
 
 
 @pytest.fixture
-def limit(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> Iterator[GrammarLimit]:
+def limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[GrammarLimit]:
     """A limit for grammars of one second, with a compiler that does what the grammar says."""
     monkeypatch.setattr(grammar_compiler, "run", compile_as_told)
-    limit = GrammarLimit(1.0, lambda: "{}", log)
+    limit = GrammarLimit(1.0, lambda: "{}")
     yield limit
     limit.stop()
     assert multiprocessing.active_children() == []

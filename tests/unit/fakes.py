@@ -17,13 +17,14 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
+import pytest
 
 from triton_vllm.protocol.requests import GenerationRequest, TextPrompt
 
 FINAL = 1
 
 
-class FakeLog:
+class FakeLogger:
     """``pb_utils.Logger``, remembering (level, line)."""
 
     def __init__(self) -> None:
@@ -41,6 +42,11 @@ class FakeLog:
     def _log(self, level: str, message: str) -> None:
         message.encode()  # fails where the real one fails
         self.lines.append((level, message))
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Return what has been logged: level and line."""
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
 
 
 class FakeTensor:
@@ -134,7 +140,7 @@ fake_pb_utils = SimpleNamespace(
     TritonError=FakeTritonError,
     InferenceResponse=FakeResponse,
     TRITONSERVER_RESPONSE_COMPLETE_FINAL=FINAL,
-    Logger=FakeLog(),
+    Logger=FakeLogger(),
 )
 
 

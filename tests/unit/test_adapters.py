@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.unit.fakes import FakeLog
 from triton_vllm.config.lora import ADAPTERS_FILE, Adapter, Adapters, LoadedAdapters, NoAdapters
 from triton_vllm.errors import (
     AdapterNotFoundError,
@@ -40,7 +39,7 @@ def adapter_folder(folder: Path, name: str) -> Path:
 def test_a_folder_and_a_hub_id(tmp_path: Path) -> None:
     """A folder may be given relative to the list; what is no folder there is left as it is."""
     adapter_folder(tmp_path, "fr")
-    adapters = Adapters(write(tmp_path, {"french": "fr", "german": "org/german"}), FakeLog())
+    adapters = Adapters(write(tmp_path, {"french": "fr", "german": "org/german"}))
     assert str(tmp_path / "fr") == adapters.find("french").path
     assert "org/german" == adapters.find("german").path
     assert not adapters.find("german").is_gone
@@ -48,7 +47,7 @@ def test_a_folder_and_a_hub_id(tmp_path: Path) -> None:
 
 def test_an_unknown_name(tmp_path: Path) -> None:
     """It is told with the nearest, and all there are; never with their paths."""
-    adapters = Adapters(write(tmp_path, {"french": "org/fr", "german": "org/de"}), FakeLog())
+    adapters = Adapters(write(tmp_path, {"french": "org/fr", "german": "org/de"}))
     expected = (
         'lora_name: unknown adapter "frensh", did you mean "french"?, there are: french, german'
     )
@@ -59,7 +58,7 @@ def test_an_unknown_name(tmp_path: Path) -> None:
 
 def test_a_changed_list_counts_at_once(tmp_path: Path) -> None:
     """A name may come, go, and lead elsewhere."""
-    adapters = Adapters(write(tmp_path, {"a": "org/a", "b": "org/b"}), FakeLog())
+    adapters = Adapters(write(tmp_path, {"a": "org/a", "b": "org/b"}))
     before = adapters.find("a")
     write(tmp_path, {"a": "org/a2", "c": "org/c"})
     after = adapters.find("a")
@@ -72,7 +71,7 @@ def test_a_changed_list_counts_at_once(tmp_path: Path) -> None:
 
 def test_what_is_unchanged_stays_the_same_to_the_engine(tmp_path: Path) -> None:
     """Another adapter's change does not make the engine load this one again."""
-    adapters = Adapters(write(tmp_path, {"a": "org/a"}), FakeLog())
+    adapters = Adapters(write(tmp_path, {"a": "org/a"}))
     before = adapters.find("a")
     write(tmp_path, {"a": "org/a", "b": "org/b"})
     assert before == adapters.find("a")
@@ -88,36 +87,35 @@ def test_new_weights_in_the_same_folder_are_a_new_adapter(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 7}', '{"a": ""}', '{"a": "x", "a": "y"}'])
 def test_a_malformed_list_fails_the_load_but_not_a_running_model(
-    tmp_path: Path, content: str
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Later, the adapters stay as they were, and the log says why, once."""
     with pytest.raises(SettingsError, match=ADAPTERS_FILE):
-        Adapters(write(tmp_path, content), FakeLog())
-    log = FakeLog()
-    adapters = Adapters(write(tmp_path, {"a": "org/a"}), log)
+        Adapters(write(tmp_path, content))
+    adapters = Adapters(write(tmp_path, {"a": "org/a"}))
     write(tmp_path, content)
     assert "org/a" == adapters.find("a").path
     assert "org/a" == adapters.find("a").path
-    (line,) = [line for _, line in log.lines if "stay as they were" in line]
+    (line,) = [line for line in caplog.messages if "stay as they were" in line]
     assert str(tmp_path / ADAPTERS_FILE) in line
 
 
 def test_a_missing_list_fails_the_load(tmp_path: Path) -> None:
     """The error says what the file is for, and what an empty one looks like."""
     with pytest.raises(SettingsError, match=re.escape("({} for none yet)")):
-        Adapters(tmp_path / ADAPTERS_FILE, FakeLog())
+        Adapters(tmp_path / ADAPTERS_FILE)
 
 
 def test_the_list_may_be_in_either_folder_but_not_in_both(tmp_path: Path) -> None:
     """In the model's, or in the version's as with Triton's own backend."""
     (tmp_path / "1").mkdir()
     write(tmp_path / "1", {"a": "org/a"})
-    assert "org/a" == Adapters.of_model(tmp_path, "1", FakeLog()).find("a").path
+    assert "org/a" == Adapters.of_model(tmp_path, "1").find("a").path
     write(tmp_path, {"b": "org/b"})
     with pytest.raises(SettingsError, match="keep one of the two"):
-        Adapters.of_model(tmp_path, "1", FakeLog())
+        Adapters.of_model(tmp_path, "1")
     (tmp_path / "1" / ADAPTERS_FILE).unlink()
-    assert "org/b" == Adapters.of_model(tmp_path, "1", FakeLog()).find("b").path
+    assert "org/b" == Adapters.of_model(tmp_path, "1").find("b").path
 
 
 def test_without_lora_a_name_is_refused() -> None:
@@ -128,7 +126,7 @@ def test_without_lora_a_name_is_refused() -> None:
 
 def test_an_adapter_is_loaded_before_its_first_use(tmp_path: Path) -> None:
     """Once for each of its states; no name needs none."""
-    adapters = Adapters(write(tmp_path, {"a": "org/a"}), FakeLog())
+    adapters = Adapters(write(tmp_path, {"a": "org/a"}))
     loaded = LoadedAdapters(adapters)
     loads: list[str] = []
 
@@ -148,7 +146,7 @@ def test_an_adapter_is_loaded_before_its_first_use(tmp_path: Path) -> None:
 
 def test_one_that_cannot_be_loaded_is_tried_again(tmp_path: Path) -> None:
     """The request is answered UNAVAILABLE, and the next one has its chance."""
-    loaded = LoadedAdapters(Adapters(write(tmp_path, {"a": "org/a"}), FakeLog()))
+    loaded = LoadedAdapters(Adapters(write(tmp_path, {"a": "org/a"})))
     outcomes = iter([OSError("no network"), None])
 
     async def load(adapter: Adapter) -> Adapter:
@@ -167,7 +165,7 @@ def test_one_that_cannot_be_loaded_is_tried_again(tmp_path: Path) -> None:
 def test_one_whose_folder_is_gone_does_not_reach_the_engine(tmp_path: Path) -> None:
     """The engine might look for it in the middle of a batch."""
     folder = adapter_folder(tmp_path, "a")
-    loaded = LoadedAdapters(Adapters(write(tmp_path, {"a": "a"}), FakeLog()))
+    loaded = LoadedAdapters(Adapters(write(tmp_path, {"a": "a"})))
     (folder / "adapter_config.json").unlink()
     folder.rmdir()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.fakes import FakeLog, FakeSender, fake_pb_utils, generation_request
+from tests.unit.fakes import FakeSender, fake_pb_utils, generation_request, logged
 from triton_vllm.protocol.cancellation import CancellationWatcher
 from triton_vllm.protocol.encode import ResponseMaker
 from triton_vllm.protocol.stream import ResponseStream
@@ -20,9 +20,9 @@ PERIOD = 0.01
 
 
 @pytest.fixture
-def watcher(log: FakeLog) -> Iterator[CancellationWatcher]:
+def watcher() -> Iterator[CancellationWatcher]:
     """A watcher that asks a hundred times a second."""
-    watcher = CancellationWatcher(PERIOD, asyncio.Task.cancel, log)
+    watcher = CancellationWatcher(PERIOD, asyncio.Task.cancel)
     yield watcher
     watcher.stop()
 
@@ -104,7 +104,7 @@ def test_a_request_that_has_ended_is_not_cancelled(watcher: CancellationWatcher)
 
 
 def test_a_failing_question_is_logged_and_the_others_are_asked(
-    watcher: CancellationWatcher, log: FakeLog
+    watcher: CancellationWatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An error of one stream neither ends the thread nor touches other requests."""
 
@@ -129,11 +129,11 @@ def test_a_failing_question_is_logged_and_the_others_are_asked(
         broken.cancel()
 
     asyncio.run(main())
-    assert ("error", "cancellation: no such request") == log.lines[0]
+    assert ("ERROR", "cancellation: no such request") == logged(caplog)[0]
 
 
 def test_requests_that_come_while_it_lists_them_do_not_end_it(
-    watcher: CancellationWatcher, log: FakeLog
+    watcher: CancellationWatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next round sees them all."""
     watcher._live = Restless(3)
@@ -149,11 +149,11 @@ def test_requests_that_come_while_it_lists_them_do_not_end_it(
             await asyncio.wait_for(asyncio.create_task(main()), 30)
 
     asyncio.run(cancelled())
-    assert [] == log.lines
+    assert [] == caplog.messages
 
 
 def test_a_question_without_an_answer_does_not_hold_up_the_end(
-    monkeypatch: pytest.MonkeyPatch, log: FakeLog
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A Triton that does not answer is left behind, and the model can be unloaded."""
     monkeypatch.setattr("triton_vllm.protocol.cancellation._STOP_SECONDS", 0.1)
@@ -165,7 +165,7 @@ def test_a_question_without_an_answer_does_not_hold_up_the_end(
             answer.wait(30)
             return False
 
-    watcher = CancellationWatcher(PERIOD, asyncio.Task.cancel, log)
+    watcher = CancellationWatcher(PERIOD, asyncio.Task.cancel)
 
     async def main() -> None:
         with watcher.watch(stream_of(Stuck())):

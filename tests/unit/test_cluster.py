@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.fakes import FakeLog
 from triton_vllm.errors import SettingsError
 from triton_vllm.topology import nodes as machines
 from triton_vllm.topology.nodes import MultiNode, Rendezvous, connections
@@ -40,9 +39,7 @@ def test_machines_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
         port = head.getsockname()[1]
 
         def start() -> None:
-            with MultiNode(
-                Rendezvous("127.0.0.1", port, 2, "engines"), 1, FakeLog()
-            ).wait_for_nodes():
+            with MultiNode(Rendezvous("127.0.0.1", port, 2, "engines"), 1).wait_for_nodes():
                 core.join(50)
                 raise RuntimeError("Engine core initialization failed")
 
@@ -62,12 +59,14 @@ def test_a_start_that_fails_by_itself() -> None:
     """Its own error is told."""
     with (
         pytest.raises(RuntimeError, match="no weights"),
-        MultiNode(Rendezvous("127.0.0.1", 1, 2, "engines"), 60, FakeLog()).wait_for_nodes(),
+        MultiNode(Rendezvous("127.0.0.1", 1, 2, "engines"), 60).wait_for_nodes(),
     ):
         raise RuntimeError("no weights")
 
 
-def test_an_engine_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_does_not_answer_is_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The processes here are ended, so that all learn of it."""
     ended = []
     monkeypatch.setattr(machines, "_PING_SECONDS", 0.01)
@@ -81,8 +80,7 @@ def test_an_engine_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch)
         return answers.pop()
 
     llm = SimpleNamespace(engine_core=SimpleNamespace(is_sleeping_async=is_sleeping_async))
-    log = FakeLog()
-    asyncio.run(MultiNode(None, 60, log).watch(llm))
+    asyncio.run(MultiNode(None, 60).watch(llm))
     assert [True] == ended
     assert [] == answers
-    assert "taken for lost" in log.lines[-1][1]
+    assert "taken for lost" in caplog.messages[-1]

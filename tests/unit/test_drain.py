@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.fakes import FakeLog
 from triton_vllm.errors import UnavailableError
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission
@@ -103,17 +102,19 @@ def test_our_own_trouble_is_no_servers_end() -> None:
     assert (UNCLEAR, UNCLEAR) == (asked_without_descriptors, ask_server(nowhere, "/"))
 
 
-def test_the_watch_tells_of_changes(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watch_tells_of_changes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The callback is called once a change."""
     monkeypatch.setattr("triton_vllm.limits.drain._PERIOD", 0.01)
     answers = iter([READY, GONE, GONE])
     changes: list[bool] = []
-    watch = ServerWatch(lambda: next(answers, GONE), lambda: False, changes.append, log)
+    watch = ServerWatch(lambda: next(answers, GONE), lambda: False, changes.append)
     deadline = time.monotonic() + 5
     while not changes and time.monotonic() < deadline:
         time.sleep(0.01)
     watch.stop()
-    assert ([False], []) == (changes, log.lines)
+    assert ([False], []) == (changes, caplog.messages)
 
 
 @pytest.fixture
@@ -159,11 +160,13 @@ class Served:
         assert entered.wait(5)
 
 
-def test_what_runs_may_finish_until_the_limit(loop: EventLoopThread, log: FakeLog) -> None:
+def test_what_runs_may_finish_until_the_limit(
+    loop: EventLoopThread, caplog: pytest.LogCaptureFixture
+) -> None:
     """A short request finishes, a long one is aborted and counted, a new one refused."""
     admission = Admission(0, 0, lambda: 0)
     http = OtherDoor()
-    drain = Drain(admission, loop, 0.3, http, "vllm", log)
+    drain = Drain(admission, loop, 0.3, http, "vllm")
     long, short = Served(admission, loop, 60), Served(admission, loop, 0.1)
     loop.call_soon(drain.begin)
     assert short.ended.wait(5)
@@ -171,20 +174,18 @@ def test_what_runs_may_finish_until_the_limit(loop: EventLoopThread, log: FakeLo
     assert ("finished", "aborted") == (short.end, long.end)
     with pytest.raises(UnavailableError, match="unloaded or the server stopped"):
         admission.check()
-    lines = [line for _, line in log.lines]
+    lines = caplog.messages
     assert any("2 requests may run for 0.3 s more" in line for line in lines)
     assert any("1 requests aborted" in line for line in lines)
     assert drain.ended is not None
     assert ["begin"] == http.heard
 
 
-def test_a_server_that_is_ready_again_takes_the_drain_back(
-    loop: EventLoopThread, log: FakeLog
-) -> None:
+def test_a_server_that_is_ready_again_takes_the_drain_back(loop: EventLoopThread) -> None:
     """Nothing is aborted, and new requests are admitted."""
     admission = Admission(0, 0, lambda: 0)
     http = OtherDoor()
-    drain = Drain(admission, loop, 0.2, http, "vllm", log)
+    drain = Drain(admission, loop, 0.2, http, "vllm")
     request = Served(admission, loop, 0.5)
     loop.call_soon(drain.begin)
     loop.call_soon(drain.take_back)

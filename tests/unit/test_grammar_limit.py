@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.fake_compiler import cancel, regex
-from tests.unit.fakes import FakeLog
 from triton_vllm.errors import RequestError, UnavailableError
 from triton_vllm.limits import grammar as grammar_limit
 from triton_vllm.limits.grammar import (
@@ -171,15 +170,15 @@ def test_the_grammar_is_read() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 5])
-def test_a_long_text_is_refused_unread(seconds: float, log: FakeLog) -> None:
+def test_a_long_text_is_refused_unread(seconds: float) -> None:
     """With or without a limit of time."""
-    limit = limit_grammars(seconds, lambda: "{}", log)
+    limit = limit_grammars(seconds, lambda: "{}")
     expected = f"{MAX_CHARACTERS + 1} characters, allowed: {MAX_CHARACTERS}"
     with pytest.raises(RequestError, match=expected):
         asyncio.run(limit.check(regex("a" * (MAX_CHARACTERS + 1))))
 
 
-def test_no_limit_is_no_process(log: FakeLog) -> None:
+def test_no_limit_is_no_process() -> None:
     """0 turns it off, and a backend that needs none has none."""
-    assert isinstance(limit_grammars(0, lambda: "", log), NoGrammarLimit)
-    assert isinstance(limit_grammars(5, None, log), NoGrammarLimit)
+    assert isinstance(limit_grammars(0, lambda: ""), NoGrammarLimit)
+    assert isinstance(limit_grammars(5, None), NoGrammarLimit)

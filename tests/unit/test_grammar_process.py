@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fake_compiler import compile_as_told, die_at_once, regex
-from tests.unit.fakes import FakeLog
+from tests.unit.fakes import logged
 from triton_vllm.errors import RequestError, UnavailableError
 from triton_vllm.limits import grammar_compiler, grammar_process
 from triton_vllm.limits.grammar import GrammarLimit
@@ -39,7 +39,7 @@ def test_a_machine_that_stands_still_for_long_is_no_verdict(
 
 
 def test_a_process_that_cannot_be_started_leaves_nothing(
-    limit: GrammarLimit, log: FakeLog, monkeypatch: pytest.MonkeyPatch
+    limit: GrammarLimit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client may try again, and the next grammar does."""
 
@@ -56,7 +56,7 @@ def test_a_process_that_cannot_be_started_leaves_nothing(
         await limit.check(regex("sleep 0.1"))
 
     asyncio.run(main())
-    assert [("warn", True)] == [(level, "untried" in line) for level, line in log.lines]
+    assert [("WARNING", True)] == [(level, "untried" in line) for level, line in logged(caplog)]
 
 
 def descriptors() -> list[str]:
@@ -68,12 +68,10 @@ def no_process(*_: object) -> int:
     raise BlockingIOError(11, "Resource temporarily unavailable")
 
 
-def test_a_process_that_dies_while_it_starts_is_no_verdict(
-    log: FakeLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_dies_while_it_starts_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     """No grammar is to blame, and none goes to the engine untried."""
     monkeypatch.setattr(grammar_compiler, "run", die_at_once)
-    limit = GrammarLimit(1.0, lambda: "{}", log)
+    limit = GrammarLimit(1.0, lambda: "{}")
     with pytest.raises(UnavailableError, match="no process to try a grammar in"):
         asyncio.run(limit.check(regex("a+")))
     limit.stop()
@@ -92,7 +90,7 @@ def test_a_grammar_is_not_blamed_for_a_process_that_was_killed_before(limit: Gra
     asyncio.run(main())
 
 
-def test_the_tokenizer_is_read_once(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizer_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for each process."""
     monkeypatch.setattr(grammar_compiler, "run", compile_as_told)
     reads: list[str] = []
@@ -101,7 +99,7 @@ def test_the_tokenizer_is_read_once(log: FakeLog, monkeypatch: pytest.MonkeyPatc
         reads.append("read")
         return "{}"
 
-    limit = GrammarLimit(1.0, read, log)
+    limit = GrammarLimit(1.0, read)
 
     async def main() -> None:
         for text in ("grow", "die 1"):
@@ -113,17 +111,17 @@ def test_the_tokenizer_is_read_once(log: FakeLog, monkeypatch: pytest.MonkeyPatc
     assert reads == ["read"]
 
 
-def test_with_an_unknown_tokenizer_grammars_pass_untried(log: FakeLog) -> None:
+def test_with_an_unknown_tokenizer_grammars_pass_untried(caplog: pytest.LogCaptureFixture) -> None:
     """The log says so once, the engine decides."""
 
     def unknown() -> str:
         raise ValueError("no such tokenizer")
 
-    limit = GrammarLimit(1.0, unknown, log)
+    limit = GrammarLimit(1.0, unknown)
     for text in ("a+", "b+"):
         asyncio.run(limit.check(regex(text)))
     limit.stop()
-    assert [("warn", "grammars go to the engine untried: no such tokenizer")] == log.lines
+    assert [("WARNING", "grammars go to the engine untried: no such tokenizer")] == logged(caplog)
 
 
 @pytest.mark.parametrize(

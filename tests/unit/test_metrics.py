@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from tests.unit.fakes import FakeFamilies, FakeLog
+from tests.unit.fakes import FakeFamilies, logged
 from triton_vllm.counters import OUTCOMES, LoopLag, Traffic
 from triton_vllm.metrics.export import MetricsExport
 from triton_vllm.metrics.front_end import FrontEndMetrics
@@ -31,16 +31,9 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-def log() -> FakeLog:
-    return FakeLog()
-
-
-@pytest.fixture
-def export(
-    families: FakeFamilies, registry: CollectorRegistry, log: FakeLog
-) -> Iterator[MetricsExport]:
+def export(families: FakeFamilies, registry: CollectorRegistry) -> Iterator[MetricsExport]:
     export = MetricsExport(
-        SimpleNamespace(MetricFamily=families), [registry], {"model": "m"}, PERIOD, log
+        SimpleNamespace(MetricFamily=families), [registry], {"model": "m"}, PERIOD
     )
     yield export
     export.stop()
@@ -118,7 +111,9 @@ def test_one_thread_touches_the_metrics(
     assert (20, {"metrics"}) == (metric.value, metric.threads)
 
 
-def test_a_lasting_failure_is_told_once(registry: CollectorRegistry, log: FakeLog) -> None:
+def test_a_lasting_failure_is_told_once(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where Triton takes no metrics, one line says so."""
 
     def refuse(**family: str) -> None:
@@ -126,14 +121,14 @@ def test_a_lasting_failure_is_told_once(registry: CollectorRegistry, log: FakeLo
 
     Counter("vllm:tokens", "Tokens.", registry=registry)
     refuse.COUNTER = refuse.GAUGE = "any"  # type: ignore[attr-defined]
-    export = MetricsExport(SimpleNamespace(MetricFamily=refuse), [registry], {}, PERIOD, log)
+    export = MetricsExport(SimpleNamespace(MetricFamily=refuse), [registry], {}, PERIOD)
     time.sleep(5 * PERIOD)
     export.stop()
-    assert [("warn", "metrics not exported: no metrics here")] == log.lines
+    assert [("WARNING", "metrics not exported: no metrics here")] == logged(caplog)
 
 
 def test_a_passing_failure_ends_nothing(
-    families: FakeFamilies, registry: CollectorRegistry, log: FakeLog
+    families: FakeFamilies, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What cannot be read for a moment, as a file that is being written, is read later."""
     Counter("vllm:tokens", "Tokens.", registry=registry).inc(7)
@@ -146,16 +141,16 @@ def test_a_passing_failure_ends_nothing(
             return registry.collect()
 
     export = MetricsExport(
-        SimpleNamespace(MetricFamily=families), [Shaky()], {"model": "m"}, PERIOD, log
+        SimpleNamespace(MetricFamily=families), [Shaky()], {"model": "m"}, PERIOD
     )
     while not families.made:
         time.sleep(PERIOD)
     export.stop()
     assert 7 == families.value("vllm:tokens_total", model="m")
-    assert [("warn", "metrics not exported: half a file")] == log.lines
+    assert [("WARNING", "metrics not exported: half a file")] == logged(caplog)
 
 
-def test_a_front_end_counts_over_its_threads(families: FakeFamilies, log: FakeLog) -> None:
+def test_a_front_end_counts_over_its_threads(families: FakeFamilies) -> None:
     """Each sender thread has its own counts; what is exported is their sum, by front end."""
     one = Traffic(responses=3, merged_deltas=1, seconds=0.5)
     two = Traffic(responses=4, merged_deltas=2, seconds=0.25)
@@ -165,7 +160,7 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies, log: FakeLo
     own = FrontEndMetrics(
         1, [one, two], LoopLag(), lambda: True, lambda: 2, lambda: False, lambda: 4
     )
-    MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD, log).stop()
+    MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD).stop()
     name = "triton_vllm:"
     assert 7 == families.value(name + "responses_total", front_end="1")
     assert 3 == families.value(name + "merged_deltas_total")
@@ -179,10 +174,10 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies, log: FakeLo
     assert expected == {m.labels["outcome"]: m.value for m in outcomes}
 
 
-def test_only_the_leader_counts_front_ends(families: FakeFamilies, log: FakeLog) -> None:
+def test_only_the_leader_counts_front_ends(families: FakeFamilies) -> None:
     """A front end that does not know how many there are exports no number."""
     own = FrontEndMetrics(1, [], LoopLag(), lambda: False, lambda: 0, lambda: True, None)
-    MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD, log).stop()
+    MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD).stop()
     assert "triton_vllm:front_ends" not in families.made
     assert 0 == families.value("triton_vllm:engine_up")
     assert 1 == families.value("triton_vllm:engine_failed")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.fakes import FakeLog, FakeRequest, FakeSender, Sent, fake_pb_utils
+from tests.unit.fakes import FakeRequest, FakeSender, Sent, fake_pb_utils, logged
 from triton_vllm.config.settings import ServingSettings
 from triton_vllm.engine.engine import Engine
 from triton_vllm.errors import GenerationError, ServingError, one_line
@@ -34,11 +34,10 @@ async def _one_delta() -> AsyncGenerator[Any, None]:
 class FakeEngine(Engine):
     """An engine without vLLM: what it generates is ``outputs``."""
 
-    def __init__(self, parser: Any, log: FakeLog) -> None:
+    def __init__(self, parser: Any) -> None:
         self.outputs: Callable[[], AsyncGenerator[Any, None]] = _one_delta
         self.parser = parser
         self.admission = Admission(0, 0, lambda: 0)
-        self._log = log
         self._loop = EventLoopThread("engine")
         self._settings: Any = SimpleNamespace(serving=ServingSettings())
         self._supervisor: Any = SimpleNamespace(down=None)
@@ -61,19 +60,19 @@ def _explain(error: Exception) -> ServingError:
 
 
 @pytest.fixture
-def engine(sampling: SamplingParser, log: FakeLog) -> Iterator[FakeEngine]:
-    engine = FakeEngine(sampling, log)
+def engine(sampling: SamplingParser) -> Iterator[FakeEngine]:
+    engine = FakeEngine(sampling)
     yield engine
     engine.stop()
 
 
 @pytest.fixture
-def model(model_py: ModuleType, engine: FakeEngine, log: FakeLog) -> Iterator[Any]:
+def model(model_py: ModuleType, engine: FakeEngine) -> Iterator[Any]:
     """A TritonPythonModel around the engine."""
     model = model_py.TritonPythonModel()
     model._engine = engine
-    model._responses = SenderPool(fake_pb_utils, 1, 0, log)
-    model._cancellations = CancellationWatcher(0.01, engine.cancel, log)
+    model._responses = SenderPool(fake_pb_utils, 1, 0)
+    model._cancellations = CancellationWatcher(0.01, engine.cancel)
     yield model
     model._cancellations.stop()
     model._responses.stop(5)
@@ -104,7 +103,7 @@ def test_a_request_is_answered(model: Any) -> None:
     "error", [PanicError("byte index 3 is out of bounds"), SystemExit(3), KeyboardInterrupt()]
 )
 def test_what_is_no_exception_is_answered_too(
-    model: Any, engine: FakeEngine, log: FakeLog, error: BaseException
+    model: Any, engine: FakeEngine, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     """Without a FINAL flag the client would hang, and the model could never be unloaded."""
 
@@ -116,7 +115,7 @@ def test_what_is_no_exception_is_answered_too(
     (sent,) = ask(model)
     assert ("INTERNAL", True) == (sent.status, sent.final)
     assert type(error).__name__ in sent.error
-    assert any(level == "error" and sent.error in line for level, line in log.lines)
+    assert any(level == "ERROR" and sent.error in line for level, line in logged(caplog))
     engine.outputs = _one_delta
     assert not ask(model)[-1].error
     assert 0 == engine.admission.live

@@ -15,7 +15,7 @@ def loaded(model_py: ModuleType, engine: Any, monkeypatch: pytest.MonkeyPatch) -
     stand_ins = {
         "prepare_process": lambda: None,
         "ModelSettings": SimpleNamespace(from_triton=lambda args: settings),
-        "Engine": lambda settings, log: engine,
+        "Engine": lambda settings: engine,
         "SenderPool": lambda *how: SimpleNamespace(traffic=[]),
         "CancellationWatcher": lambda *how: None,
         "export_metrics": lambda *how: None,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.fakes import FakeEngineArgs, FakeLog
+from tests.unit.fakes import FakeEngineArgs
 from triton_vllm.config.openai import OpenAISettings
 from triton_vllm.config.settings import ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
@@ -42,7 +42,6 @@ def make(openai: OpenAISettings | None) -> OpenAIServer | NoOpenAIServer:
         args,
         SingleFrontEnd(),
         FakeDoor(),
-        FakeLog(),
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.unit.fakes import FakeLog
 from triton_vllm.errors import SettingsError
 from triton_vllm.topology import cluster, ray_cluster
 from triton_vllm.topology.cluster import RayCluster
@@ -67,7 +66,7 @@ def ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def gate(seconds: float = 30, *, fits: bool = False) -> RayCluster:
-    return RayCluster(2, "GPU", seconds, FakeLog(), fits_here=fits)
+    return RayCluster(2, "GPU", seconds, fits_here=fits)
 
 
 def test_a_cluster_that_is_whole(ray: Path) -> None:
@@ -80,7 +79,6 @@ def test_a_cluster_that_is_whole(ray: Path) -> None:
 def test_a_cluster_that_becomes_whole(ray: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate opens when the second node is there, and tells meanwhile what is missing."""
     ray.write_text(json.dumps({"nodes": [["a", 1, True], ["b", 1, False]], "free": 1.0}))
-    log = FakeLog()
     said: list[str] = []
 
     def say(line: str) -> None:
@@ -88,9 +86,9 @@ def test_a_cluster_that_becomes_whole(ray: Path, monkeypatch: pytest.MonkeyPatch
         if "1 of 2" in line:
             ray.write_text(json.dumps({"nodes": [["a", 1, True], ["b", 1, True]], "free": 2.0}))
 
-    monkeypatch.setattr(log, "log_info", say)
+    monkeypatch.setattr(cluster.logger, "info", say)
     monkeypatch.setattr(cluster, "_REPORT_SECONDS", 0.1)
-    with RayCluster(2, "GPU", 60, log, fits_here=False).wait_for_nodes():
+    with RayCluster(2, "GPU", 60, fits_here=False).wait_for_nodes():
         pass
     expected = "the Ray cluster has 1 of 2 GPUs free, on 1 node (a with 1)"
     assert f"waiting for the Ray cluster: {expected}" in said

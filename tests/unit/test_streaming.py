@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fakes import FakeLog, FakeSender, Sent, fake_pb_utils, generation_request
+from tests.unit.fakes import FakeSender, Sent, fake_pb_utils, generation_request, logged
 from triton_vllm.errors import GenerationError, RequestError, UnavailableError
 from triton_vllm.protocol.delta import Delta, Details, SequenceDetails
 from triton_vllm.protocol.encode import ResponseMaker
@@ -23,9 +23,9 @@ from triton_vllm.protocol.stream import Message, ResponseStream, SenderPool, mer
 
 
 @pytest.fixture
-def pool(log: FakeLog) -> Iterator[SenderPool]:
+def pool() -> Iterator[SenderPool]:
     """Two sender threads that merge without a bound."""
-    pool = SenderPool(fake_pb_utils, 2, 0, log)
+    pool = SenderPool(fake_pb_utils, 2, 0)
     yield pool
     pool.stop(timeout=5)
 
@@ -182,9 +182,9 @@ def test_what_piles_up_is_merged(pool: SenderPool) -> None:
     assert "x" * 50 == "".join(sent.texts[0] for sent in sender.sent)
 
 
-def test_stopping_sends_what_is_queued(log: FakeLog) -> None:
+def test_stopping_sends_what_is_queued() -> None:
     """Nothing that was queued before the stop is lost."""
-    pool = SenderPool(fake_pb_utils, 1, 1, log)
+    pool = SenderPool(fake_pb_utils, 1, 1)
     sender = FakeSender(slow=0.005)
     stream = pool.open(sender, generation_request())
     for number in range(20):
@@ -193,9 +193,9 @@ def test_stopping_sends_what_is_queued(log: FakeLog) -> None:
     assert 20 == len(sender.sent)
 
 
-def test_stopping_is_bounded(log: FakeLog) -> None:
+def test_stopping_is_bounded() -> None:
     """A send that blocks for ever does not hold up the stop."""
-    pool = SenderPool(fake_pb_utils, 2, 0, log)
+    pool = SenderPool(fake_pb_utils, 2, 0)
     for _ in range(2):
         pool.open(FakeSender(slow=3), generation_request()).send(Delta(("x",), 1, final=True))
     start = time.monotonic()
@@ -203,14 +203,16 @@ def test_stopping_is_bounded(log: FakeLog) -> None:
     assert time.monotonic() - start < 2
 
 
-def test_a_response_that_cannot_be_sent_becomes_an_error(pool: SenderPool, log: FakeLog) -> None:
+def test_a_response_that_cannot_be_sent_becomes_an_error(
+    pool: SenderPool, caplog: pytest.LogCaptureFixture
+) -> None:
     """When a response fails on the way, the client gets an error and the log says which."""
     sender = FakeSender([RuntimeError("no shared memory")])
     pool.open(sender, generation_request()).send(Delta(("a",), 1))
     pool.stop(timeout=5)
     line = "response not sent: no shared memory"
     assert [Sent((), True, "INTERNAL", line, "")] == sender.sent
-    assert [("error", f"r-1: {line}")] == log.lines
+    assert [("ERROR", f"r-1: {line}")] == logged(caplog)
 
 
 def test_a_large_last_response_that_cannot_be_sent_becomes_an_error(pool: SenderPool) -> None:
@@ -222,7 +224,7 @@ def test_a_large_last_response_that_cannot_be_sent_becomes_an_error(pool: Sender
     assert (True, "INTERNAL") == (sent.final, sent.status)
 
 
-def test_deltas_that_do_not_merge_do_not_end_the_thread(pool: SenderPool, log: FakeLog) -> None:
+def test_deltas_that_do_not_merge_do_not_end_the_thread(pool: SenderPool) -> None:
     """A mistake of ours in one stream costs neither its text nor the other streams'."""
     sender = FakeSender(slow=0.2)
     stream = pool.open(sender, generation_request())
@@ -245,16 +247,16 @@ def test_text_that_is_no_unicode_becomes_an_error(pool: SenderPool) -> None:
     assert [Sent(("fine",), final=True)] == other.sent
 
 
-def test_a_broken_sender_does_not_end_its_thread(log: FakeLog) -> None:
+def test_a_broken_sender_does_not_end_its_thread(caplog: pytest.LogCaptureFixture) -> None:
     """When even the error cannot be sent, the thread goes on with the other streams."""
-    pool = SenderPool(fake_pb_utils, 1, 0, log)
+    pool = SenderPool(fake_pb_utils, 1, 0)
     broken, good = FakeSender([RuntimeError("gone")] * 2), FakeSender()
     pool.open(broken, generation_request()).send(Delta(("a",), 1))
     pool.open(good, generation_request()).send(Delta(("b",), 1, final=True))
     pool.stop(timeout=5)
     assert [] == broken.sent
     assert [Sent(("b",), final=True)] == good.sent
-    assert 2 == len(log.lines)
+    assert 2 == len(caplog.messages)
 
 
 class UntellableError(RequestError):
@@ -264,19 +266,23 @@ class UntellableError(RequestError):
         return "\ud83d"
 
 
-def test_an_error_that_cannot_be_told_is_replaced_by_a_plain_one(log: FakeLog) -> None:
+def test_an_error_that_cannot_be_told_is_replaced_by_a_plain_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Without its FINAL flag the request would stay, and no unload would end."""
-    pool = SenderPool(fake_pb_utils, 1, 0, log)
+    pool = SenderPool(fake_pb_utils, 1, 0)
     sender = FakeSender()
     pool.open(sender).fail(UntellableError("x"))
     pool.stop(timeout=5)
     expected = Sent((), True, "INTERNAL", "the error cannot be sent, see the log", "")
     assert [expected] == sender.sent
     assert (1, {"client_error": 1}) == (pool.traffic[0].responses, counted(pool))
-    assert "(undecoded): response not sent: 'utf-8' codec" in log.lines[0][1]
+    assert "(undecoded): response not sent: 'utf-8' codec" in caplog.messages[0]
 
 
-def test_where_no_error_can_be_made_the_flag_goes_out_alone(log: FakeLog) -> None:
+def test_where_no_error_can_be_made_the_flag_goes_out_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Whatever Triton refuses, the request ends and is counted."""
 
     def refuse(*_: Any) -> Any:
@@ -284,7 +290,7 @@ def test_where_no_error_can_be_made_the_flag_goes_out_alone(log: FakeLog) -> Non
 
     refuse.INTERNAL = refuse.INVALID_ARG = "X"  # type: ignore[attr-defined]
     broken = SimpleNamespace(**{**vars(fake_pb_utils), "TritonError": refuse})
-    pool = SenderPool(broken, 1, 0, log)
+    pool = SenderPool(broken, 1, 0)
     sender = FakeSender()
     pool.open(sender, generation_request()).fail(RequestError("x"))
     pool.stop(timeout=5)

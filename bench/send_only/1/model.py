@@ -51,7 +51,7 @@ class TritonPythonModel:
         """Start the threads."""
         parameters = json.loads(args["model_config"])["parameters"]
         threads = int(parameters["SENDER_THREADS"]["string_value"])
-        self._responses = SenderPool(pb_utils, threads, 1, pb_utils.Logger)
+        self._responses = SenderPool(pb_utils, threads, 1)
         self._sampling: Any = SamplingParser()
         self._new: SimpleQueue[tuple[ResponseStream, int] | None] = SimpleQueue()
         self._steps = threading.Thread(target=self._run, daemon=True)

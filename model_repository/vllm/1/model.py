@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.engine.engine import Engine
 from triton_vllm.errors import GenerationError, ServingError, SettingsError, one_line
+from triton_vllm.log import log_to_triton
 from triton_vllm.metrics.export import export_metrics
 from triton_vllm.protocol.auto_complete import complete_config
 from triton_vllm.protocol.cancellation import CancellationWatcher
@@ -34,17 +35,18 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model. Fails the load with one line that says what to mend."""
         prepare_process()
+        log_to_triton(pb_utils.Logger)
         try:
             settings = ModelSettings.from_triton(args)
-            self._engine = Engine(settings, pb_utils.Logger)
+            self._engine = Engine(settings)
         except SettingsError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         serving = settings.serving
         self._responses = SenderPool(
-            pb_utils, settings.sender_threads, serving.max_tokens_per_response, pb_utils.Logger
+            pb_utils, settings.sender_threads, serving.max_tokens_per_response
         )
         self._cancellations = CancellationWatcher(
-            serving.cancellation_poll_seconds, self._engine.cancel, pb_utils.Logger
+            serving.cancellation_poll_seconds, self._engine.cancel
         )
         self._metrics = export_metrics(pb_utils, settings, self._engine, self._responses.traffic)
 

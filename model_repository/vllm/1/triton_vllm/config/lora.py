@@ -9,6 +9,7 @@ was cached for these is taken for the new ones.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from triton_vllm.errors import (
     did_you_mean,
     one_line,
 )
-from triton_vllm.log import Log
+
+logger = logging.getLogger(__name__)
 
 ADAPTERS_FILE = "multi_lora.json"
 
@@ -78,20 +80,19 @@ class NoAdapters:
 class Adapters:
     """The adapters of ``multi_lora.json``. Event loop only."""
 
-    def __init__(self, path: Path, log: Log) -> None:
+    def __init__(self, path: Path) -> None:
         """Read the file. Raises SettingsError, one line, if it is missing or malformed."""
         self._path = path
-        self._log = log
         self._seen = self._state()
         self._listed = self._read()
 
     @classmethod
-    def of_model(cls, directory: Path, version: str, log: Log) -> Adapters:
+    def of_model(cls, directory: Path, version: str) -> Adapters:
         """Return those of a model, whose file is in the model's folder or the version's."""
         ours, backends = directory / ADAPTERS_FILE, directory / version / ADAPTERS_FILE
         if ours.exists() and backends.exists():
             raise SettingsError(f"{backends}: {ours} is there, too: keep one of the two")
-        return cls(backends if backends.exists() else ours, log)
+        return cls(backends if backends.exists() else ours)
 
     def find(self, name: str) -> Adapter:
         """Return an adapter. Raises AdapterNotFoundError that lists those there are."""
@@ -110,9 +111,9 @@ class Adapters:
         try:
             self._listed = self._read()
         except SettingsError as error:
-            self._log.log_error(f"{error}; the adapters stay as they were")
+            logger.error(f"{error}; the adapters stay as they were")
         else:
-            self._log.log_info(f"{self._path}: read again: {', '.join(self._listed) or 'empty'}")
+            logger.info(f"{self._path}: read again: {', '.join(self._listed) or 'empty'}")
 
     def _state(self) -> tuple[int, int, int] | None:
         try:

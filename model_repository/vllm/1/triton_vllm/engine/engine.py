@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import traceback
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission, Place
 from triton_vllm.limits.drain import Drain, drain_timeout_seconds, watch_server
 from triton_vllm.limits.timeout import Deadline, NoDeadline
-from triton_vllm.log import Log, Phases
+from triton_vllm.log import StartupTimer
 from triton_vllm.openai_api.server import openai_server
 from triton_vllm.protocol.generation import Work
 from triton_vllm.protocol.requests import GenerationRequest
@@ -41,6 +42,8 @@ from triton_vllm.protocol.stream import ResponseStream
 from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.stub_process import EngineErrors
 from triton_vllm.vllm_api.pooling_parameters import PoolingParser
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from triton_vllm.vllm_api import api as vllm_api
@@ -57,12 +60,11 @@ class Engine:
     ``admission`` from its first step to its last.
     """
 
-    def __init__(self, settings: ModelSettings, log: Log) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         """Import vLLM, load the model, warm it up: seconds to minutes.
 
         Raises SettingsError, one line with what the operator can mend, or what vLLM raised.
         """
-        self._log = log
         self._settings = settings
         self._server = ServerOptions.read()
         self._cleanup = contextlib.ExitStack()
@@ -77,18 +79,17 @@ class Engine:
         except Exception as error:
             cause = self._errors.first() if self._errors else ""
             self._cleanup.close()
-            log.log_error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
+            logger.error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
             cause = cause or f"{type(error).__name__}: {error}"
             raise SettingsError(f"{where}: the engine did not start: {cause}") from error
 
     def _start(self) -> None:
-        phases = Phases(self._settings.name, self._log)
+        timer = StartupTimer(self._settings.name)
         launch = Launch(
             self._settings,
             server_metrics=self._server.metrics,
             cleanup=self._cleanup,
-            phases=phases,
-            log=self._log,
+            timer=timer,
         )
         self._settings = settings = launch.settings
         self._errors = launch.errors
@@ -101,15 +102,15 @@ class Engine:
             settings.serving.max_queued_tokens,
             lambda: self._vllm.queued_tokens(self._llm),
         )
-        self.openai = openai_server(settings, self._args, self.slot, self, self._log)
+        self.openai = openai_server(settings, self._args, self.slot, self)
         self._cleanup.callback(self.openai.close)
-        launch.resolve(phases)
-        self._service = Service(launch, self.admission, self.openai, self._cleanup, self._log)
+        launch.resolve(timer)
+        self._service = Service(launch, self.admission, self.openai, self._cleanup)
         self.parser = self._parser(launch.config)
         self._bring_to_life(launch)
-        phases.done("engine started: weights, compilation, warm-up as vLLM's lines say")
+        timer.lap("engine started: weights, compilation, warm-up as vLLM's lines say")
         self._guard()
-        phases.all_done("ready")
+        timer.total("ready")
 
     def _bring_to_life(self, launch: Launch) -> None:
         """Start the event loop, and in it the engine and what watches it."""
@@ -123,7 +124,6 @@ class Engine:
             begun=self._service.open,
             died=self.openai.engine_died,
             ending=self.openai.end_requests,
-            log=self._log,
         )
         self._cleanup.callback(lambda: self._loop.call(self._supervisor.end()))
         if isinstance(self.slot, FrontEndSlot) and self.slot.is_leader:
@@ -145,14 +145,12 @@ class Engine:
             drain_timeout_seconds(self._settings, self._server),
             self.openai,
             self._settings.name,
-            self._log,
         )
         watch = watch_server(
             self._settings,
             self._server,
             in_use=lambda: self._loop.has_requests,
             changed=self._on_readiness,
-            log=self._log,
         )
         self._cleanup.callback(watch.stop)
 
@@ -276,11 +274,11 @@ class Engine:
             self._supervisor.notice()  # vLLM has just told this request
             return self._supervisor.down or explained
         if isinstance(explained, GenerationError):
-            self._log.log_error(f"{request_id}: generation failed: {explained}")
+            logger.error(f"{request_id}: generation failed: {explained}")
         elif type(error) in (TypeError, ValueError):
             # Before vLLM had errors of its own for it, these meant a wrong request; they may also
             # mean a mistake of ours, so let the operator see them.
-            self._log.log_warn(f"{request_id}: refused: {type(error).__name__}: {one_line(error)}")
+            logger.warning(f"{request_id}: refused: {type(error).__name__}: {one_line(error)}")
         return explained
 
     def _on_readiness(self, ready: bool) -> None:
@@ -298,7 +296,7 @@ class Engine:
         self._supervisor.refuse(UnavailableError("the model is being unloaded"))
         aborted = self._loop.call(self._loop.end_requests(timeout=1.0))
         if aborted:
-            self._log.log_warn(f"{self._settings.name}: {aborted} requests aborted by the unload")
+            logger.warning(f"{self._settings.name}: {aborted} requests aborted by the unload")
         self._cleanup.close()
         # Else Python walks all that vLLM has imported once more before the process ends: seconds,
         # for which Triton waits, of one front end after the other.

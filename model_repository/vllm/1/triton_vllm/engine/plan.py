@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from typing import Any
 
 from triton_vllm.config.arguments import parse_engine_args
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError, one_line
-from triton_vllm.log import Log, Phases
+from triton_vllm.log import StartupTimer
 from triton_vllm.topology.cluster import cluster_of
 from triton_vllm.topology.cpus import parse_cpus
 from triton_vllm.topology.instances import Instance
 from triton_vllm.vllm_api.render.chat_options import ChatOptions
+
+logger = logging.getLogger(__name__)
 
 
 class Launch:
@@ -33,15 +36,13 @@ class Launch:
         *,
         server_metrics: bool,
         cleanup: contextlib.ExitStack,
-        phases: Phases,
-        log: Log,
+        timer: StartupTimer,
     ) -> None:
         """Import vLLM, which takes seconds. What is to be given back goes into ``cleanup``.
 
         ``server_metrics``: the server has metrics. Raises SettingsError, one line with what the
         operator can mend.
         """
-        self._log = log
         self._where = where = str(settings.engine_args_path)
         if settings.serving.vllm_log_level:
             os.environ["VLLM_LOGGING_LEVEL"] = settings.serving.vllm_log_level
@@ -56,15 +57,15 @@ class Launch:
         except ImportError as error:
             raise unusable_vllm(error) from error
         self.vllm = vllm_api
-        phases.done(f"vLLM {vllm_api.version()} imported")
-        self.args = parse_engine_args(settings.engine_args, where, log.log_warn)
+        timer.lap(f"vLLM {vllm_api.version()} imported")
+        self.args = parse_engine_args(settings.engine_args, where, logger.warning)
         self.reports_metrics = (
             settings.report_metrics and not self.args.disable_log_stats and server_metrics
         )
         self._adapt_args()
-        self.cluster = cluster_of(self.args, instance.devices, settings, log)
+        self.cluster = cluster_of(self.args, instance.devices, settings)
 
-    def resolve(self, phases: Phases) -> None:
+    def resolve(self, timer: StartupTimer) -> None:
         """Read the model's configuration, which sets ``config`` and ``chat``. Takes seconds.
 
         Raises SettingsError for a model that cannot be had, or options of chat that are wrong.
@@ -77,7 +78,7 @@ class Launch:
             ) from error
         self._config_is_new = True
         self.chat = ChatOptions(self.settings.chat, self.args, self._where)
-        phases.done(f"configuration of {self.args.model} resolved")
+        timer.lap(f"configuration of {self.args.model} resolved")
 
     def take_config(self) -> Any:
         """Return a configuration that no engine has had."""
@@ -90,7 +91,7 @@ class Launch:
         """Warn of what is dangerous in the engine arguments, and make them this front end's."""
         args, count = self.args, self.settings.front_ends
         if args.trust_remote_code:
-            self._log.log_warn(
+            logger.warning(
                 f'{self._where}: "trust_remote_code" runs code that comes with the model, with all '
                 "rights of the server"
             )

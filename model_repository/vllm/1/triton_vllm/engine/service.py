@@ -10,7 +10,6 @@ from triton_vllm.engine.plan import Launch
 from triton_vllm.engine.run import EngineLife
 from triton_vllm.limits.admission import Admission
 from triton_vllm.limits.grammar import GrammarLimit, NoGrammarLimit, limit_grammars
-from triton_vllm.log import Log
 from triton_vllm.protocol.generation import Work
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.vllm_api.render.renderers import Renderers
@@ -25,7 +24,6 @@ class Service:
         admission: Admission,
         openai: Any,
         cleanup: contextlib.ExitStack,
-        log: Log,
     ) -> None:
         """Read the adapters, once ``launch`` is resolved. Raises SettingsError.
 
@@ -37,11 +35,10 @@ class Service:
         self._admission = admission
         self._openai = openai
         self._cleanup = cleanup
-        self._log = log
         self._grammars: GrammarLimit | NoGrammarLimit | None = None
         self._adapters: Adapters | NoAdapters = NoAdapters()
         if launch.args.enable_lora:
-            self._adapters = Adapters.of_model(settings.directory, settings.version, log)
+            self._adapters = Adapters.of_model(settings.directory, settings.version)
 
     async def open(self, life: EngineLife) -> None:
         """Guard the door of what lives, then let requests in, at the HTTP port too."""
@@ -50,7 +47,6 @@ class Service:
             self._grammars = limit_grammars(
                 serving.grammar_compile_timeout_seconds,
                 self._vllm.grammar_tokenizer(life.llm),
-                self._log,
             )
             self._cleanup.callback(self._grammars.stop)
         life.llm.check_grammar = self._grammars.check

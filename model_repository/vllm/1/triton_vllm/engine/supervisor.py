@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -12,8 +13,10 @@ from triton_vllm.engine.restarts import Restarts
 from triton_vllm.engine.run import EngineLife
 from triton_vllm.errors import EngineDownError, ServingError, one_line
 from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.log import Log, Phases
+from triton_vllm.log import StartupTimer
 from triton_vllm.topology.nodes import end_engine
+
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 
@@ -35,7 +38,6 @@ class Supervisor:
         begun: Callable[[EngineLife], Coroutine[Any, Any, None]],
         died: Callable[[ServingError], object],
         ending: Callable[[], Awaitable[None]],
-        log: Log,
     ) -> None:
         """``begun`` follows each start of the engine, ``ending`` precedes each end.
 
@@ -51,7 +53,6 @@ class Supervisor:
         self._begun = begun
         self._died = died
         self._ending = ending
-        self._log = log
         self._life: EngineLife | None = None
         self._changes = asyncio.Lock()
         self._closing = False
@@ -79,7 +80,7 @@ class Supervisor:
             await life.lasts(self._begun(life))
         if self._slot.count > 1:
             front_end = f"front end {self._slot.index + 1} of {self._slot.count}"
-            self._log.log_info(f"{self._name}: {front_end} joins the engine")
+            logger.info(f"{self._name}: {front_end} joins the engine")
 
     async def end(self) -> None:
         """End the engine, or leave it to the front end that started it."""
@@ -120,7 +121,7 @@ class Supervisor:
         if self._changes.locked():  # it is just beginning, and begin() fails
             return
         self.down = EngineDownError(f"the engine died ({life.failure})")
-        self._log.log_error(f"{self._name}: {self.down}")
+        logger.error(f"{self._name}: {self.down}")
         why = str(self.down)
         if self._may_try():
             self.down = EngineDownError(f"{why} and is being restarted")
@@ -135,11 +136,11 @@ class Supervisor:
             seconds = self._restarts.start_try()
             number = f"{self._restarts.tries} of {self._restarts.limit}"
             what = f"restarting the engine, try {number}," if self._slot.is_leader else "joining it"
-            self._log.log_warn(f"{self._name}: {what} in {seconds:.0f} s")
+            logger.warning(f"{self._name}: {what} in {seconds:.0f} s")
             await asyncio.sleep(seconds)
             if self._closing:
                 return
-            phases, began = Phases(self._name, self._log), time.monotonic()
+            timer, began = StartupTimer(self._name), time.monotonic()
             try:
                 await self.end()
                 await self.begin()
@@ -147,11 +148,11 @@ class Supervisor:
                 logged = self._launch.errors.first(seconds=time.monotonic() - began)
                 cause = logged or one_line(failed)
                 why = f"the engine died and could not be restarted: {cause}"
-                self._log.log_error(f"{self._name}: no restart: {cause}")
+                logger.error(f"{self._name}: no restart: {cause}")
             else:
                 self._restarts.succeeded()
                 self.down = None
-                phases.done("engine restarted")
+                timer.lap("engine restarted")
                 return
         if not self._closing and not self._slot.is_closing:  # an unload ends the tries, too
             self._slot.announce_restarts_exhausted()  # so that the others stop waiting

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import UnavailableError, one_line
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission
-from triton_vllm.log import Log
+
+logger = logging.getLogger(__name__)
 
 _PERIOD = 0.5  # seconds between two questions
 _PATIENCE = 2.0  # seconds for an answer
@@ -74,7 +76,6 @@ class Drain:
         seconds: float,
         other_door: OtherDoor,
         name: str,
-        log: Log,
     ) -> None:
         """Give what runs ``seconds`` to finish, once it has begun.
 
@@ -85,7 +86,6 @@ class Drain:
         self._seconds = seconds
         self._other_door = other_door
         self._name = name
-        self._log = log
         self._timer: asyncio.TimerHandle | None = None
         self.ended: UnavailableError | None = None
 
@@ -93,7 +93,7 @@ class Drain:
         """Refuse new requests; give those that run their time."""
         why = UnavailableError("the model is being unloaded or the server stopped")
         self._admission.close(why)
-        self._log.log_info(
+        logger.info(
             f"{self._name}: {why}: {self._admission.live} requests may run for "
             f"{self._seconds:g} s more"
         )
@@ -107,13 +107,13 @@ class Drain:
         self._other_door.take_back()
         self.ended = None
         self._admission.reopen()
-        self._log.log_info(f"{self._name}: ready again")
+        logger.info(f"{self._name}: ready again")
 
     def _end(self, why: UnavailableError) -> None:
         self.ended = UnavailableError(f"{why}, and {self._seconds:g} s of grace are over")
         aborted = self._loop.cancel_requests()
         if aborted:
-            self._log.log_warn(f"{self._name}: {aborted} requests aborted: {why}")
+            logger.warning(f"{self._name}: {aborted} requests aborted: {why}")
 
 
 class NoWatch:
@@ -131,13 +131,11 @@ class ServerWatch:
         ask: Callable[[], Answer],
         in_use: Callable[[], bool],
         changed: Callable[[bool], None],
-        log: Log,
     ) -> None:
         """Call ``changed(False)`` when the model is no longer ready, ``changed(True)`` if again."""
         self._ask = ask
         self._in_use = in_use
         self._changed = changed
-        self._log = log
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="server-watch", daemon=True)
         self._thread.start()
@@ -155,7 +153,7 @@ class ServerWatch:
                 if ready is not None:
                     self._changed(ready)
             except Exception as error:
-                self._log.log_error(f"asking the server: {one_line(error)}")
+                logger.error(f"asking the server: {one_line(error)}")
 
 
 class Judge:
@@ -191,7 +189,6 @@ def watch_server(
     server: ServerOptions,
     in_use: Callable[[], bool],
     changed: Callable[[bool], None],
-    log: Log,
 ) -> ServerWatch | NoWatch:
     """Start to watch the server, where it can be asked.
 
@@ -199,12 +196,12 @@ def watch_server(
     """
     http = server.http
     if http is None:
-        log.log_warn(f"{settings.name}: the server has no HTTP to ask: requests are not drained")
+        logger.warning(f"{settings.name}: the server has no HTTP to ask: requests are not drained")
         return NoWatch()
     # The model's metadata, not its `ready`: that is also no, from 26.03 on, while an engine of any
     # instance is down.
     path = f"/v2/models/{quote(settings.name, safe='')}/versions/{settings.version}"
-    return ServerWatch(lambda: ask_server(http, path), in_use, changed, log)
+    return ServerWatch(lambda: ask_server(http, path), in_use, changed)
 
 
 def drain_timeout_seconds(settings: ModelSettings, server: ServerOptions) -> float:

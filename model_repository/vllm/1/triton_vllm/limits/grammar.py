@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import math
 import threading
 import time
@@ -22,7 +23,8 @@ from typing import Any
 from triton_vllm.errors import RequestError, UnavailableError, one_line
 from triton_vllm.limits import grammar_compiler
 from triton_vllm.limits.grammar_process import GrammarProcess, NoGrammarProcess
-from triton_vllm.log import Log
+
+logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 65_536
 MAX_TRIALS = 32  # new grammars that are tried, or wait for it, in one front end
@@ -59,14 +61,13 @@ class GrammarLimit:
     ``check`` belongs to the event loop, the process to one thread.
     """
 
-    def __init__(self, seconds: float, tokenizer: Callable[[], str], log: Log) -> None:
+    def __init__(self, seconds: float, tokenizer: Callable[[], str]) -> None:
         """Refuse what takes longer than ``seconds``.
 
         The process is started with the first grammar; ``tokenizer`` returns what it needs.
         """
         self._seconds = seconds
         self._tokenizer = tokenizer
-        self._log = log
         self._trials: dict[bytes, _Trial] = {}
         self._verdicts: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # and until when
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
@@ -135,14 +136,14 @@ class GrammarLimit:
         try:
             return self._process.compile(kind, text)
         except UnavailableError as error:
-            self._log.log_warn(f"a grammar was refused untried: {one_line(error)}")
+            logger.warning(f"a grammar was refused untried: {one_line(error)}")
             raise
 
     def _make_process(self) -> GrammarProcess | NoGrammarProcess:
         try:
             tokenizer = self._tokenizer()
         except Exception as error:  # then the engine's xgrammar has none either
-            self._log.log_warn(f"grammars go to the engine untried: {one_line(error)}")
+            logger.warning(f"grammars go to the engine untried: {one_line(error)}")
             return NoGrammarProcess()
         return GrammarProcess(self._seconds, tokenizer, self._stopping)
 
@@ -175,9 +176,9 @@ def grammar_of(structured_outputs: Any) -> tuple[str, str]:
 
 
 def limit_grammars(
-    seconds: float, tokenizer: Callable[[], str] | None, log: Log
+    seconds: float, tokenizer: Callable[[], str] | None
 ) -> GrammarLimit | NoGrammarLimit:
     """Return the limit that the operator has set, where the grammars' backend needs one."""
     if not seconds or tokenizer is None:
         return NoGrammarLimit()
-    return GrammarLimit(seconds, tokenizer, log)
+    return GrammarLimit(seconds, tokenizer)

@@ -14,6 +14,7 @@ Two threads that touch one metric crash Triton 24.10: no other thread ever sees 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,8 +23,9 @@ from triton_vllm.config.settings import ModelSettings
 from triton_vllm.counters import Traffic
 from triton_vllm.engine.engine import Engine
 from triton_vllm.errors import one_line
-from triton_vllm.log import Log
 from triton_vllm.metrics.front_end import FrontEndMetrics
+
+logger = logging.getLogger(__name__)
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -60,7 +62,6 @@ def export_metrics(
         [own, engine.vllm_metrics()] if slot.is_leader else [own],
         labels,
         settings.serving.metrics_interval_seconds,
-        pb_utils.Logger,
     )
 
 
@@ -80,14 +81,12 @@ class MetricsExport:
         registries: Sequence[Registry],
         labels: Mapping[str, str],
         period: float,
-        log: Log,
     ) -> None:
         """Start to export every ``period`` seconds; ``labels`` are added to each metric."""
         self._pb_utils = pb_utils
         self._registries = registries
         self._labels = dict(labels)
         self._period = period
-        self._log = log
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, Labels], _Exported] = {}
         self._stop = threading.Event()
@@ -110,7 +109,7 @@ class MetricsExport:
                 # One that passes, as a file that another front end is just making, must not end
                 # the export; one that stays must not fill the log.
                 if (reason := one_line(error)) != complaint:
-                    self._log.log_warn(f"metrics not exported: {reason}")
+                    logger.warning(f"metrics not exported: {reason}")
                 complaint = reason
             else:
                 complaint = ""

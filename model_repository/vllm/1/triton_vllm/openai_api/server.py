@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.counters import Traffic
 from triton_vllm.errors import ServingError, SettingsError, UnavailableError, one_line
-from triton_vllm.log import Log
 from triton_vllm.openai_api.arguments import parse_frontend_args
 from triton_vllm.openai_api.middleware import Door, Gate
 from triton_vllm.openai_api.port import Port
 from triton_vllm.topology.draining import draining
 from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from triton_vllm.vllm_api import api as vllm_api
@@ -62,7 +64,6 @@ def openai_server(
     engine_args: vllm_api.AsyncEngineArgs,
     slot: FrontEndSlot | SingleFrontEnd,
     door: Door,
-    log: Log,
 ) -> OpenAIServer | NoOpenAIServer:
     """Return the server that the settings ask for, its port taken, where this front end leads.
 
@@ -86,9 +87,9 @@ def openai_server(
     keys = openai.read_api_keys(where)
     args.host, args.port, args.api_key = openai.host, openai.port, list(keys) or None
     if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
-        log.log_warn(f"{where}: {openai.host} can be reached from other machines, without a key")
+        logger.warning(f"{where}: {openai.host} can be reached from other machines, without a key")
     gate = Gate(door, keys, settings.serving.default_timeout_seconds)
-    return OpenAIServer(settings, args, engine_args, slot, gate, log)
+    return OpenAIServer(settings, args, engine_args, slot, gate)
 
 
 def moved(where: str, error: ImportError) -> SettingsError:
@@ -112,7 +113,6 @@ class OpenAIServer:
         engine_args: vllm_api.AsyncEngineArgs,
         slot: FrontEndSlot | SingleFrontEnd,
         gate: Gate,
-        log: Log,
     ) -> None:
         """``args`` are those of vLLM's front end. Raises SettingsError: port or TLS files."""
         import uvicorn
@@ -132,7 +132,6 @@ class OpenAIServer:
         self._slot = slot
         self._gate = gate
         self._where = f'{settings.engine_args_path}: "serving.openai"'
-        self._log = log
         self._front_end = vllm_openai.FrontEnd(args, engine_args)
         self._watch_certificates = vllm_openai.watch_certificates
         self._draining = draining(slot)
@@ -197,7 +196,7 @@ class OpenAIServer:
         self._certificates = self._watch_certificates(self._args, config.ssl)
         if not self._slot.is_leader:
             self._background.add(asyncio.create_task(self._drain_with_leader()))
-        self._log.log_info(
+        logger.info(
             f"{self._name}: OpenAI-compatible HTTP on {'https' if config.is_ssl else 'http'}://"
             f"{self._settings.host}:{self._settings.port}/v1"
         )
@@ -226,7 +225,7 @@ class OpenAIServer:
             UnavailableError(f"{why}, and {self._drain_seconds:g} s of grace are over")
         )
         if ended:
-            self._log.log_warn(f"{self._name}: {ended} OpenAI requests aborted: {why}")
+            logger.warning(f"{self._name}: {ended} OpenAI requests aborted: {why}")
 
     def engine_died(self, why: ServingError) -> None:
         """Answer what is under way: no engine will."""

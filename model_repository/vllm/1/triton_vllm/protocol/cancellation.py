@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from triton_vllm.log import Log
 from triton_vllm.protocol.stream import ResponseStream
+
+logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 5.0
 
@@ -22,11 +24,8 @@ _STOP_SECONDS = 5.0
 class CancellationWatcher:
     """Cancels the task of each request whose client is gone."""
 
-    def __init__(
-        self, period: float, cancel: Callable[[asyncio.Task[Any]], object], log: Log
-    ) -> None:
+    def __init__(self, period: float, cancel: Callable[[asyncio.Task[Any]], object]) -> None:
         """Start to ask every ``period`` seconds; ``cancel`` is called in the task's event loop."""
-        self._log = log
         self._cancel_task = cancel
         self._period = period
         self._live: dict[ResponseStream, asyncio.Task[None]] = {}
@@ -66,7 +65,7 @@ class CancellationWatcher:
                     if stream.is_cancelled():
                         task.get_loop().call_soon_threadsafe(self._cancel, stream)
                 except Exception as error:
-                    self._log.log_error(f"cancellation: {error}")
+                    logger.error(f"cancellation: {error}")
 
     def _cancel(self, stream: ResponseStream) -> None:
         """Cancel the stream's task, if it is still at work. Event loop only."""

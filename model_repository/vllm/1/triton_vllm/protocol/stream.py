@@ -10,6 +10,7 @@ nobody's text is lost.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -18,10 +19,11 @@ from typing import Any
 
 from triton_vllm.counters import Traffic
 from triton_vllm.errors import GenerationError, ServingError, one_line
-from triton_vllm.log import Log
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.encode import ResponseMaker
 from triton_vllm.protocol.requests import GenerationRequest
+
+logger = logging.getLogger(__name__)
 
 Message = Delta | ServingError
 
@@ -135,9 +137,8 @@ class SenderPool:
     ``traffic`` holds what each of them has sent.
     """
 
-    def __init__(self, pb_utils: Any, threads: int, max_tokens_per_response: int, log: Log) -> None:
+    def __init__(self, pb_utils: Any, threads: int, max_tokens_per_response: int) -> None:
         """Start ``threads`` threads. ``max_tokens_per_response`` bounds merging; 0: no bound."""
-        self._log = log
         self._max_tokens = max_tokens_per_response or None
         self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads)]
         self._makers = [ResponseMaker(pb_utils) for _ in range(threads)]
@@ -173,7 +174,7 @@ class SenderPool:
             try:
                 messages = merge(messages, self._max_tokens)
             except Exception as error:
-                self._log.log_error(f"deltas not merged: {one_line(error)}")
+                logger.error(f"deltas not merged: {one_line(error)}")
             traffic.merged_deltas += came - len(messages)
             since = time.perf_counter()
             for stream, message in messages:
@@ -209,7 +210,7 @@ class SenderPool:
 
     def _log_error(self, stream: ResponseStream, text: str) -> None:
         request_id = stream.request.request_id if stream.request else "(undecoded)"
-        self._log.log_error(f"{request_id}: {text}")
+        logger.error(f"{request_id}: {text}")
 
 
 def merge(

@@ -9,6 +9,7 @@ is lost is a death of the engine: it is restarted, which begins at the gate.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import time
@@ -17,11 +18,12 @@ from typing import Any, Protocol
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.log import Log
 from triton_vllm.topology import ray_cluster
 from triton_vllm.topology.gpus import Parallelism, check_gpus
 from triton_vllm.topology.nodes import MultiNode
 from triton_vllm.topology.ray_cluster import Placement
+
+logger = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 15.0
 _POLL_SECONDS = 0.5
@@ -62,7 +64,6 @@ class RayCluster:
         workers: int,
         device: str,
         seconds: float,
-        log: Log,
         *,
         fits_here: bool,
     ) -> None:
@@ -75,7 +76,6 @@ class RayCluster:
         self._seconds = seconds
         self._closing = False
         self._placement: Placement | None = None
-        self._log = log
         self._fits_here = fits_here and not os.environ.get("RAY_ADDRESS")
 
     @contextlib.contextmanager
@@ -95,7 +95,7 @@ class RayCluster:
                 raise self._too_late(missing)
             if now - reported > _REPORT_SECONDS or reported == since:
                 reported = now
-                self._log.log_info(f"waiting for the Ray cluster: {missing}")
+                logger.info(f"waiting for the Ray cluster: {missing}")
         with Placement.offered(self._seconds - (time.monotonic() - since)) as placement:
             self._placement = placement
             try:
@@ -149,7 +149,7 @@ class RayCluster:
             placement.withdraw()
 
 
-def cluster_of(args: Any, devices: str, settings: ModelSettings, log: Log) -> Cluster:
+def cluster_of(args: Any, devices: str, settings: ModelSettings) -> Cluster:
     """Return the machines that vLLM's engine arguments ask for.
 
     ``devices`` are the GPUs that config.pbtxt gives to the engine, if any. Raises SettingsError
@@ -176,7 +176,7 @@ def cluster_of(args: Any, devices: str, settings: ModelSettings, log: Log) -> Cl
                 "built for a device that it does not use with Ray"
             )
         fits = parallelism.workers <= (vllm_parallel.visible_gpus() or 0)
-        return RayCluster(parallelism.workers, device, seconds, log, fits_here=fits)
+        return RayCluster(parallelism.workers, device, seconds, fits_here=fits)
     if args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
-        return MultiNode(vllm_parallel.rendezvous(args), seconds, log)
+        return MultiNode(vllm_parallel.rendezvous(args), seconds)
     return SingleNode()

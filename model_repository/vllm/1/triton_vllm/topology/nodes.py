@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import threading
 import time
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from triton_vllm.errors import SettingsError
-from triton_vllm.log import Log
+
+logger = logging.getLogger(__name__)
 
 _ESTABLISHED = "01"  # <net/tcp_states.h>
 _PING_SECONDS = 10.0
@@ -50,11 +52,10 @@ class Rendezvous:
 class MultiNode:
     """The head's view of the others."""
 
-    def __init__(self, rendezvous: Rendezvous | None, seconds: float, log: Log) -> None:
+    def __init__(self, rendezvous: Rendezvous | None, seconds: float) -> None:
         """Wait ``seconds`` for all nodes at the ``rendezvous``; None: this is not the head node."""
         self._rendezvous = rendezvous
         self._seconds = seconds
-        self._log = log
         self._failure = ""
         self._closing = False
 
@@ -110,7 +111,7 @@ class MultiNode:
                 return
             if now - since > 5 and now - reported > _REPORT_SECONDS:
                 reported = now
-                self._log.log_info(f"waiting for the cluster: {missing}")
+                logger.info(f"waiting for the cluster: {missing}")
 
     async def watch(self, llm: Any) -> None:
         """Ask all engines now and then; when one does not answer, end the processes here."""
@@ -119,14 +120,14 @@ class MultiNode:
             try:
                 await asyncio.wait_for(llm.engine_core.is_sleeping_async(), _PATIENCE_SECONDS)
             except TimeoutError:
-                self._log.log_error(
+                logger.error(
                     f"an engine of the cluster has not answered for {_PATIENCE_SECONDS:g} s: "
                     "it is taken for lost"
                 )
                 end_engine()
                 return
             except Exception as error:  # it died, and those who watch its process know
-                self._log.log_info(f"the cluster is no longer watched: {type(error).__name__}")
+                logger.info(f"the cluster is no longer watched: {type(error).__name__}")
                 return
 
 
