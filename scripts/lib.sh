@@ -5,6 +5,8 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 CACHE="${TRITON_VLLM_CACHE:-$ROOT/.cache}"
 case "$CACHE" in /*) ;; *) CACHE="$PWD/$CACHE" ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
+# shellcheck source=scripts/uv.sh disable=SC1091
+. "$ROOT/scripts/uv.sh"
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 err() { say "error: $*"; exit 1; }
@@ -17,8 +19,44 @@ need_python() {
     need_cmd python3 "Python 3.10 to 3.13"
     python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
         err "python3 is $(python3 --version): put a Python 3.10 to 3.13 first on PATH"
-    python3 -m pip --version >/dev/null 2>&1 ||
-        err "python3 has no pip: install python3-pip, or run 'python3 -m ensurepip'"
+    python3 -c 'import pip' 2>/dev/null || python3 -c 'import ensurepip' 2>/dev/null ||
+        err "python3 has neither pip nor venv: install python3-venv"
+}
+
+# need_uv: set UV. What uv downloads and unpacks stays in the cache, and what is installed there links
+# to it, so that it takes no room of its own.
+need_uv() {
+    export UV_CACHE_DIR="${UV_CACHE_DIR:-$CACHE/uv/cache}"
+    use_uv "$CACHE/uv/program"
+}
+
+# make_venv FOLDER LOCK: an environment of python3 that holds what requirements/LOCK names. Nothing
+# is done where it is there already.
+make_venv() {
+    local stamp
+    stamp="$(python3 --version) $(cat "$REQUIREMENTS/$2")"
+    [ "$(cat "$1/stamp" 2>/dev/null)" != "$stamp" ] || return 0
+    need_uv
+    rm -rf "$1"
+    "$UV" venv --quiet --python python3 "$1" >&2 || err "uv cannot make an environment in $1, its reason is above"
+    uv_install "$2" --python "$1/bin/python" >&2 || uv_failed "$2"
+    printf '%s\n' "$stamp" >"$1/stamp"
+}
+
+# make_package_folder FOLDER LOCK PYTHON: a folder for PYTHONPATH that holds what requirements/LOCK
+# names, for the interpreter PYTHON.
+make_package_folder() {
+    local stamp
+    stamp="$("$3" --version) $(cat "$REQUIREMENTS/$2")"
+    [ "$(cat "$1.stamp" 2>/dev/null)" != "$stamp" ] || return 0
+    need_uv
+    rm -rf "$1" "$1.stamp"
+    uv_install "$2" --python "$3" --target "$1" >&2 || uv_failed "$2"
+    printf '%s\n' "$stamp" >"$1.stamp"
+}
+
+uv_failed() {
+    err "uv cannot install requirements/$1, its reason is above: check the network and PIP_INDEX_URL, then run this again"
 }
 
 # need_free_mb FOLDER MB: the file system that holds FOLDER has that much to spare.
