@@ -55,7 +55,7 @@ FROM ${BASE_IMAGE} AS repository
 
 # The one place that knows how config.pbtxt names its environment.
 COPY scripts/vllm_env.py /build/
-# For a container's health checks: docs/reliability.md says what each of its probes means.
+# For a container's health checks: docs/operations/reliability.md says what each of its probes means.
 COPY scripts/probe.py /opt/triton_vllm/
 # After the tools, because it changes most often of all.
 COPY model_repository/ /models/

@@ -12,7 +12,7 @@
 #                are for what differs here, such as --node-rank 1 or --data-parallel-start-rank 1
 #
 # Writes nothing and stays in the foreground, as the process that it becomes: "ray start --block" or
-# "vllm serve --headless". Let a supervisor start it again when it ends. docs/multi-gpu.md.
+# "vllm serve --headless". Let a supervisor start it again when it ends. docs/multi-node.md.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -125,7 +125,7 @@ class Connection:
     """A connection on which each request has a stream of its own, read to its end.
 
     A stream for several requests can cost the server: one that is sent while the model is being
-    unloaded may abort Triton (docs/reliability.md).
+    unloaded may abort Triton (docs/operations/reliability.md).
     """
 
     def __init__(self, server: TritonServer) -> None:

@@ -1,7 +1,7 @@
 """One engine on two machines, through Ray and through vLLM itself; one of them is lost.
 
 The machines are this one and a network namespace of it: needs root. Ray is looked for in
-TRITON_VLLM_RAY, where scripts/test.sh --all installs it. What was seen: docs/multi-gpu.md.
+TRITON_VLLM_RAY, where scripts/test.sh --all installs it. What was seen: docs/multi-node.md.
 """
 
 from __future__ import annotations

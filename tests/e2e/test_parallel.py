@@ -1,6 +1,6 @@
 """Engines of several workers, several engines, and several of both, on the CPU's own vLLM.
 
-What it cannot do here is told in docs/multi-gpu.md. CUDA_VISIBLE_DEVICES means nothing to it, so
+What it cannot do here is told in docs/scaling.md. CUDA_VISIBLE_DEVICES means nothing to it, so
 that it can be looked at.
 """
 

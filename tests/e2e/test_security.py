@@ -44,7 +44,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[TritonServer]:
-    """A server without models, closed as docs/security.md says."""
+    """A server without models, closed as docs/operations/security.md says."""
     check_prerequisites()
     options = (
         f"--http-restricted-api={ADMIN}:{KEY}={SECRET}",

@@ -1,4 +1,4 @@
-"""Requests on one connection, each on its own gRPC stream, as docs/reliability.md advises."""
+"""Requests on one connection, each on its own gRPC stream, as docs/operations/reliability.md advises."""
 
 from __future__ import annotations
 

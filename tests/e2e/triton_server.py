@@ -99,7 +99,7 @@ class TritonFaultError(RuntimeError):
     """Triton 24.10 itself failed to start, as it does now and then on an overloaded machine.
 
     It gives up on a stub that shows no sign of life for a second, and then waits for its end for
-    ever; or it aborts when it cannot lock its shared memory within ten (docs/reliability.md).
+    ever; or it aborts when it cannot lock its shared memory within ten (docs/operations/reliability.md).
     """
 
 
@@ -486,7 +486,7 @@ def refusal(
     """Send a request that is refused; return the name of the gRPC status, and the message.
 
     A stream carries no status unless it is asked to: then Triton ends it with the error's own. Over
-    HTTP Triton answers 400 to whatever error a model has (docs/reliability.md).
+    HTTP Triton answers 400 to whatever error a model has (docs/operations/reliability.md).
     """
     ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:

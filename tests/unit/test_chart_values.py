@@ -26,8 +26,8 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def test_the_table_lists_every_value_with_its_default() -> None:
-    """docs/kubernetes.md has a row for each value of values.yaml, and no other."""
-    text = chart.file_of("docs/kubernetes.md")
+    """docs/operations/kubernetes.md has a row for each value of values.yaml, and no other."""
+    text = chart.file_of("docs/operations/kubernetes.md")
     rows = re.findall(r"^\| `([\w.]+)` \| `(.*?)` \| ", text, re.MULTILINE)
     expected = [(name, json.dumps(value)) for name, value in leaves(chart.values_of_chart())]
     assert expected == rows

