@@ -66,7 +66,7 @@ def on_gpus(devices: str, count: int = 1) -> Callable[[Path], object]:
 FILE = "vllm_engine_args.json: "
 MISTAKES = {
     "no_file": Mistake(
-        lambda model: (model / "vllm_engine_args.json").unlink(), (FILE, "missing", '"model"')
+        lambda model: (model / "vllm_engine_args.json").unlink(), (FILE, "no such file", '"model"')
     ),
     "malformed": Mistake(
         engine_args('{"model": "m",\n "dtype" "auto"}'), (FILE, "not JSON", "line 2, column 10")
@@ -99,7 +99,7 @@ MISTAKES = {
     ),
     "two_files": Mistake(
         lambda model: (model / "1/model.json").write_text("{}"),
-        ("1/model.json: ", "vllm_engine_args.json is there, too"),
+        ("1/model.json: ", "vllm_engine_args.json exists too"),
     ),
     "overlapping_gpus": Mistake(
         on_gpus("0,1;1,2", 2), ("config.pbtxt: ", "gpu_device_ids has GPU 1 twice")

@@ -102,7 +102,7 @@ def test_a_malformed_list_fails_the_load_but_not_a_running_model(
 
 def test_a_missing_list_fails_the_load(tmp_path: Path) -> None:
     """The error says what the file is for, and what an empty one looks like."""
-    with pytest.raises(SettingsError, match=re.escape("({} for none yet)")):
+    with pytest.raises(SettingsError, match=re.escape("{} for none yet")):
         Adapters(tmp_path / ADAPTERS_FILE)
 
 

@@ -13,10 +13,13 @@ from triton_vllm.config.settings import ServingSettings
 from triton_vllm.errors import SettingsError
 
 WHERE = '/m/vllm_engine_args.json: "serving.openai"'
+FILE = "/m/vllm_engine_args.json"
 
 
 def read(**given: Any) -> OpenAISettings:
-    return OpenAISettings.from_json({"port": 9000, **given}, WHERE)
+    openai = ServingSettings.from_json({"openai": {"port": 9000, **given}}, FILE).openai
+    assert openai
+    return openai
 
 
 def test_no_object_opens_no_port() -> None:
@@ -58,22 +61,33 @@ def test_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("yes", "must be an object, got 'yes'"),
-        ({}, '"port" must be an integer from 1 to 65535, but is missing'),
-        ({"port": "80"}, "\"port\" must be an integer from 1 to 65535, got '80'"),
-        ({"port": True}, '"port" must be an integer from 1 to 65535, got True'),
-        ({"port": 0}, '"port" must be an integer from 1 to 65535, got 0'),
-        ({"port": 1, "host": ""}, "\"host\" must be a string, got ''"),
-        ({"port": 1, "host": None}, '"host" must be a string, got None'),
+        ("yes", '" must be an object, got "yes"'),
+        ({}, '.port" must be an integer from 1 to 65535, but it is missing'),
+        ({"port": "80"}, '.port" must be an integer from 1 to 65535, got "80"'),
+        ({"port": True}, '.port" must be an integer from 1 to 65535, got true'),
+        ({"port": 0}, '.port" must be an integer from 1 to 65535, got 0'),
+        ({"port": 1, "host": ""}, '.host" must be a string that is not empty, got ""'),
+        ({"port": 1, "host": None}, '.host" must be a string that is not empty, got null'),
         (
             {"port": 1, "drain_timeout_seconds": -1},
-            '"drain_timeout_seconds" must be a number from 0 to 3600',
+            '.drain_timeout_seconds" must be a number from 0 to 3600, got -1',
         ),
-        ({"port": 1, "drain_timeout_seconds": True}, '"drain_timeout_seconds" must be a number'),
-        ({"port": 1, "served_model_name": [""]}, '"served_model_name" must be a string or an'),
+        (
+            {"port": 1, "drain_timeout_seconds": True},
+            '.drain_timeout_seconds" must be a number from 0 to 3600, got true',
+        ),
+        (
+            {"port": 1, "served_model_name": [1]},
+            '.served_model_name" must be a string or an array of strings, got 1',
+        ),
+        ({"port": 1, "served_model_name": [""]}, '": "served_model_name" must not be empty'),
         (
             {"port": 1, "api_keys_env": "A", "api_keys_file": "/f"},
-            '"api_keys_env" and "api_keys_file" exclude each other',
+            '": "api_keys_env" and "api_keys_file" exclude each other',
+        ),
+        (
+            {"port": 1, "drain_seconds": 3},
+            '.drain_seconds" is now called "drain_timeout_seconds"',
         ),
     ],
     ids=lambda value: json.dumps(value) if not isinstance(value, str) else "",
@@ -81,8 +95,8 @@ def test_the_defaults() -> None:
 def test_wrong_settings_are_refused_in_one_line(given: object, expected: str) -> None:
     """The line names the file, the object, the key and what came."""
     with pytest.raises(SettingsError) as raised:
-        OpenAISettings.from_json(given, WHERE)
-    assert str(raised.value).startswith(f"{WHERE}: {expected}")
+        ServingSettings.from_json({"openai": given}, FILE)
+    assert str(raised.value) == f'{FILE}: "serving.openai{expected}'
 
 
 def test_keys_are_the_words_of_a_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_vllm.config.settings import (
-    ModelSettings,
-    ServingSettings,
-    read_json_object,
-)
+from triton_vllm.config.files import read_json_object
+from triton_vllm.config.settings import RENAMED, ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
 
+CONTENT = 'the engine arguments, at least {"model": "..."}'
 DECOUPLED = {"model_transaction_policy": {"decoupled": True}}
 
 
@@ -94,7 +93,7 @@ def test_two_files_of_engine_arguments_are_refused(tmp_path: Path) -> None:
     write(tmp_path, '{"model": "m"}')
     (tmp_path / "1").mkdir()
     (tmp_path / "1/model.json").write_text('{"model": "n"}')
-    with pytest.raises(SettingsError, match=r"model\.json: .*vllm_engine_args\.json is there, too"):
+    with pytest.raises(SettingsError, match=r"model\.json: .*vllm_engine_args\.json exists too"):
         ModelSettings.from_triton(triton_args(tmp_path, DECOUPLED))
 
 
@@ -166,7 +165,7 @@ def test_a_model_that_is_not_decoupled_is_refused(tmp_path: Path, config: dict[s
         ("[]", "must hold a JSON object, holds list"),
         ("null", "must hold a JSON object, holds NoneType"),
         (b'{"model": "\xff"}', "cannot be read: .*utf-8"),
-        ('{"model": "a", "model": "b"}', 'the key "model" stands there twice'),
+        ('{"model": "a", "model": "b"}', 'the key "model" is given twice'),
         ("[" * 100_000, "cannot be read|not JSON"),
     ],
     ids=[
@@ -186,21 +185,23 @@ def test_a_malformed_file_is_said_with_its_place(
     """A file that is no JSON object raises one line with its path and, where known, the place."""
     path = write(tmp_path, content)
     with pytest.raises(SettingsError, match=expected) as raised:
-        read_json_object(path)
+        read_json_object(path, CONTENT)
     assert str(raised.value).startswith(f"{path}: ")
 
 
 def test_a_missing_file_is_said_with_what_it_should_hold(tmp_path: Path) -> None:
     """A missing file raises one line with its path and the least that it must hold."""
     path = tmp_path / "vllm_engine_args.json"
-    with pytest.raises(SettingsError, match=re.escape(f"{path}: missing") + '.*{"model": "..."}'):
-        read_json_object(path)
+    with pytest.raises(
+        SettingsError, match=re.escape(f"{path}: no such file") + '.*{"model": "..."}'
+    ):
+        read_json_object(path, CONTENT)
 
 
 def test_a_folder_in_the_files_place_is_said(tmp_path: Path) -> None:
     """What cannot be read at all raises one line with the system's reason."""
     with pytest.raises(SettingsError, match=r"cannot be read: .*[Dd]irectory"):
-        read_json_object(tmp_path)
+        read_json_object(tmp_path, CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -208,25 +209,37 @@ def test_a_folder_in_the_files_place_is_said(tmp_path: Path) -> None:
     [
         ([], '"serving" must be an object, got []'),
         (
-            {"cancellation_check_second": 1},
-            '"cancellation_check_second", did you mean "cancellation_poll_seconds"?',
+            {"cancellation_pol_seconds": 1},
+            '"cancellation_pol_seconds", did you mean "cancellation_poll_seconds"?',
         ),
-        ({"zzz": 1}, 'the unknown key "zzz", allowed: sender_threads, '),
-        ({"sender_threads": "4"}, "\"serving.sender_threads\" must be int from 0 to 64, got '4'"),
-        ({"sender_threads": True}, '"serving.sender_threads" must be int from 0 to 64, got True'),
-        ({"sender_threads": 1.5}, '"serving.sender_threads" must be int from 0 to 64, got 1.5'),
-        ({"sender_threads": 65}, '"serving.sender_threads" must be int from 0 to 64, got 65'),
+        ({"zzz": 1}, '"serving": unknown key "zzz", allowed: sender_threads, '),
+        (
+            {"sender_threads": "4"},
+            '"serving.sender_threads" must be an integer from 0 to 64, got "4"',
+        ),
+        (
+            {"sender_threads": True},
+            '"serving.sender_threads" must be an integer from 0 to 64, got true',
+        ),
+        (
+            {"sender_threads": 1.5},
+            '"serving.sender_threads" must be an integer from 0 to 64, got 1.5',
+        ),
+        (
+            {"sender_threads": 65},
+            '"serving.sender_threads" must be an integer from 0 to 64, got 65',
+        ),
         (
             {"cancellation_poll_seconds": -1},
-            '"serving.cancellation_poll_seconds" must be float from 0.01 to 60, got -1',
+            '"serving.cancellation_poll_seconds" must be a number from 0.01 to 60, got -1',
         ),
         (
             {"cancellation_poll_seconds": None},
-            '"serving.cancellation_poll_seconds" must be float from 0.01 to 60, got None',
+            '"serving.cancellation_poll_seconds" must be a number from 0.01 to 60, got null',
         ),
         (
             {"cancellation_poll_seconds": 0},
-            '"serving.cancellation_poll_seconds" must be float from 0.01 to 60, got 0',
+            '"serving.cancellation_poll_seconds" must be a number from 0.01 to 60, got 0',
         ),
     ],
     ids=[
@@ -252,24 +265,39 @@ def test_wrong_serving_settings_are_refused(serving: object, expected: str) -> N
 
 def test_nan_is_no_number_of_seconds(tmp_path: Path) -> None:
     """NaN, which Python's JSON accepts, is out of every range."""
-    with pytest.raises(SettingsError, match="got nan"):
+    with pytest.raises(SettingsError, match="got NaN"):
         ServingSettings.from_json({"cancellation_poll_seconds": float("nan")}, "f.json")
 
 
+@pytest.mark.parametrize("name", RENAMED)
+def test_an_old_name_fails_the_load_with_the_new_one(name: str) -> None:
+    """It is neither read nor taken for an unknown key."""
+    line = f'f.json: "serving.{name}" is now called "{RENAMED[name]}"'
+    with pytest.raises(SettingsError) as raised:
+        ServingSettings.from_json({name: 1}, "f.json")
+    assert line == str(raised.value)
+
+
+def test_the_new_names_exist() -> None:
+    """What an old name's line says can be written."""
+    assert set() == set(RENAMED.values()) - {f.name for f in fields(ServingSettings)}
+
+
+LIMITED = {f.name: f.metadata for f in fields(ServingSettings) if "ge" in f.metadata}
 numbers = st.integers(-1, 70) | st.floats(allow_nan=True) | st.booleans() | st.none() | st.text()
 
 
-@given(st.dictionaries(st.sampled_from(list(ServingSettings.LIMITS)), numbers))
+@given(st.dictionaries(st.sampled_from(list(LIMITED)), numbers))
 def test_serving_settings_are_in_range_or_refused(given_settings: dict[str, Any]) -> None:
-    """Whatever stands in "serving", the result keeps its limits, or SettingsError is raised."""
+    """Whatever "serving" holds, the result keeps its limits, or SettingsError is raised."""
     try:
         settings = ServingSettings.from_json(given_settings, "f.json")
     except SettingsError:
         return
     for key, value in given_settings.items():
-        low, high = ServingSettings.LIMITS[key]
         assert value == getattr(settings, key)
-        assert low <= value <= high
+        assert not isinstance(value, bool)
+        assert LIMITED[key]["ge"] <= value <= LIMITED[key]["le"]
 
 
 json_values = st.recursive(
@@ -285,7 +313,7 @@ def test_a_json_object_is_read_as_written(
 ) -> None:
     """Any JSON object comes back unchanged, whatever alphabet it uses."""
     path = write(tmp_path_factory.mktemp("settings"), json.dumps(content, ensure_ascii=False))
-    assert content == read_json_object(path)
+    assert content == read_json_object(path, CONTENT)
 
 
 @given(st.text())
@@ -295,7 +323,7 @@ def test_any_text_is_read_or_refused_in_one_line(
     """No content of the file raises anything but SettingsError, in one line."""
     path = write(tmp_path_factory.mktemp("settings"), content)
     try:
-        lines = [str(read_json_object(path))]
+        lines = [str(read_json_object(path, CONTENT))]
     except SettingsError as error:
         lines = str(error).splitlines()
     assert 1 == len(lines)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_vllm.config.settings import read_json_object
+from triton_vllm.config.files import check_readable, model_file, read_json_object
 from triton_vllm.errors import (
     AdapterNotFoundError,
     RequestError,
@@ -89,10 +89,7 @@ class Adapters:
     @classmethod
     def of_model(cls, directory: Path, version: str) -> Adapters:
         """Return those of a model, whose file is in the model's folder or the version's."""
-        ours, backends = directory / ADAPTERS_FILE, directory / version / ADAPTERS_FILE
-        if ours.exists() and backends.exists():
-            raise SettingsError(f"{backends}: {ours} is there, too: keep one of the two")
-        return cls(backends if backends.exists() else ours)
+        return cls(model_file(directory, version, ADAPTERS_FILE, ADAPTERS_FILE))
 
     def find(self, name: str) -> Adapter:
         """Return an adapter. Raises AdapterNotFoundError that lists those there are."""
@@ -123,12 +120,11 @@ class Adapters:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read(self) -> dict[str, Adapter]:
-        if self._state() is None:
-            raise SettingsError(
-                f'{self._path}: missing; with "enable_lora" it maps adapters\' names to folders or '
-                "hub ids ({} for none yet)"
-            )
-        listed: Mapping[str, object] = read_json_object(self._path)
+        listed: Mapping[str, object] = read_json_object(
+            self._path,
+            'the folders or hub ids of adapters by name ("enable_lora"), {} for none yet',
+        )
+        check_readable(listed, str(self._path), self._path.parent)
         adapters = {}
         for name, path in listed.items():
             if not name or not isinstance(path, str) or not path:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from triton_vllm.config.openai import OPENAI_KEY, OpenAISettings
+from triton_vllm.config.files import check_readable, model_file, read_json_object
+from triton_vllm.config.openai import OpenAISettings, with_frontend
 from triton_vllm.config.placement import Placement
-from triton_vllm.errors import SettingsError, did_you_mean
+from triton_vllm.config.validation import CONFIG, setting, validate
+from triton_vllm.errors import SettingsError
 
 ENGINE_ARGS_FILE = "vllm_engine_args.json"
 BACKEND_ENGINE_ARGS_FILE = "model.json"
@@ -33,6 +35,18 @@ CHAT_KEYS = (
     "tool_parser_plugin",
     "tool_strict_level",
 )
+# Settings that had another name before 1.0.
+RENAMED = {
+    "cancellation_check_seconds": "cancellation_poll_seconds",
+    "metrics_period_seconds": "metrics_interval_seconds",
+    "engine_restarts": "max_engine_restarts",
+    "engine_cpus": "engine_cpu_affinity",
+    "max_requests": "max_concurrent_requests",
+    "max_sequences_per_request": "max_n",
+    "drain_seconds": "drain_timeout_seconds",
+    "grammar_timeout_seconds": "grammar_compile_timeout_seconds",
+    "cluster_timeout_seconds": "cluster_join_timeout_seconds",
+}
 METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
 
 
@@ -40,104 +54,128 @@ METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
 class ServingSettings:
     """The ``"serving"`` object of ``vllm_engine_args.json``. Times are in seconds.
 
-    ``sender_threads`` send responses, in each front end (0: eight over all front ends, at most
-    four in each).
-    ``max_tokens_per_response`` bounds the merging of deltas when a client or the send path lags
-    (0: no bound). ``cancellation_poll_seconds`` is how often live requests are asked whether their
-    client is gone. ``default_max_tokens`` applies to requests without ``max_tokens`` (0: the
-    model's own default, else up to its context, as in ``vllm serve``).
-    ``metrics_interval_seconds`` is how often metrics are passed on to Triton. ``engine_cpu_affinity`` is a
-    Linux CPU list, such as "0-1", that the engine core has to itself (empty: no choice is made).
-    ``max_engine_restarts`` is how many tries in a row are made to restart an engine that died.
-    ``vllm_log_level`` is for vLLM's own lines (empty: its default, or its environment variable).
-    ``max_concurrent_requests`` bounds the requests that run or wait, over all front ends, each of which takes
-    its share; ``max_queued_tokens`` the prompt tokens that wait for their prefill in one front end:
-    above them a request is refused (0: no limit). ``max_n`` bounds ``n``, by
-    which one request becomes many (0: vLLM's own limit). ``default_timeout_seconds`` bounds a
-    request that sets no limit of its own, from its arrival to its end (0: no limit).
-    ``drain_timeout_seconds`` is how long running requests may go on when the model is unloaded or the
-    server stopped.
-    ``grammar_compile_timeout_seconds`` is how long a grammar of structured outputs may take to compile (0:
-    no limit, and no process to try it in). ``cluster_join_timeout_seconds`` is how long the start of an
-    engine on several machines waits for the others.
-    ``openai`` opens a port for OpenAI's protocol (None: no port).
+    The descriptions are the settings' reference in docs/configuration.md
+    (scripts/settings_table.py).
     """
 
-    sender_threads: int = 0
-    max_tokens_per_response: int = 0
-    cancellation_poll_seconds: float = 0.1
-    default_max_tokens: int = 0
-    metrics_interval_seconds: float = 2.0
-    max_engine_restarts: int = 5
-    engine_cpu_affinity: str = ""
-    vllm_log_level: str = ""
-    max_concurrent_requests: int = 0
-    max_queued_tokens: int = 0
-    max_n: int = 128
-    default_timeout_seconds: float = 0.0
-    drain_timeout_seconds: float = 20.0
-    grammar_compile_timeout_seconds: float = 5.0
-    cluster_join_timeout_seconds: float = 600.0
-    openai: OpenAISettings | None = None
+    __pydantic_config__ = CONFIG
 
-    LIMITS = {  # noqa: RUF012 (a class constant, and not a field: it has no annotation)
-        "sender_threads": (0, 64),
-        "max_tokens_per_response": (0, 1_000_000),
-        "cancellation_poll_seconds": (0.01, 60),
-        "default_max_tokens": (0, 10_000_000),
-        "metrics_interval_seconds": (0.1, 60),
-        "max_engine_restarts": (0, 1000),
-        "max_concurrent_requests": (0, 1_000_000),
-        "max_queued_tokens": (0, 1_000_000_000),
-        "max_n": (0, 1_000_000),
-        "default_timeout_seconds": (0, 86_400),
-        "drain_timeout_seconds": (0, 3600),
-        "grammar_compile_timeout_seconds": (0, 3600),
-        "cluster_join_timeout_seconds": (1, 86_400),
-    }
-    LOG_LEVELS = ("", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")  # as above
+    sender_threads: int = setting(
+        0,
+        "Threads in each front end that send responses. 0: eight over all front ends, at most four "
+        "in each.",
+        ge=0,
+        le=64,
+    )
+    max_tokens_per_response: int = setting(
+        0,
+        "Most tokens that are merged into one response of a stream when the client or the network "
+        "is slow. 0: no bound.",
+        ge=0,
+        le=1_000_000,
+    )
+    cancellation_poll_seconds: float = setting(
+        0.1,
+        "Interval between checks whether the clients of running requests are still connected.",
+        ge=0.01,
+        le=60,
+    )
+    default_max_tokens: int = setting(
+        0,
+        "`max_tokens` of requests that set none. 0: the model's own default, else what fits into "
+        "its context, as in `vllm serve`.",
+        ge=0,
+        le=10_000_000,
+    )
+    metrics_interval_seconds: float = setting(
+        2.0, "Interval between exports of metrics to Triton.", ge=0.1, le=60
+    )
+    max_engine_restarts: int = setting(
+        5,
+        "Attempts in a row to restart an engine that died, after 1, 2, 4 ... 30 seconds. 0: none. "
+        "After the last one the liveness probe fails.",
+        ge=0,
+        le=1000,
+    )
+    engine_cpu_affinity: str = setting(
+        "",
+        'CPUs reserved for the engine core, as a Linux CPU list such as `"0-1"`. Empty: no '
+        "pinning. Two for each process of the engine; small models gain most.",
+    )
+    vllm_log_level: Literal["", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = setting(
+        "",
+        "Level of vLLM's own log lines. Empty: `VLLM_LOGGING_LEVEL`, else INFO.",
+        strict=None,
+    )
+    max_concurrent_requests: int = setting(
+        0,
+        "Most requests that run or wait at once, over all front ends, which share it evenly. "
+        "Further requests are refused. 0: no limit.",
+        ge=0,
+        le=1_000_000,
+    )
+    max_queued_tokens: int = setting(
+        0,
+        "Most prompt tokens that wait for their prefill in one front end. Further requests are "
+        "refused. 0: no limit.",
+        ge=0,
+        le=1_000_000_000,
+    )
+    max_n: int = setting(
+        128,
+        "Largest `n` of a request, beams of beam search included. 0: vLLM's own limit.",
+        ge=0,
+        le=1_000_000,
+    )
+    default_timeout_seconds: float = setting(
+        0.0,
+        "Timeout of requests that set none, from arrival to end. 0: none.",
+        ge=0,
+        le=86_400,
+    )
+    drain_timeout_seconds: float = setting(
+        20.0,
+        "Time that running requests get when the model is unloaded or the server is stopped, at "
+        "most what `--exit-timeout-secs` leaves.",
+        ge=0,
+        le=3600,
+    )
+    grammar_compile_timeout_seconds: float = setting(
+        5.0,
+        "Time that a grammar of structured outputs may take to compile, wall clock and processor. "
+        "0: no limit, and no sandbox.",
+        ge=0,
+        le=3600,
+    )
+    cluster_join_timeout_seconds: float = setting(
+        600.0,
+        "Time that the start of an engine on several nodes waits for the other nodes.",
+        ge=1,
+        le=86_400,
+    )
+    openai: OpenAISettings | None = field(
+        default=None,
+        metadata={"description": "Object that opens a port for the OpenAI-compatible API."},
+    )
 
     @classmethod
     def from_json(cls, given: object, where: str) -> ServingSettings:
-        """Check the object ``given`` that stands in the file ``where``.
+        """Check the object ``given`` of the file ``where``.
 
         Raises SettingsError for an unknown key, a wrong type or a number out of range.
         """
-        if not isinstance(given, dict):
-            raise SettingsError(f'{where}: "{SERVING_KEY}" must be an object, got {given!r}')
-        types = {f.name: type(f.default) for f in fields(cls)}
-        for key, value in given.items():
-            if key not in types:
-                raise SettingsError(
-                    f'{where}: "{SERVING_KEY}" has the unknown key "{key}"'
-                    + (did_you_mean(key, types) or f", allowed: {', '.join(types)}")
-                )
-            if key == OPENAI_KEY:
-                continue
-            if types[key] is str:
-                if not isinstance(value, str):
-                    raise SettingsError(
-                        f'{where}: "{SERVING_KEY}.{key}" must be a string, got {value!r}'
-                    )
-                if key == "vllm_log_level" and value not in cls.LOG_LEVELS:
-                    raise SettingsError(
-                        f'{where}: "{SERVING_KEY}.{key}" must be one of '
-                        f'{", ".join(filter(None, cls.LOG_LEVELS))}, got "{value}"'
-                    )
-                continue
-            low, high = cls.LIMITS[key]
-            allowed = (int, float) if types[key] is float else (int,)
-            fits = isinstance(value, allowed) and not isinstance(value, bool)
-            if not fits or not low <= value <= high:
-                raise SettingsError(
-                    f'{where}: "{SERVING_KEY}.{key}" must be {types[key].__name__} from {low} to '
-                    f"{high}, got {value!r}"
-                )
-        values = dict(given)
-        if OPENAI_KEY in given:
-            openai_where = f'{where}: "{SERVING_KEY}.{OPENAI_KEY}"'
-            values[OPENAI_KEY] = OpenAISettings.from_json(given[OPENAI_KEY], openai_where)
-        return cls(**values)
+        if isinstance(given, dict):
+            _refuse_old_names(given, where, SERVING_KEY)
+            if isinstance(openai := given.get("openai"), dict):
+                _refuse_old_names(openai, where, f"{SERVING_KEY}.openai")
+                given = given | {"openai": with_frontend(openai)}
+        return validate(cls, given, where, SERVING_KEY)
+
+
+def _refuse_old_names(given: Mapping[str, Any], where: str, name: str) -> None:
+    for key in given:
+        if key in RENAMED:
+            raise SettingsError(f'{where}: "{name}.{key}" is now called "{RENAMED[key]}"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +213,7 @@ class ModelSettings:
     @property
     def engine_args_path(self) -> Path:
         """The file that the engine arguments came from."""
-        return _engine_args_path(self.directory, self.version)
+        return model_file(self.directory, self.version, ENGINE_ARGS_FILE, BACKEND_ENGINE_ARGS_FILE)
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> ModelSettings:
@@ -191,8 +229,11 @@ class ModelSettings:
                 f"{where}: model_transaction_policy {{ decoupled: true }} is missing: a stream has "
                 "many responses to one request"
             )
-        path = _engine_args_path(directory, args["model_version"])
-        engine_args = read_json_object(path)
+        path = model_file(
+            directory, args["model_version"], ENGINE_ARGS_FILE, BACKEND_ENGINE_ARGS_FILE
+        )
+        engine_args = read_json_object(path, 'the engine arguments, at least {"model": "..."}')
+        check_readable(engine_args, str(path))
         serving = ServingSettings.from_json(engine_args.pop(SERVING_KEY, {}), str(path))
         return cls(
             name=args["model_name"],
@@ -208,14 +249,6 @@ class ModelSettings:
         )
 
 
-def _engine_args_path(directory: Path, version: str) -> Path:
-    """Return the file with the engine arguments: by our name, or by that of Triton's backend."""
-    ours, backends = directory / ENGINE_ARGS_FILE, directory / version / BACKEND_ENGINE_ARGS_FILE
-    if ours.exists() and backends.exists():
-        raise SettingsError(f"{backends}: {ours} is there, too: keep one of the two")
-    return backends if backends.exists() else ours
-
-
 def _report_metrics(config: Mapping[str, Any], where: Path) -> bool:
     """Return the parameter that Triton's own vLLM backend knows, too; here the default is true."""
     given = config.get("parameters", {}).get(METRICS_PARAMETER, {}).get("string_value", "true")
@@ -225,30 +258,3 @@ def _report_metrics(config: Mapping[str, Any], where: Path) -> bool:
             f'{where}: parameter {METRICS_PARAMETER} must be "true" or "false", got "{given}"'
         )
     return words[given.strip().lower()]
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises SettingsError naming the file, line and column."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
-    except FileNotFoundError:
-        raise SettingsError(
-            f'{path}: missing; it holds the engine arguments, at least {{"model": "..."}}'
-        ) from None
-    except json.JSONDecodeError as error:
-        raise SettingsError(
-            f"{path}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        ) from None
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path}: must hold a JSON object, holds {type(content).__name__}")
-    return content
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f'the key "{key}" stands there twice')
-    return dict(pairs)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from triton_vllm.config.arguments import command_line, translate_dropped
-from triton_vllm.config.settings import CHAT_KEYS, SERVING_KEY, read_json_object
+from triton_vllm.config.files import read_json_object
+from triton_vllm.config.settings import CHAT_KEYS, SERVING_KEY
 from triton_vllm.errors import SettingsError
 
 
@@ -25,7 +26,7 @@ def headless_args(path: Path) -> list[str]:
 
     given: dict[str, Any] = {
         key: value
-        for key, value in read_json_object(path).items()
+        for key, value in read_json_object(path, "the engine arguments").items()
         if key != SERVING_KEY and key not in CHAT_KEYS
     }
     hints = vllm_api.engine_arg_types()
