@@ -58,7 +58,7 @@ join_vllm() {
 arguments_of() {
     local text
     text="$(PYTHONPATH="$ROOT/model_repository/vllm/1${PYTHONPATH:+:$PYTHONPATH}" \
-        "$PYTHON" -m triton_vllm.vllm_api.headless "$1")" || exit 1
+        "$PYTHON" -m triton_vllm.vllm_api.arguments "$1")" || exit 1
     mapfile -t arguments <<<"$text"
 }
 

@@ -14,16 +14,15 @@ from typing import Any
 import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
 
-from triton_vllm.config.arguments import parse_engine_args
 from triton_vllm.errors import RequestError, SettingsError
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.generation import Work
 from triton_vllm.protocol.outputs import CHAT_OUTPUTS
 from triton_vllm.protocol.requests import ChatPrompt, EngineOptions, GenerationRequest
-from triton_vllm.protocol.sampling import SamplingParser
 from triton_vllm.vllm_api import api as vllm_api
-from triton_vllm.vllm_api.render import chat as vllm_chat
+from triton_vllm.vllm_api.arguments import parse_engine_args
 from triton_vllm.vllm_api.render.chat import ChatRenderer, parse_chat_args
+from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 MAKER = Path(__file__).parents[1] / "e2e/make_tiny_models.py"
 TOOL: dict[str, Any] = {
@@ -315,6 +314,7 @@ def test_each_key_of_ours_is_an_option_of_this_vllm() -> None:
     from dataclasses import fields
 
     from triton_vllm.config.settings import CHAT_KEYS
+    from triton_vllm.vllm_api.compat import cli_args
 
-    known = {field.name for field in fields(vllm_chat.cli_args.BaseFrontendArgs)}
+    known = {field.name for field in fields(cli_args.BaseFrontendArgs)}
     assert set(CHAT_KEYS) - known <= {"tool_strict_level"}

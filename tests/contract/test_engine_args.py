@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from triton_vllm.config.arguments import parse_engine_args
 from triton_vllm.errors import SettingsError
 from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.arguments import parse_engine_args
 
 WHERE = "/models/vllm/vllm_engine_args.json"
 SHIPPED = Path(__file__).resolve().parents[2] / "model_repository/vllm/vllm_engine_args.json"

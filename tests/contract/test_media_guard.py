@@ -19,9 +19,9 @@ from vllm.utils.import_utils import PlaceholderModule
 
 from triton_vllm.errors import MediaError, RequestError
 from triton_vllm.vllm_api import api as vllm_api
-from triton_vllm.vllm_api.compat import first
 from triton_vllm.vllm_api.render.fetch import GuardedConnector
 from triton_vllm.vllm_api.render.media import guard
+from triton_vllm.vllm_api.versions import first
 
 
 class Renderer:

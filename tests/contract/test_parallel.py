@@ -15,16 +15,15 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from triton_vllm.config.arguments import parse_engine_args
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.cluster import SingleNode, cluster_of
+from triton_vllm.topology.cluster import SingleNode
 from triton_vllm.topology.gpus import Parallelism
 from triton_vllm.topology.nodes import MultiNode, Rendezvous
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api import guard as vllm_guard
 from triton_vllm.vllm_api import parallel as vllm_parallel
-from triton_vllm.vllm_api.headless import headless_args
+from triton_vllm.vllm_api.arguments import headless_args, parse_engine_args
 
 WHERE = "/m/vllm_engine_args.json"
 CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
@@ -61,7 +60,7 @@ def parse(model: str, **given: Any) -> AsyncEngineArgs:
 
 def machines(args: AsyncEngineArgs) -> Any:
     settings = ModelSettings("m", "1", Path("/m"), {"model": "m"})
-    return cluster_of(args, "", settings)
+    return vllm_parallel.cluster_of(args, "", settings)
 
 
 def test_the_platform_at_hand_says_what_it_needs() -> None:

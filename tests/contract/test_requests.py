@@ -19,9 +19,9 @@ from triton_vllm.errors import GenerationError
 from triton_vllm.protocol.delta import DeltaReader
 from triton_vllm.protocol.outputs import OUTPUTS
 from triton_vllm.protocol.requests import EngineOptions
-from triton_vllm.protocol.sampling import SamplingParser
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.render.beam_search import beam_search_params
+from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

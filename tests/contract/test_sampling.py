@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from triton_vllm.errors import RequestError
-from triton_vllm.protocol.sampling import SamplingParser, load_json_object
+from triton_vllm.protocol.fields import load_json_object
 from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 # What vLLM's completions API documents, and users of every supported version send.
 WELL_KNOWN = {

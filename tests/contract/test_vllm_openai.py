@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from triton_vllm.config.arguments import parse_engine_args
 from triton_vllm.errors import SettingsError
 from triton_vllm.openai_api.arguments import REFUSED, parse_frontend_args
 from triton_vllm.vllm_api import openai_app as vllm_openai
+from triton_vllm.vllm_api.arguments import parse_engine_args
 
 WHERE = '/models/vllm/vllm_engine_args.json: "serving.openai"'
 

@@ -14,10 +14,10 @@ from vllm.renderers import renderer_from_config
 from vllm.v1.engine.input_processor import InputProcessor
 
 from tests.tiny_llama import make_tiny_llama
-from triton_vllm.config.arguments import parse_engine_args
 from triton_vllm.openai_api.arguments import parse_frontend_args
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api import openai_app as vllm_openai
+from triton_vllm.vllm_api.arguments import parse_engine_args
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", ROOT / ".cache"))

@@ -18,8 +18,8 @@ from hypothesis import given
 
 with atheris.instrument_imports(include=["triton_vllm"]):
     from tests.contract.test_hostile import check
-    from triton_vllm.protocol.sampling import SamplingParser
     from triton_vllm.vllm_api import api as vllm_api
+    from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 from tests.hostile import cases, tensors
 

@@ -1,4 +1,4 @@
-"""Puts the fake ``vllm_api`` where the package looks for the real one."""
+"""Fixtures of the unit tests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
+import tests.unit.fake_vllm  # noqa: F401  before what imports vllm_api
 import triton_vllm
 from tests.unit.fake_compiler import compile_as_told
-from tests.unit.fakes import fake_pb_utils, fake_vllm_api
+from tests.unit.fakes import fake_pb_utils
 from triton_vllm.limits import grammar_compiler
 from triton_vllm.limits.grammar import GrammarLimit
-from triton_vllm.protocol.sampling import SamplingParser
+from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache/hypothesis")
 # The same examples in every run, and no judgement of a busy machine's speed.
@@ -27,12 +28,6 @@ settings.register_profile(
     "steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
-
-
-@pytest.fixture
-def vllm_api(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``from triton_vllm import vllm_api`` find the fake."""
-    monkeypatch.setitem(sys.modules, "triton_vllm.vllm_api.api", fake_vllm_api())
 
 
 @pytest.fixture
@@ -51,7 +46,7 @@ def model_py(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def sampling(vllm_api: None) -> SamplingParser:
+def sampling() -> SamplingParser:
     """The parser of a model whose generation_config.json sets nothing."""
     return SamplingParser({})
 

@@ -12,7 +12,7 @@ import triton_vllm
 PACKAGE = Path(triton_vllm.__file__).parents[1]
 
 IMPORT_VLLM = """
-from triton_vllm.engine.plan import unusable_vllm
+from triton_vllm.vllm_api.versions import unusable_vllm
 try:
     from triton_vllm.vllm_api import api as vllm_api
 except ImportError as error:

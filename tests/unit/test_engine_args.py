@@ -14,10 +14,10 @@ from triton_vllm.config.arguments import (
     as_arguments,
     is_true,
     json_types,
-    parse_engine_args,
     translate_dropped,
 )
 from triton_vllm.errors import SettingsError
+from triton_vllm.vllm_api.arguments import parse_engine_args
 
 WHERE = "/models/vllm/vllm_engine_args.json"
 
@@ -66,9 +66,7 @@ def parse(given: dict[str, Any]) -> tuple[FakeEngineArgs, list[str]]:
         "null is vLLM's default",
     ],
 )
-def test_values_are_converted_by_the_fields_type(
-    vllm_api: None, given: dict[str, Any], expected: object
-) -> None:
+def test_values_are_converted_by_the_fields_type(given: dict[str, Any], expected: object) -> None:
     """A value becomes what the field of AsyncEngineArgs takes."""
     args, warnings = parse(given)
     (name,) = given
@@ -107,9 +105,7 @@ def test_values_are_converted_by_the_fields_type(
         "no model",
     ],
 )
-def test_wrong_engine_args_are_refused(
-    vllm_api: None, given: dict[str, Any], expected: str
-) -> None:
+def test_wrong_engine_args_are_refused(given: dict[str, Any], expected: str) -> None:
     """A wrong key or value is one line with the file, the key, the reason and what came."""
     with pytest.raises(SettingsError) as raised:
         parse(given)
@@ -118,7 +114,7 @@ def test_wrong_engine_args_are_refused(
     assert 1 == len(str(raised.value).splitlines())
 
 
-def test_a_missing_model_is_refused(vllm_api: None) -> None:
+def test_a_missing_model_is_refused() -> None:
     """A file without a model is refused: vLLM's own default is never served by accident."""
     with pytest.raises(SettingsError, match='the key "model" is missing'):
         parse_engine_args({}, WHERE, pytest.fail)

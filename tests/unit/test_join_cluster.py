@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts/join_cluster.sh"
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
     "-c import ray") exit "${NO_RAY:-0}" ;;
-    "-m triton_vllm.vllm_api.headless "*)
+    "-m triton_vllm.vllm_api.arguments "*)
         [ -e "$3" ] || { echo "$3: missing" >&2; exit 1; }
         printf '%s\\n' /models/m '--hf-overrides={"a": "b c"}' ;;
     *) printf '[%s]' "$@"; echo; echo "${PATH%%:*}" ;;

@@ -19,8 +19,8 @@ from triton_vllm.limits.admission import Admission
 from triton_vllm.protocol.cancellation import CancellationWatcher
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.generation import Work
-from triton_vllm.protocol.sampling import SamplingParser
 from triton_vllm.protocol.stream import SenderPool
+from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 
 class PanicError(BaseException):

@@ -50,9 +50,7 @@ def test_without_settings_there_is_no_server() -> None:
     assert isinstance(make(None), NoOpenAIServer)
 
 
-def test_a_front_end_that_has_moved_is_said_in_a_line(
-    vllm_api: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_front_end_that_has_moved_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line names the vLLM at hand, those that are known, and the way out."""
     monkeypatch.setitem(sys.modules, "triton_vllm.vllm_api.openai_app", None)
     with pytest.raises(SettingsError) as raised:

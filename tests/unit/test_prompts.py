@@ -23,14 +23,14 @@ from triton_vllm.protocol.requests import (
     TextPrompt,
     Texts,
 )
-from triton_vllm.protocol.sampling import SamplingParser
 from triton_vllm.vllm_api.pooling_parameters import PoolingParser
+from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture
-def pooling(vllm_api: None) -> PoolingParser:
+def pooling() -> PoolingParser:
     return PoolingParser()
 
 

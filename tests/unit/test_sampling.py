@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeOutputKind, FakeStructuredOutputs
 from triton_vllm.errors import RequestError
+from triton_vllm.protocol.fields import load_json, load_json_object
 from triton_vllm.protocol.requests import EngineOptions
-from triton_vllm.protocol.sampling import SamplingParser, load_json, load_json_object
+from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 
 def parse(sampling: SamplingParser, given: dict[str, Any]) -> Any:
@@ -147,7 +148,6 @@ def test_streams_get_deltas(
     ],
 )
 def test_defaults(
-    vllm_api: None,
     defaults: dict[str, Any],
     default_max_tokens: int,
     given: dict[str, Any],
@@ -163,7 +163,7 @@ def test_defaults(
     [({}, 5), ({"max_tokens": 3}, 3), ({"max_tokens": 50}, 5), ({"max_tokens": None}, 5)],
     ids=["absent", "below", "above", "null"],
 )
-def test_the_operators_limit_holds(vllm_api: None, given: dict[str, Any], expected: int) -> None:
+def test_the_operators_limit_holds(given: dict[str, Any], expected: int) -> None:
     """No request generates more than the operator's max_new_tokens."""
     assert expected == parse(SamplingParser({}, 0, 5), given).max_tokens
 
@@ -294,13 +294,13 @@ def test_any_value_is_taken_or_refused(sampling: SamplingParser, name: str, valu
 
 
 @pytest.mark.parametrize(("n", "limit"), [(1, 0), (16384, 0), (128, 128), (1, 1), ("2", 2)])
-def test_as_many_sequences_as_allowed(vllm_api: None, n: Any, limit: int) -> None:
+def test_as_many_sequences_as_allowed(n: Any, limit: int) -> None:
     """The operator's limit itself is allowed; 0 leaves it to vLLM."""
     assert int(n) == parse(SamplingParser({}, max_sequences=limit), {"n": n}).n
 
 
 @pytest.mark.parametrize("n", [129, 16384, "129", 10**9])
-def test_more_sequences_than_allowed_are_refused(vllm_api: None, n: Any) -> None:
+def test_more_sequences_than_allowed_are_refused(n: Any) -> None:
     """With the operator's limit, its name, and what came."""
     expected = f'"n": must be at most 128 (max_n), got {n}'
     with pytest.raises(RequestError) as raised:

@@ -1,4 +1,4 @@
-"""From the JSON of ``vllm_engine_args.json`` to vLLM's ``AsyncEngineArgs``.
+"""From the JSON of ``vllm_engine_args.json`` to a command line.
 
 Each value goes through the very parser of ``vllm serve``: what its command line takes, the file
 takes ("max_model_len": "8k"), and defaults resolve alike.
@@ -37,31 +37,6 @@ DROPPED: dict[str, Translation] = {
 def is_true(value: object) -> bool:
     """Return whether a JSON boolean, or its string, is true."""
     return value is True or (isinstance(value, str) and value.strip().lower() == "true")
-
-
-def parse_engine_args(
-    given: Mapping[str, Any], where: str, warn: Callable[[str], None]
-) -> Any:  # AsyncEngineArgs, whose import takes seconds
-    """Build vLLM's ``AsyncEngineArgs`` from the JSON object that stands in the file ``where``.
-
-    Strings are converted by the field's type ("true", "0.5"); ``null`` means vLLM's default; a key
-    that vLLM dropped is translated or ignored, with a warning.
-
-    Raises SettingsError, one line with file, key and what is allowed.
-    """
-    from triton_vllm.vllm_api import api as vllm_api
-
-    hints = vllm_api.engine_arg_types()
-    parser = vllm_api.EngineArgsParser.create()
-    known = hints.keys() & vars(parser.parse_args([])).keys()
-    translated = translate_dropped(given, known, where, warn)
-    arguments = command_line(translated, {key: hints[key] for key in known}, parser, where)
-    if not any(a.startswith("--model=") for a in arguments):
-        raise SettingsError(f'{where}: the key "model" is missing: a model\'s name or path')
-    try:
-        return vllm_api.AsyncEngineArgs.from_cli_args(parser.parse_args(arguments))
-    except Exception as error:  # vLLM's own checks; offline it also looks for the model here
-        raise SettingsError(f'{where}: model "{given["model"]}": {one_line(error)}') from error
 
 
 def command_line(

@@ -35,13 +35,12 @@ from triton_vllm.limits.drain import Drain, drain_timeout_seconds, watch_server
 from triton_vllm.limits.timeout import Deadline, NoDeadline
 from triton_vllm.log import StartupTimer
 from triton_vllm.openai_api.server import openai_server
+from triton_vllm.protocol.decode import Parser
 from triton_vllm.protocol.generation import Work
 from triton_vllm.protocol.requests import GenerationRequest
-from triton_vllm.protocol.sampling import SamplingParser
 from triton_vllm.protocol.stream import ResponseStream
 from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.stub_process import EngineErrors
-from triton_vllm.vllm_api.pooling_parameters import PoolingParser
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +153,11 @@ class Engine:
         )
         self._cleanup.callback(watch.stop)
 
-    def _parser(self, config: Any) -> SamplingParser | PoolingParser:
+    def _parser(self, config: Any) -> Parser:
         """Return the parser of a request's parameters, that of the model's kind."""
+        from triton_vllm.vllm_api.pooling_parameters import PoolingParser
+        from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+
         if self._vllm.is_pooling(config):
             return PoolingParser()
         return SamplingParser(

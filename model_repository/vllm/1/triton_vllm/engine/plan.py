@@ -7,14 +7,13 @@ import logging
 import os
 from typing import Any
 
-from triton_vllm.config.arguments import parse_engine_args
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError, one_line
 from triton_vllm.log import StartupTimer
-from triton_vllm.topology.cluster import cluster_of
 from triton_vllm.topology.cpus import parse_cpus
 from triton_vllm.topology.instances import Instance
 from triton_vllm.vllm_api.render.chat_options import ChatOptions
+from triton_vllm.vllm_api.versions import unusable_vllm
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +53,8 @@ class Launch:
         self.slot, self.balancer, self.errors = instance.slot, instance.balancer, instance.errors
         try:
             from triton_vllm.vllm_api import api as vllm_api
+            from triton_vllm.vllm_api.arguments import parse_engine_args
+            from triton_vllm.vllm_api.parallel import cluster_of
         except ImportError as error:
             raise unusable_vllm(error) from error
         self.vllm = vllm_api
@@ -106,15 +107,3 @@ class Launch:
         # whole; so do not pay for collecting them, unless they are exported.
         args.disable_log_stats = not self.reports_metrics
         self.args = self.vllm.as_front_end(args, self.slot.index, self.slot.count)
-
-
-def unusable_vllm(error: ImportError) -> SettingsError:
-    """Say what ``import vllm`` found, when it is not a vLLM that we know how to use."""
-    import vllm
-
-    found = getattr(vllm, "__version__", None)
-    what = f"vLLM {found}" if found else f"{list(vllm.__path__)}, which is not vLLM"
-    return SettingsError(
-        f"import vllm found {what}; needed is vLLM 0.26 to 0.32 in the execution environment "
-        f"({one_line(error)})"
-    )

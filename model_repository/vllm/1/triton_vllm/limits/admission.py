@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from triton_vllm.errors import UnavailableError
+from triton_vllm.errors import RequestError, UnavailableError
 
 
 def _nobody(why: UnavailableError) -> None:
@@ -128,3 +128,9 @@ class Admission:
     def reopen(self) -> None:
         """Admit again."""
         self._closed = None
+
+
+def check_sequences(n: int, limit: int, where: str) -> None:
+    """Raise RequestError if one request asks for more than ``limit`` sequences (0: no limit)."""
+    if 0 < limit < n:
+        raise RequestError(f"{where}: must be at most {limit} (max_n), got {n}")

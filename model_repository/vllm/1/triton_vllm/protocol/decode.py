@@ -7,14 +7,14 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from triton_vllm.errors import RequestError
 from triton_vllm.limits.timeout import shorter
+from triton_vllm.protocol.fields import load_json_object
 from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, Output
 from triton_vllm.protocol.prompts import PromptWithParameters
 from triton_vllm.protocol.requests import EngineOptions, GenerationRequest, Prompt, TextPrompt
-from triton_vllm.protocol.sampling import SamplingParser, load_json_object
 from triton_vllm.protocol.schema import (
     BACKEND,
     EXCLUDE_INPUT,
@@ -26,7 +26,6 @@ from triton_vllm.protocol.schema import (
     Names,
 )
 from triton_vllm.protocol.tensors import Inputs, not_utf8
-from triton_vllm.vllm_api.pooling_parameters import PoolingParser
 
 # Request parameters that speak to Triton and not to the sampler, and headers without a hyphen that
 # --http-header-forward-pattern or --grpc-header-forward-pattern may put among them.
@@ -37,16 +36,28 @@ _NOT_SAMPLING |= {"accept", "origin", "referer", "forwarded", "via", "connection
 _TRACE_HEADERS = ("traceparent", "tracestate")
 
 
-def decode(request: Any, parser: SamplingParser | PoolingParser) -> GenerationRequest:
+class Parser(Protocol):
+    """Parses the parameters of one kind of model, whose requests have the forms of ``schema``."""
+
+    @property
+    def schema(self) -> Mapping[str, Form]:
+        """The forms of a request, by the input that holds the prompt."""
+
+    def parse(
+        self, given: Mapping[str, Any], *, stream: bool, where: str
+    ) -> tuple[Any, EngineOptions]:
+        """Return vLLM's parameters, and ours, for what a client sent. Raises RequestError."""
+
+
+def decode(request: Any, parser: Parser) -> GenerationRequest:
     """Turn a ``pb_utils.InferenceRequest`` into a ``GenerationRequest``.
 
     ``parser`` is that of the model's kind. Raises RequestError naming the tensor, what came and
     what is allowed.
     """
     inputs = Inputs(request)
-    forms = POOLING_FORMS if isinstance(parser, PoolingParser) else GENERATION_FORMS
-    prompt_name = _prompt_name(inputs, forms)
-    form = forms[prompt_name]
+    prompt_name = _prompt_name(inputs, parser.schema)
+    form = parser.schema[prompt_name]
     names = form.names
     for name in inputs.names() - form.along - {prompt_name}:
         allowed = ", ".join(sorted(form.along))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from triton_vllm.errors import RequestError
+from triton_vllm.protocol.fields import load_json, load_json_object
 from triton_vllm.protocol.requests import (
     ChatPrompt,
     MediaPrompt,
@@ -14,7 +15,6 @@ from triton_vllm.protocol.requests import (
     Texts,
     TokenPrompt,
 )
-from triton_vllm.protocol.sampling import load_json, load_json_object
 from triton_vllm.protocol.tensors import Inputs
 
 MEDIA = frozenset({"image", "audio", "video"})

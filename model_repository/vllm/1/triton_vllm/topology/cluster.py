@@ -16,11 +16,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.topology import ray_cluster
-from triton_vllm.topology.gpus import Parallelism, check_gpus
-from triton_vllm.topology.nodes import MultiNode
 from triton_vllm.topology.ray_cluster import Placement
 
 logger = logging.getLogger(__name__)
@@ -147,36 +144,3 @@ class RayCluster:
         self._closing = True
         if (placement := self._placement) is not None:
             placement.withdraw()
-
-
-def cluster_of(args: Any, devices: str, settings: ModelSettings) -> Cluster:
-    """Return the machines that vLLM's engine arguments ask for.
-
-    ``devices`` are the GPUs that config.pbtxt gives to the engine, if any. Raises SettingsError
-    where this machine has fewer than asked for, vLLM cannot use Ray, or its engine cores would be
-    Ray's actors: then the front end is a driver of Ray's, and nothing here notices when they die.
-    """
-    from triton_vllm.vllm_api import parallel as vllm_parallel
-
-    where = str(settings.engine_args_path)
-    if args.data_parallel_backend == "ray":
-        raise SettingsError(
-            f'{where}: "data_parallel_backend": "ray" is not supported, as the death of such an '
-            'engine would not be noticed: use "data_parallel_size_local", and '
-            "scripts/join_cluster.sh on the other machines"
-        )
-    parallelism = Parallelism.of(args)
-    check_gpus(parallelism, devices, vllm_parallel.visible_gpus, where)
-    seconds = settings.serving.cluster_join_timeout_seconds
-    if parallelism.here is None:
-        device = vllm_parallel.ray_device()
-        if not device:
-            raise SettingsError(
-                f'{where}: "distributed_executor_backend": "ray" needs GPUs, and this vLLM is '
-                "built for a device that it does not use with Ray"
-            )
-        fits = parallelism.workers <= (vllm_parallel.visible_gpus() or 0)
-        return RayCluster(parallelism.workers, device, seconds, fits_here=fits)
-    if args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
-        return MultiNode(vllm_parallel.rendezvous(args), seconds)
-    return SingleNode()

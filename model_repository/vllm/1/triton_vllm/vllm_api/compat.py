@@ -1,19 +1,18 @@
-"""What vLLM has moved between 0.26 and 0.32, looked for where the newer has it, then the older."""
+"""The modules that vLLM has moved between the supported versions, by what they hold.
+
+Importing this file imports vLLM's front end.
+"""
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-
-
-def first(*modules: str) -> ModuleType:
-    """Import the first of ``modules`` that there is."""
-    for name in modules[:-1]:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-    return importlib.import_module(modules[-1])
-
+from triton_vllm.vllm_api.versions import first
 
 chat_utils = first("vllm.renderers.chat_utils", "vllm.entrypoints.chat_utils")
+cli_args = first(
+    "vllm.entrypoints.common.cli_args",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.entrypoints.openai.cli_args",
+)
+protocol = first(
+    "vllm.entrypoints.generate.base.protocol", "vllm.entrypoints.openai.engine.protocol"
+)

@@ -9,7 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.errors import RequestError, UnavailableError
-from triton_vllm.protocol.sampling import check_sequences
+from triton_vllm.limits.admission import check_sequences
 from triton_vllm.vllm_api.parallel import executor_class
 
 

@@ -21,23 +21,18 @@ from vllm.utils.system_utils import set_ulimit
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.vllm_api.api import EngineArgsParser
+from triton_vllm.vllm_api.compat import cli_args
+from triton_vllm.vllm_api.versions import first
 
-try:  # vLLM 0.32
-    from vllm.entrypoints.launchers import cli_args
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.launcher import validate_api_server_args
-    from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
-    from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
-except ImportError:  # vLLM 0.26
-    from vllm.entrypoints.openai import cli_args
-    from vllm.entrypoints.openai.api_server import (
-        build_app,
-        init_app_state,
-        validate_api_server_args,
-    )
-    from vllm.entrypoints.serve.utils.server_utils import get_uvicorn_log_config
-    from vllm.entrypoints.serve.utils.ssl import SSLCertRefresher
+_app = first("vllm.entrypoints.launchers.app", "vllm.entrypoints.openai.api_server")
+_app_state = first(
+    "vllm.entrypoints.launchers.api_server.app_state", "vllm.entrypoints.openai.api_server"
+)
+_launcher = first("vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server")
+_server_utils = first(
+    "vllm.entrypoints.launchers.utils.server_utils", "vllm.entrypoints.serve.utils.server_utils"
+)
+_ssl = first("vllm.entrypoints.launchers.utils.ssl", "vllm.entrypoints.serve.utils.ssl")
 
 
 def frontend_args_parser() -> EngineArgsParser:
@@ -66,7 +61,7 @@ def complete(args: argparse.Namespace, engine_args: Any, model: str) -> argparse
         if plugin:
             load(plugin)
     cli_args.validate_parsed_serve_args(args)
-    validate_api_server_args(args)
+    _launcher.validate_api_server_args(args)
     if hasattr(cli_args, "propagate_flash_late_interaction"):  # newer than 0.26
         cli_args.propagate_flash_late_interaction(args, engine_args)
     return args
@@ -94,8 +89,8 @@ class FrontEnd:
         """Build the app around ``llm``; where it stands, give it ``llm`` in the old one's place."""
         _adopt(self._args, self._engine_args)  # whose configuration may have changed them
         tasks = await llm.get_supported_tasks()
-        app = self.app or build_app(self._args, tasks, llm.model_config)
-        await init_app_state(llm, app.state, self._args, tasks)
+        app = self.app or _app.build_app(self._args, tasks, llm.model_config)
+        await _app_state.init_app_state(llm, app.state, self._args, tasks)
         app.state.log_stats = False  # ours are logged by the engine
         # vLLM's error handler ends the server of an engine that died. Ours waits for the next one.
         app.state.server = SimpleNamespace(should_exit=False)
@@ -111,7 +106,7 @@ class FrontEnd:
 def uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of ``uvicorn.Config``, as ``vllm serve`` sets them."""
     set_ulimit()  # a connection is a file
-    log_config = get_uvicorn_log_config(args)
+    log_config = _server_utils.get_uvicorn_log_config(args)
     return {
         **({} if log_config is None else {"log_config": log_config}),
         "log_level": args.uvicorn_log_level,
@@ -126,8 +121,10 @@ def uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def watch_certificates(args: argparse.Namespace, ssl_context: Any) -> SSLCertRefresher | None:
+def watch_certificates(args: argparse.Namespace, ssl_context: Any) -> Any:
     """Reload the TLS files whenever they change, if that is wanted, for as long as it is held."""
     if not args.enable_ssl_refresh or ssl_context is None:
         return None
-    return SSLCertRefresher(ssl_context, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
+    return _ssl.SSLCertRefresher(
+        ssl_context, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs
+    )

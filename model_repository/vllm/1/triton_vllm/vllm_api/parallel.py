@@ -12,7 +12,11 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.executor import Executor
 
-from triton_vllm.topology.nodes import Rendezvous
+from triton_vllm.config.settings import ModelSettings
+from triton_vllm.errors import SettingsError
+from triton_vllm.topology.cluster import Cluster, RayCluster, SingleNode
+from triton_vllm.topology.gpus import Parallelism, check_gpus
+from triton_vllm.topology.nodes import MultiNode, Rendezvous
 
 
 def visible_gpus() -> int | None:
@@ -53,3 +57,34 @@ def rendezvous(args: AsyncEngineArgs) -> Rendezvous | None:
     address = args.data_parallel_address or address
     port = args.data_parallel_rpc_port or config.data_parallel_rpc_port
     return Rendezvous(address, port, args.data_parallel_size, "engines")
+
+
+def cluster_of(args: Any, devices: str, settings: ModelSettings) -> Cluster:
+    """Return the machines that vLLM's engine arguments ask for.
+
+    ``devices`` are the GPUs that config.pbtxt gives to the engine, if any. Raises SettingsError
+    where this machine has fewer than asked for, vLLM cannot use Ray, or its engine cores would be
+    Ray's actors: then the front end is a driver of Ray's, and nothing here notices when they die.
+    """
+    where = str(settings.engine_args_path)
+    if args.data_parallel_backend == "ray":
+        raise SettingsError(
+            f'{where}: "data_parallel_backend": "ray" is not supported, as the death of such an '
+            'engine would not be noticed: use "data_parallel_size_local", and '
+            "scripts/join_cluster.sh on the other machines"
+        )
+    parallelism = Parallelism.of(args)
+    check_gpus(parallelism, devices, visible_gpus, where)
+    seconds = settings.serving.cluster_join_timeout_seconds
+    if parallelism.here is None:
+        device = ray_device()
+        if not device:
+            raise SettingsError(
+                f'{where}: "distributed_executor_backend": "ray" needs GPUs, and this vLLM is '
+                "built for a device that it does not use with Ray"
+            )
+        fits = parallelism.workers <= (visible_gpus() or 0)
+        return RayCluster(parallelism.workers, device, seconds, fits_here=fits)
+    if args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
+        return MultiNode(rendezvous(args), seconds)
+    return SingleNode()

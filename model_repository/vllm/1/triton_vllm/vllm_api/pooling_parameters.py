@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from triton_vllm.errors import RequestError, one_line
+from triton_vllm.protocol.fields import ParameterValidator
 from triton_vllm.protocol.requests import PoolingOptions
-from triton_vllm.protocol.sampling import Fields
+from triton_vllm.protocol.schema import POOLING_FORMS
+from triton_vllm.vllm_api import api as vllm_api
 
 # Fields that are the engine's own business, or ours.
 _NOT_FOR_CLIENTS = {"task", "requires_token_ids", "skip_reading_prefix_cache", "extra_kwargs"}
@@ -20,10 +22,10 @@ _NOT_FOR_POOLING = {"use_beam_search", "length_penalty", "data_parallel_rank", "
 class PoolingParser:
     """Checks and converts pooling parameters. One for each model; used by any thread."""
 
+    schema = POOLING_FORMS
+
     def __init__(self) -> None:
         """Prepare a check for each field of ``PoolingParams`` and ``PoolingOptions``."""
-        from triton_vllm.vllm_api import api as vllm_api
-
         hints = {
             name: hint
             for name, hint in vllm_api.pooling_param_types().items()
@@ -34,7 +36,7 @@ class PoolingParser:
             for name, hint in typing.get_type_hints(PoolingOptions).items()
             if name not in _NOT_FOR_POOLING
         }
-        self._fields = Fields(hints | options)
+        self._parameters = ParameterValidator(hints | options)
         self._options = options.keys()
         self._class: Any = vllm_api.PoolingParams
 
@@ -46,7 +48,7 @@ class PoolingParser:
         Raises RequestError naming the parameter, what came, and what is allowed.
         """
         assert not stream, "as no form of request to a pooling model has that input"
-        checked = self._fields.check(given, where)
+        checked = self._parameters.check(given, where)
         options = {name: checked.pop(name) for name in self._options & checked.keys()}
         try:
             return self._class(**checked), PoolingOptions(**options)

@@ -24,11 +24,9 @@ from triton_vllm.errors import MediaError, RequestError, SettingsError, one_line
 from triton_vllm.protocol.generation import Work
 from triton_vllm.protocol.requests import ChatPrompt, GenerationRequest
 from triton_vllm.vllm_api import api as vllm_api
-from triton_vllm.vllm_api.compat import chat_utils, first
+from triton_vllm.vllm_api.compat import chat_utils, cli_args
 from triton_vllm.vllm_api.render import text as vllm_text
 from triton_vllm.vllm_api.render.chat_reader import ChatReader
-
-cli_args = first("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
 
 
 def parse_chat_args(given: Mapping[str, Any], engine_args: Any, where: str) -> argparse.Namespace:

@@ -11,11 +11,7 @@ from typing import Any
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionNamedToolChoiceParam
 
 from triton_vllm.protocol.delta import Delta, DeltaReader, SequenceDetails
-from triton_vllm.vllm_api.compat import chat_utils, first
-
-protocol = first(
-    "vllm.entrypoints.generate.base.protocol", "vllm.entrypoints.openai.engine.protocol"
-)
+from triton_vllm.vllm_api.compat import chat_utils, protocol
 
 
 class ChatReader:

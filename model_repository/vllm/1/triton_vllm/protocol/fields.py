@@ -1,8 +1,6 @@
-"""From a client's JSON object to vLLM's ``SamplingParams``.
+"""Check a client's JSON values against type hints, by name.
 
-Names and types come from vLLM's class, so every field of every supported version is there, and
-nothing else is. pydantic converts ("0.1", "true", a list in a string) and checks types; the class
-itself checks ranges.
+pydantic converts ("0.1", "true", a list in a string) and checks types.
 """
 
 from __future__ import annotations
@@ -15,15 +13,10 @@ from typing import Any
 
 from triton_vllm.config.arguments import json_types
 from triton_vllm.errors import RequestError, did_you_mean, one_line
-from triton_vllm.protocol.requests import EngineOptions
-
-# Fields that are the engine's own business, or ours, or whose result has no output here.
-_NOT_FOR_CLIENTS = {"output_kind", "skip_clone", "output_text_buffer_length", "extra_args"}
-_NOT_FOR_CLIENTS |= {"prompt_logprob_token_ids", "prompt_logprob_start"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Field:
+class Parameter:
     """How a client's value for one parameter is checked.
 
     ``keys`` are those of an object with fixed keys, such as ``structured_outputs``; empty for
@@ -35,7 +28,7 @@ class Field:
     keys: frozenset[str]
 
     @classmethod
-    def of(cls, hint: Any) -> Field:
+    def of(cls, hint: Any) -> Parameter:
         """Return the check for a value of this type."""
         from pydantic import ConfigDict, TypeAdapter
 
@@ -49,11 +42,11 @@ class Field:
         )
 
 
-class Fields:
+class ParameterValidator:
     """The parameters that a client may give, by name and type hint, and the check of each."""
 
     def __init__(self, hints: Mapping[str, Any]) -> None:
-        self._fields = {name: Field.of(hint) for name, hint in hints.items()}
+        self._fields = {name: Parameter.of(hint) for name, hint in hints.items()}
 
     @property
     def names(self) -> Collection[str]:
@@ -90,80 +83,6 @@ class Fields:
         if isinstance(checked, int) and not -(2**63) <= checked < 2**63:  # as the engine needs it
             raise RequestError(f"{where_exactly}: must fit into 64 bits, got {_shown(value)}")
         return checked
-
-
-class SamplingParser:
-    """Checks and converts sampling parameters. One for each model; used by any thread."""
-
-    def __init__(
-        self,
-        defaults: Mapping[str, Any],
-        default_max_tokens: int = 0,
-        max_tokens_limit: int | None = None,
-        max_sequences: int = 0,
-    ) -> None:
-        """Prepare a check for each field of ``SamplingParams`` and ``EngineOptions``.
-
-        ``defaults`` are the model's own (``generation_config.json``). A request without
-        ``max_tokens`` generates ``default_max_tokens`` if the operator has set it, else what the
-        model's own defaults say, else up to the context; no request more than
-        ``max_tokens_limit``, and none more than ``max_sequences`` sequences (0: vLLM's limit).
-        """
-        from triton_vllm.vllm_api import api as vllm_api
-
-        options = typing.get_type_hints(EngineOptions)
-        hints = {
-            name: hint
-            for name, hint in vllm_api.sampling_param_types().items()
-            if not name.startswith("_") and name not in _NOT_FOR_CLIENTS
-        }
-        self._fields = Fields(hints | options)
-        self._options = options.keys()
-        self._class: Any = vllm_api.SamplingParams
-        kinds = vllm_api.RequestOutputKind
-        self._kind_of_stream = {True: kinds.DELTA, False: kinds.FINAL_ONLY}
-        self._defaults = {"max_tokens": None, **defaults, "skip_clone": True}
-        if default_max_tokens:
-            self._defaults["max_tokens"] = default_max_tokens
-        self._max_tokens_limit = max_tokens_limit
-        self._max_sequences = max_sequences
-
-    @property
-    def names(self) -> Collection[str]:
-        """The names of all parameters that a client may send."""
-        return self._fields.names
-
-    def parse(
-        self, given: Mapping[str, Any], *, stream: bool, where: str
-    ) -> tuple[Any, EngineOptions]:
-        """Return ``SamplingParams`` and options for what a client sent; ``null`` is the default.
-
-        Raises RequestError naming the parameter, what came, and what is allowed.
-        """
-        checked = self._fields.check(given, where)
-        check_sequences(checked.get("n", 1), self._max_sequences, f'{where}: "n"')
-        options = EngineOptions(
-            **{name: checked.pop(name) for name in self._options & checked.keys()}
-        )
-        values = {**self._defaults, **checked, "output_kind": self._kind_of_stream[stream]}
-        wanted, limit = values["max_tokens"], self._max_tokens_limit
-        if limit is not None:
-            values["max_tokens"] = limit if wanted is None else min(wanted, limit)
-        if options.use_beam_search:
-            if stream:
-                raise RequestError(f'{where}: "use_beam_search": cannot be streamed')
-            # Greedy, several sequences would be refused; to beam search, 0 and 1 are the same.
-            values["temperature"] = values.get("temperature") or 1.0
-        try:
-            return self._class(**values), options
-        except Exception as error:  # vLLM's own checks of ranges and combinations
-            raise RequestError(f"{where}: {one_line(error)}") from None
-
-
-def check_sequences(n: int, limit: int, where: str) -> None:
-    """Raise RequestError if one request asks for more than ``limit`` sequences (0: no limit)."""
-    if 0 < limit < n:
-        raise RequestError(f"{where}: must be at most {limit} (max_n), got {n}")
 
 
 def _known_keys(value: dict[str, Any], keys: Collection[str], where: str) -> dict[str, Any]:
@@ -226,7 +145,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
 
 
-def _reason(error: Exception, field: Field) -> str:
+def _reason(error: Exception, field: Parameter) -> str:
     """Return pydantic's first complaint in its own words, or the error's text."""
     from pydantic import ValidationError
 
