@@ -22,7 +22,6 @@ from tests.e2e.otlp import TRACE_OPTIONS, Collector
 from tests.e2e.tiny_models import MEDIA_PACKAGES, TinyModels, make
 from tests.e2e.tiny_server import add_tiny_model
 from tests.e2e.triton_server import (
-    CHECKPOINT,
     TritonServer,
     add_model,
     check_prerequisites,
@@ -30,7 +29,6 @@ from tests.e2e.triton_server import (
     running,
 )
 from tests.e2e.two_front_ends import TwoFrontEnds
-from tests.tiny_lora import make_lora
 
 # The longest first, so that the two workers end at the same time.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -133,19 +131,17 @@ def collector(group_servers: ExitStack) -> Collector:
 def served(
     tmp_path_factory: pytest.TempPathFactory, group_servers: ExitStack, collector: Collector
 ) -> Served:
-    """SmolLM2 as the model `vllm`: both protocols, tools, a LoRA adapter, traces, API keys.
+    """SmolLM2 as the model `vllm`: both protocols, tools, traces, API keys.
 
     Its Triton can load folders made for Triton's own vLLM backend, too.
     """
     check_prerequisites()
     repository = tmp_path_factory.mktemp("model_repository")
-    adapter = make_lora(tmp_path_factory.mktemp("lora") / "adapter", CHECKPOINT)
     (port,) = free_ports(1)
     settings = {
         "port": port,
         "api_keys_env": "MODEL_API_KEYS",
         "served_model_name": [NAME, "smol"],
-        "lora_modules": [{"name": "adapter", "path": str(adapter)}],
         "enable_prompt_tokens_details": True,
     }
     arguments = engine_args(
@@ -153,12 +149,9 @@ def served(
         # Beside "serving", where they are for Triton's protocols too.
         enable_auto_tool_choice=True,
         tool_call_parser="hermes",
-        enable_lora=True,
-        max_lora_rank=8,
         otlp_traces_endpoint=collector.url,
     )
-    model = add_model(repository, engine_args=arguments)
-    (model / "multi_lora.json").write_text("{}")  # the OpenAI-compatible port has its own list
+    add_model(repository, engine_args=arguments)
     backends = install_backend(tmp_path_factory.mktemp("triton"))
     options = (
         f"--backend-directory={backends}",

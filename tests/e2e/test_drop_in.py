@@ -125,7 +125,7 @@ def compared() -> Iterator[Any]:
         yield pytest.param(prompt, parameters, id=f"{kind}, {name}", marks=marks)
 
 
-@pytest.mark.parametrize(("prompt", "parameters"), compared())
+@pytest.mark.parametrize(("prompt", "parameters"), list(compared()))
 def test_the_tokens_of_vllm_serve(
     triton: TritonServer, theirs: str, peer: VllmServe, prompt: str, parameters: dict[str, Any]
 ) -> None:

@@ -27,7 +27,7 @@ FRONT_ENDS = 2
 LONG_DRAIN_SECONDS = 12  # twice that would be beyond the exit timeout
 
 
-def test_sigterm_ends_requests_of_both_doors(tmp_path: Path) -> None:
+def test_sigterm_ends_requests_of_both_protocols(tmp_path: Path) -> None:
     """Endless ones of Triton's and of OpenAI's, on each front end: in time, with exit code 0.
 
     Their drains do not follow one another.

@@ -115,11 +115,9 @@ def test_responses(served: Served) -> None:
     assert "Paris" in answer.output_text
 
 
-def test_a_lora_adapter_is_a_model(served: Served) -> None:
-    """It is listed beside the model's names, and it answers otherwise than the model."""
-    assert {NAME, "smol", "adapter"} == {model.id for model in served.client.models.list()}
-    texts = [chat(served, model=name).choices[0].message.content for name in ("smol", "adapter")]
-    assert texts[0] != texts[1]
+def test_the_models_names(served: Served) -> None:
+    """Each of the served names is listed."""
+    assert {NAME, "smol"} == {model.id for model in served.client.models.list()}
 
 
 def test_a_wrong_key(served: Served) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.openai_port import client_of
 from tests.e2e.tiny_models import TinyModels, deltas, document_lines, serve_chat
 from tests.e2e.triton_server import Request, refusal, sampling
 
@@ -121,6 +122,18 @@ def test_a_malformed_file_changes_nothing(tiny: TinyModels) -> None:
         assert "the adapters stay as they were" in line
     finally:
         write_adapters(path, listed)
+
+
+def test_an_adapter_is_a_model_of_the_openai_port(tiny: TinyModels) -> None:
+    """It is listed beside the model, and it answers as the adapter does over Triton's protocols."""
+    asked: dict[str, Any] = {"prompt": "Say something", "max_tokens": 12, "extra_body": GREEDY}
+    with client_of(tiny.openai_port) as client:
+        assert {"chat", "adapter"} == {model.id for model in client.models.list()}
+        texts = {
+            name: client.completions.create(model=name, **asked).choices[0].text
+            for name in ("chat", "adapter")
+        }
+    assert {"chat": text(tiny, None), "adapter": text(tiny, "loud")} == texts
 
 
 @pytest.mark.parametrize(("name", "line"), document_lines("LORA"))

@@ -24,6 +24,7 @@ from tests.e2e.triton_server import (
     TritonServer,
     add_model,
     ask,
+    free_ports,
 )
 
 MAKE_SECONDS = 400
@@ -90,6 +91,7 @@ class TinyModels:
 
     server: TritonServer
     checkpoints: Path
+    openai_port: int = 0
     _served: str = ""
 
     @property
@@ -190,12 +192,18 @@ def deltas(responses: list[Response], output: str) -> Iterator[str]:
 
 
 def serve_chat(tiny: TinyModels) -> None:
-    """Load the chat model, with LoRA adapters, a reasoning parser and a tool parser."""
+    """Load the chat model, with LoRA adapters, a reasoning parser and a tool parser.
+
+    Its OpenAI-compatible port has a list of adapters for itself.
+    """
     adapters = {
         "loud": str(tiny.checkpoints / "adapters/loud"),
         "quiet": str(tiny.checkpoints / "adapters/quiet"),
         "broken": str(tiny.checkpoints / "adapters"),
     }
+    tiny.openai_port = tiny.openai_port or free_ports(1)[0]
+    modules = [{"name": "adapter", "path": adapters["loud"]}]
+    own = {"port": tiny.openai_port, "served_model_name": "chat", "lora_modules": modules}
     tiny.serve(
         "chat",
         {"1/multi_lora.json": json.dumps(adapters)},
@@ -205,6 +213,7 @@ def serve_chat(tiny: TinyModels) -> None:
         reasoning_parser="qwen3",
         tool_call_parser="hermes",
         enable_auto_tool_choice=True,
+        serving={"openai": own},
     )
 
 
