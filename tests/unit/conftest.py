@@ -19,7 +19,7 @@ import triton_vllm
 from tests.unit.fake_compiler import compile_as_told
 from tests.unit.fakes import fake_pb_utils
 from triton_vllm.limits import grammar_compiler
-from triton_vllm.limits.grammar import GrammarLimit
+from triton_vllm.limits.grammar import GrammarSandbox
 from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache/hypothesis")
@@ -52,10 +52,10 @@ def sampling() -> SamplingParser:
 
 
 @pytest.fixture
-def limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[GrammarLimit]:
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[GrammarSandbox]:
     """A limit for grammars of one second, with a compiler that does what the grammar says."""
-    monkeypatch.setattr(grammar_compiler, "run", compile_as_told)
-    limit = GrammarLimit(1.0, lambda: "{}")
-    yield limit
-    limit.stop()
+    monkeypatch.setattr(grammar_compiler, "prepare", compile_as_told)
+    sandbox = GrammarSandbox(1.0, lambda: "{}")
+    yield sandbox
+    sandbox.stop()
     assert multiprocessing.active_children() == []

@@ -32,7 +32,7 @@ def test_machines_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the deadline the engine here is ended, and what the start fails with is told."""
     context = multiprocessing.get_context("spawn")
     core = context.Process(target=time.sleep, args=(60,), name="EngineCore_DP0", daemon=True)
-    other = context.Process(target=time.sleep, args=(60,), name="grammar-compiler", daemon=True)
+    other = context.Process(target=time.sleep, args=(60,), name="sandbox", daemon=True)
     core.start()
     other.start()
     with socket.create_server(("127.0.0.1", 0)) as head:

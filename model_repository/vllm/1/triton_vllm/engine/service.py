@@ -9,7 +9,7 @@ from triton_vllm.config.lora import Adapters, NoAdapters
 from triton_vllm.engine.plan import Launch
 from triton_vllm.engine.run import EngineLife
 from triton_vllm.limits.admission import Admission
-from triton_vllm.limits.grammar import GrammarLimit, NoGrammarLimit, limit_grammars
+from triton_vllm.limits.grammar import GrammarSandbox, NoGrammarSandbox, grammar_sandbox
 from triton_vllm.protocol.generation import Work
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.vllm_api.render.renderers import Renderers
@@ -35,7 +35,7 @@ class Service:
         self._admission = admission
         self._openai = openai
         self._cleanup = cleanup
-        self._grammars: GrammarLimit | NoGrammarLimit | None = None
+        self._grammars: GrammarSandbox | NoGrammarSandbox | None = None
         self._adapters: Adapters | NoAdapters = NoAdapters()
         if launch.args.enable_lora:
             self._adapters = Adapters.of_model(settings.directory, settings.version)
@@ -44,7 +44,7 @@ class Service:
         """Guard the door of what lives, then let requests in, at the HTTP port too."""
         serving = self._settings.serving
         if self._grammars is None:
-            self._grammars = limit_grammars(
+            self._grammars = grammar_sandbox(
                 serving.grammar_compile_timeout_seconds,
                 self._vllm.grammar_tokenizer(life.llm),
             )

@@ -1,8 +1,8 @@
-"""A limit for grammars: one that takes too long to compile is refused, before the engine sees it.
+"""A limit for grammars: one that takes too long to compile is refused before the engine sees it.
 
-A short schema can take minutes to compile, in a thread of the engine core that nobody can stop. So
-each grammar is compiled once on trial, in a process that is killed when it takes too long; what has
-passed is remembered, what has not for a while.
+A short schema can take minutes to compile, in a thread of the engine core that cannot be stopped.
+So each new grammar is first compiled in a sandbox, a process that is killed when it takes too long.
+The front end remembers what has passed, and for a while what has not.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Any
 
 from triton_vllm.errors import RequestError, UnavailableError, one_line
 from triton_vllm.limits import grammar_compiler
-from triton_vllm.limits.grammar_process import GrammarProcess, NoGrammarProcess
+from triton_vllm.limits.sandbox import JobError, Sandbox
 
 logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 65_536
-MAX_TRIALS = 32  # new grammars that are tried, or wait for it, in one front end
+MAX_JOBS = 32  # compile jobs that run or wait in one front end
 _REMEMBERED = 4096
 _EXPIRES_SECONDS = 60.0  # a machine short of memory may have been at fault, and not the grammar
 
 
-class NoGrammarLimit:
+class NoGrammarSandbox:
     """No limit but that of the text's length."""
 
     async def check(self, structured_outputs: Any) -> None:
@@ -44,115 +44,128 @@ class NoGrammarLimit:
 
 
 @dataclass(slots=True)
-class _Trial:
-    """A grammar that is tried, or waits for it, and the number of ``clients`` that wait for it.
+class _Job:
+    """A compile job, and the number of ``clients`` that wait for it.
 
-    ``work`` is what the thread does, ``verdict`` its result in the event loop: what is wrong.
+    ``work`` is what the thread does, ``result`` its result in the event loop: why the grammar is
+    refused, "" if it is not.
     """
 
     work: Future[str]
-    verdict: asyncio.Future[str]
+    result: asyncio.Future[str]
     clients: int = 0
 
 
-class GrammarLimit:
-    """Compiles new grammars on trial, one after the other, in a process of its own.
+class GrammarSandbox:
+    """Compiles new grammars, one after the other, in a process of its own.
 
     ``check`` belongs to the event loop, the process to one thread.
     """
 
     def __init__(self, seconds: float, tokenizer: Callable[[], str]) -> None:
-        """Refuse what takes longer than ``seconds``.
+        """Refuse what takes longer than ``seconds``; ``tokenizer`` returns xgrammar's, as JSON.
 
-        The process is started with the first grammar; ``tokenizer`` returns what it needs.
+        The process starts now, in the background: importing xgrammar takes seconds, on a busy
+        machine tens of them, for which the first grammar would wait.
         """
         self._seconds = seconds
         self._tokenizer = tokenizer
-        self._trials: dict[bytes, _Trial] = {}
-        self._verdicts: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # and until when
+        self._jobs: dict[bytes, _Job] = {}
+        self._results: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # and until when
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._stopping = threading.Event()
-        self._process: GrammarProcess | NoGrammarProcess | None = None
+        self._sandbox: Sandbox | None = None
+        self._thread.submit(self._warm_up)
 
     async def check(self, structured_outputs: Any) -> None:
         """Raise RequestError for a grammar that is too long or takes too long to compile.
 
-        Raises UnavailableError where that cannot be told now.
+        Raises UnavailableError if the sandbox cannot compile now.
         """
         kind, text = grammar_of(structured_outputs)
         key = hashlib.sha256(f"{kind} {text}".encode(errors="surrogatepass")).digest()
-        wrong, until = self._verdicts.get(key, ("", 0.0))
+        failure, until = self._results.get(key, ("", 0.0))
         if time.monotonic() < until:
-            self._verdicts.move_to_end(key)
+            self._results.move_to_end(key)
         else:
-            wrong = await self._judge(key, kind, text)
-        if wrong:
-            raise RequestError(f'structured_outputs: "{kind}": {wrong}')
+            failure = await self._result(key, kind, text)
+        if failure:
+            raise RequestError(f'structured_outputs: "{kind}": {failure}')
 
-    async def _judge(self, key: bytes, kind: str, text: str) -> str:
-        """Return what a trial finds, one trial for all clients that ask at the same time."""
-        trial = self._trials.get(key) or self._queue(key, kind, text)
-        trial.clients += 1
+    async def _result(self, key: bytes, kind: str, text: str) -> str:
+        """Return the result of one job for all clients that ask at the same time."""
+        job = self._jobs.get(key) or self._queue(key, kind, text)
+        job.clients += 1
         try:
-            return await asyncio.shield(trial.verdict)
+            return await asyncio.shield(job.result)
         finally:
-            trial.clients -= 1
+            job.clients -= 1
             # One that has begun goes on: the process would only have to be started anew.
-            if not trial.clients and trial.work.cancel():
-                del self._trials[key]
+            if not job.clients and job.work.cancel():
+                del self._jobs[key]
 
-    def _queue(self, key: bytes, kind: str, text: str) -> _Trial:
-        if len(self._trials) >= MAX_TRIALS:
+    def _queue(self, key: bytes, kind: str, text: str) -> _Job:
+        if len(self._jobs) >= MAX_JOBS:
             raise UnavailableError(
-                f"{len(self._trials)} new grammars wait to be tried, the limit of this front end "
-                f"is {MAX_TRIALS}: try again later"
+                f"{len(self._jobs)} new grammars wait to be compiled, the limit of this front end "
+                f"is {MAX_JOBS}: try again later"
             )
         try:
-            work = self._thread.submit(self._try, kind, text)
+            work = self._thread.submit(self._compile, kind, text)
         except RuntimeError as error:  # no more threads, or stopped
-            raise UnavailableError(f"no grammar can be tried: {one_line(error)}") from error
-        trial = self._trials[key] = _Trial(work, asyncio.wrap_future(work))
-        trial.verdict.add_done_callback(lambda verdict: self._remember(key, verdict))
-        return trial
+            raise UnavailableError(f"no grammar can be compiled: {one_line(error)}") from error
+        job = self._jobs[key] = _Job(work, asyncio.wrap_future(work))
+        job.result.add_done_callback(lambda result: self._remember(key, result))
+        return job
 
-    def _remember(self, key: bytes, verdict: asyncio.Future[str]) -> None:
-        if verdict.cancelled():
+    def _remember(self, key: bytes, result: asyncio.Future[str]) -> None:
+        if result.cancelled():
             return
-        del self._trials[key]
-        if verdict.exception() is None:
-            wrong = verdict.result()
-            until = time.monotonic() + _EXPIRES_SECONDS if wrong else math.inf
-            self._verdicts[key] = wrong, until
-            self._verdicts.move_to_end(key)
-            if len(self._verdicts) > _REMEMBERED:
-                self._verdicts.popitem(last=False)
+        del self._jobs[key]
+        if result.exception() is None:
+            failure = result.result()
+            until = time.monotonic() + _EXPIRES_SECONDS if failure else math.inf
+            self._results[key] = failure, until
+            self._results.move_to_end(key)
+            if len(self._results) > _REMEMBERED:
+                self._results.popitem(last=False)
 
-    def _try(self, kind: str, text: str) -> str:
-        """Return what is wrong with a grammar, if anything."""
+    def _compile(self, kind: str, text: str) -> str:
+        """Return why a grammar is refused, "" if it is not."""
         if self._stopping.is_set():
             raise UnavailableError("the model is being unloaded")
-        if self._process is None:
-            self._process = self._make_process()
         try:
-            return self._process.compile(kind, text)
+            if self._sandbox is not None:
+                self._sandbox.run((kind, text))
+        except JobError as error:
+            return f"cannot be compiled: {error}"
         except UnavailableError as error:
-            logger.warning(f"a grammar was refused untried: {one_line(error)}")
+            logger.warning(f"a grammar was refused uncompiled: {one_line(error)}")
             raise
+        return ""
 
-    def _make_process(self) -> GrammarProcess | NoGrammarProcess:
+    def _warm_up(self) -> None:
         try:
             tokenizer = self._tokenizer()
         except Exception as error:  # then the engine's xgrammar has none either
-            logger.warning(f"grammars go to the engine untried: {one_line(error)}")
-            return NoGrammarProcess()
-        return GrammarProcess(self._seconds, tokenizer, self._stopping)
+            logger.warning(f"grammars go to the engine without a sandbox: {one_line(error)}")
+            return
+        self._sandbox = Sandbox(
+            grammar_compiler.prepare, (tokenizer,), self._seconds, self._stopping
+        )
+        try:
+            self._sandbox.start()
+        except UnavailableError as error:  # the next grammar tries again
+            if not self._stopping.is_set():
+                logger.warning(f"the sandbox for grammars did not start: {one_line(error)}")
+            self._sandbox.end()
 
     def stop(self) -> None:
-        """End the process, for good. Who waits for a trial gets UnavailableError."""
+        """End the process, for good. Who waits for a job gets UnavailableError."""
         self._stopping.set()
         self._thread.shutdown()
-        if self._process is not None:
-            self._process.end()
+        if self._sandbox is not None:
+            self._sandbox.end()
 
 
 def grammar_of(structured_outputs: Any) -> tuple[str, str]:
@@ -175,10 +188,10 @@ def grammar_of(structured_outputs: Any) -> tuple[str, str]:
     return kind, text
 
 
-def limit_grammars(
+def grammar_sandbox(
     seconds: float, tokenizer: Callable[[], str] | None
-) -> GrammarLimit | NoGrammarLimit:
-    """Return the limit that the operator has set, where the grammars' backend needs one."""
+) -> GrammarSandbox | NoGrammarSandbox:
+    """Return the sandbox that the operator has set, where the grammars' library needs one."""
     if not seconds or tokenizer is None:
-        return NoGrammarLimit()
-    return GrammarLimit(seconds, tokenizer)
+        return NoGrammarSandbox()
+    return GrammarSandbox(seconds, tokenizer)

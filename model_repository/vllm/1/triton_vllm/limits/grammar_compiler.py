@@ -1,49 +1,48 @@
-"""The process in which grammars are compiled on trial: the one that may be killed for it."""
+"""What the sandbox does with a grammar: it compiles it, as vLLM would."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import resource
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-TOO_MUCH_MEMORY = "takes too much memory to compile"
+from triton_vllm.limits.sandbox import TOO_MUCH_MEMORY, JobError
+
 # xgrammar refuses a grammar with a line of its source, or of the grammar. What else C++ throws, as
 # for want of memory or of a thread, comes as a RuntimeError, too: "std::bad_alloc" and no more.
 _REFUSAL = re.compile(r"\.cc:\d+: |[Ee]rror ")
 _NONSENSE = (UnicodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError)
 
 
-def run(connection: Connection, tokenizer: str, memory: int) -> None:
-    """Compile what comes, (kind, text), until the other end closes.
+def prepare(tokenizer: str) -> Callable[[tuple[str, str]], None]:
+    """Return the function that compiles a grammar, given its kind and its text.
 
-    Each is answered with what is wrong, "" for nothing. That is said of a grammar that xgrammar
-    refuses, too: vLLM says it better, or has another backend for it. ``tokenizer`` is xgrammar's
-    ``TokenizerInfo`` as JSON, ``memory`` how many bytes of address space compiling may add.
+    The function raises JobError for a grammar that fails for want of memory, say. It returns for a
+    grammar that xgrammar refuses: vLLM words the refusal. ``tokenizer`` is xgrammar's
+    ``TokenizerInfo`` as JSON.
     """
-    os.nice(5)
     import xgrammar
 
     compiler = xgrammar.GrammarCompiler(
         xgrammar.TokenizerInfo.deserialize_json(tokenizer), max_threads=8, cache_enabled=False
     )
-    ways = _ways(xgrammar, compiler)
-    _limit_memory(memory)
-    connection.send("")  # ready
-    while True:
-        try:
-            kind, text = connection.recv()
-        except EOFError:
-            return
-        connection.send(_try_all(ways[kind], text))
+    functions = _functions(xgrammar, compiler)
+
+    def compile_grammar(job: tuple[str, str]) -> None:
+        kind, text = job
+        for function in functions[kind]:
+            try:
+                function(text)
+            except Exception as error:
+                if failure := failure_of(error):
+                    raise JobError(failure) from None
+
+    return compile_grammar
 
 
-def _ways(xgrammar: Any, compiler: Any) -> dict[str, list[Callable[[str], object]]]:
-    """Return how vLLM may compile each kind of grammar: nothing may pass it by being another."""
+def _functions(xgrammar: Any, compiler: Any) -> dict[str, list[Callable[[str], object]]]:
+    """Return the functions by which vLLM may compile each kind of grammar."""
 
     def compile_structural_tag(text: str) -> None:
         given = json.loads(text)
@@ -69,34 +68,14 @@ def _ways(xgrammar: Any, compiler: Any) -> dict[str, list[Callable[[str], object
     }
 
 
-def _try_all(ways: list[Callable[[str], object]], text: str) -> str:
-    for compile_as in ways:
-        try:
-            compile_as(text)
-        except Exception as error:
-            if wrong := what_is_wrong(error):
-                return wrong
-    return ""
-
-
-def what_is_wrong(error: Exception) -> str:
-    """Return what to say of a grammar that did not compile, "" if xgrammar has refused it."""
-    said = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "std::bad_a" in said:  # bad_alloc, bad_array_new_length
+def failure_of(error: Exception) -> str:
+    """Return why a grammar failed to compile, "" if xgrammar refused it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "std::bad_a" in text:  # bad_alloc, bad_array_new_length
         return TOO_MUCH_MEMORY
-    if isinstance(error, _NONSENSE) or _REFUSAL.search(said):
+    if isinstance(error, _NONSENSE) or _REFUSAL.search(text):
         return ""
-    return f"cannot be compiled: {said[:200] or type(error).__name__}"
-
-
-def _limit_memory(more: int) -> None:
-    """Let the process take ``more`` bytes of address space than it has, torch's and its own."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    most = pages * resource.getpagesize() + more
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    return text[:200] or type(error).__name__
 
 
 def choices_as_grammar(choices: list[str]) -> str:

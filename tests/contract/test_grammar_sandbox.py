@@ -1,4 +1,4 @@
-"""Grammars on trial, with the real xgrammar."""
+"""The sandbox for grammars, with the real xgrammar."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ import pytest
 import xgrammar
 from vllm.sampling_params import StructuredOutputsParams
 
-from tests.hostile import slow_schema
 from triton_vllm.limits import grammar_compiler
-from triton_vllm.limits.grammar import GrammarLimit
-from triton_vllm.limits.grammar_process import GrammarProcess
+from triton_vllm.limits.grammar import GrammarSandbox
+from triton_vllm.limits.sandbox import TOO_MUCH_MEMORY, JobError, Sandbox
 from triton_vllm.vllm_api import api as vllm_api
 
 pytestmark = pytest.mark.timeout(300)
-
-SLOW_REGEX = ".*a.{200}b.{0,200}"
 
 
 def tokenizer() -> str:
@@ -39,18 +36,18 @@ def tokenizer() -> str:
 
 def test_grammars(caplog: pytest.LogCaptureFixture) -> None:
     """Those of each kind are compiled, and what xgrammar refuses is left to vLLM."""
-    limit = GrammarLimit(30.0, tokenizer)
+    sandbox = GrammarSandbox(30.0, tokenizer)
 
     async def main() -> None:
         schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-        await limit.check(StructuredOutputsParams(json=schema))
-        await limit.check(StructuredOutputsParams(choice=["yes", 'n"o']))
-        await limit.check(StructuredOutputsParams(regex="[ab]+"))
-        await limit.check(StructuredOutputsParams(grammar='root ::= "a" | "b"'))
-        await limit.check(StructuredOutputsParams(regex="["))  # vLLM says what is wrong with it
+        await sandbox.check(StructuredOutputsParams(json=schema))
+        await sandbox.check(StructuredOutputsParams(choice=["yes", 'n"o']))
+        await sandbox.check(StructuredOutputsParams(regex="[ab]+"))
+        await sandbox.check(StructuredOutputsParams(grammar='root ::= "a" | "b"'))
+        await sandbox.check(StructuredOutputsParams(regex="["))  # vLLM says what is wrong with it
 
     asyncio.run(main())
-    limit.stop()
+    sandbox.stop()
     assert [] == caplog.messages, "it would say that a grammar was not tried"
 
 
@@ -76,45 +73,61 @@ def test_grammars(caplog: pytest.LogCaptureFixture) -> None:
         ("structural_tag", '{"structures": []}'),
     ],
 )
-def test_a_refusal_is_known_as_one(process: GrammarProcess, kind: str, text: str) -> None:
+def test_a_refusal_is_left_to_vllm(compiler: Sandbox, kind: str, text: str) -> None:
     """Of all kinds: vLLM has the last word."""
-    assert process.compile(kind, text) == ""
+    assert compiler.run((kind, text)) is None
+
+
+def compiler_with(seconds: float, **options: int) -> Sandbox:
+    """Return a sandbox with a compiler that has a vocabulary of the usual size."""
+    return Sandbox(grammar_compiler.prepare, (tokenizer(),), seconds, threading.Event(), **options)
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[GrammarProcess]:
+def compiler() -> Iterator[Sandbox]:
     """A compiler that has ten seconds."""
-    process = GrammarProcess(10.0, tokenizer(), threading.Event())
-    yield process
-    process.end()
+    sandbox = compiler_with(10.0)
+    yield sandbox
+    sandbox.end()
+
+
+ADDRESS = {
+    "type": "object",
+    "properties": {
+        name: {"type": "string", "minLength": 1}
+        for name in ("name", "street", "number", "city", "region", "code", "country", "phone")
+    },
+}
 
 
 def test_what_takes_too_much_memory_is_not_compiled() -> None:
-    """It fails with an error like those with which xgrammar refuses."""
-    process = GrammarProcess(30.0, tokenizer(), threading.Event(), memory=128 << 20)
-    many = " | ".join(f'"{number}x{number}"' for number in range(100_000))
-    assert process.compile("grammar", f"root ::= {many}") == grammar_compiler.TOO_MUCH_MEMORY
-    process.end()
+    """The process ends with an error of memory, and the next grammar has a new one."""
+    sandbox = compiler_with(30.0, memory=128 << 20)
+    choices = grammar_compiler.choices_as_grammar([f"{n}x{n}" for n in range(100_000)])
+    with pytest.raises(JobError, match=TOO_MUCH_MEMORY):
+        sandbox.run(("grammar", choices))
+    sandbox.end()
 
 
-SLOW_TAG = '{"structures": [{"begin": "<a>", "schema": %s, "end": "</a>"}], "triggers": ["<a"]}'
+TAG = '{"structures": [{"begin": "<a>", "schema": %s, "end": "</a>"}], "triggers": ["<a"]}'
 
 
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("json", json.dumps(slow_schema(properties=10_000))),
-        ("regex", SLOW_REGEX),
-        ("grammar", f"start: /{SLOW_REGEX}/"),
-        ("structural_tag", SLOW_TAG % json.dumps(slow_schema(properties=10_000))),
+        ("json", json.dumps(ADDRESS)),
+        ("regex", "[a-z]+(-[a-z]+)*, [0-9]{5} [A-Za-z ]+"),
+        ("grammar", "start: /[a-z]+(-[a-z]+)*, [0-9]{5} [A-Za-z ]+/"),
+        ("structural_tag", TAG % json.dumps(ADDRESS)),
     ],
     ids=["schema", "regex", "Lark", "older tag"],
 )
-def test_what_takes_too_long_is_stopped(kind: str, text: str) -> None:
-    """In every syntax that vLLM would take to the compiler, by a limit that the fastest exceeds."""
-    process = GrammarProcess(0.1, tokenizer(), threading.Event())
-    assert process.compile(kind, text).startswith("takes longer than 0.1 s to compile")
-    process.end()
+def test_what_takes_longer_than_the_limit_is_stopped(kind: str, text: str) -> None:
+    """In every syntax that vLLM takes to the compiler: ordinary grammars, and a tiny limit."""
+    sandbox = compiler_with(0.001)
+    with pytest.raises(JobError, match=r"takes longer than 0\.001 s, the limit"):
+        sandbox.run((kind, text))
+    sandbox.end()
 
 
 def test_the_limit_does_not_hold_the_engine() -> None:
