@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -68,13 +67,6 @@ def help_of(program: str) -> str:
     return done.stdout
 
 
-def table(first_heading: str, page: str) -> list[list[str]]:
-    """Return the cells of the page's table whose first heading that is, row by row."""
-    head = rf"^\| {first_heading} \|.*\n\|[-|]+\|\n"
-    (rows,) = re.findall(rf"{head}((?:\|.*\n)+)", page, re.MULTILINE)
-    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows.splitlines()]
-
-
 def assigned(path: str, pattern: str) -> str:
     """Return the one group of a pattern in a file of the repository."""
     match = re.search(pattern, (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
@@ -119,13 +111,6 @@ def test_flags_named_alone_exist() -> None:
     named = set(re.findall(r"`(--[a-z][\w-]*)[^`]*`", PROSE))
     helps = help_of("client.py") + help_of("gen_vllm_env.sh")
     assert set() == {flag for flag in named - of_others if flag not in helps}
-
-
-def test_the_serving_table_is_that_of_the_settings() -> None:
-    """Each key of "serving" stands there with its default, in order, and no other."""
-    rows = CONFIGURATION.partition("<!-- generated: serving -->")[2]
-    expected = [(f"`{field.name}`", str(field.default)) for field in fields(ServingSettings)]
-    assert expected == [(key, default) for key, default, _ in table("Key", rows)]
 
 
 def test_the_engine_arguments_shown_are_accepted() -> None:
