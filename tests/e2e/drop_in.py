@@ -48,7 +48,9 @@ def install_backend(directory: Path) -> Path:
     tritonserver = directory / "pytriton/tritonserver"
     backends = tritonserver / "backends"
     shutil.copytree(TRITON / "backends", backends, ignore=shutil.ignore_patterns("__pycache__"))
-    (directory / "nvidia_pytriton.libs").symlink_to(TRITON.parents[1] / "nvidia_pytriton.libs")
+    libraries = TRITON.parents[1] / "nvidia_pytriton.libs"
+    if libraries.is_dir():
+        (directory / libraries.name).symlink_to(libraries)
     script = [str(ROOT / "scripts/install_backend.sh"), "--env", str(EXECUTION_ENV), str(backends)]
     subprocess.run(script, check=True, timeout=60)
     return backends

@@ -80,7 +80,7 @@ def test_model_control_over_http_needs_the_key(server: TritonServer, path: str) 
     assert 403 == server.post(path, {}, headers={KEY: "guess"})[0]
     status, body = server.post(path, {}, headers={KEY: SECRET})
     assert 403 != status
-    assert "restricted" not in body
+    assert "restricted" not in body.lower()
 
 
 def test_health_over_http_needs_none(server: TritonServer) -> None:
@@ -98,12 +98,12 @@ def test_metadata_over_http_need_none(server: TritonServer) -> None:
 def test_model_control_over_grpc_needs_the_key(server: TritonServer, certificates: Path) -> None:
     """The header is named after the key."""
     with client(server, certificates, "client") as admin:
-        with pytest.raises(InferenceServerException, match="This protocol is restricted"):
+        with pytest.raises(InferenceServerException, match="(?i)this protocol is restricted"):
             admin.load_model("vllm")
         header = {f"triton-grpc-protocol-{KEY}": SECRET}
         with pytest.raises(InferenceServerException) as error:
             admin.load_model("vllm", headers=header)
-        assert "restricted" not in str(error.value)
+        assert "restricted" not in str(error.value).lower()
 
 
 @pytest.mark.parametrize(("name", "admitted"), [("client", True), ("", False), ("stranger", False)])

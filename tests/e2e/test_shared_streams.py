@@ -1,4 +1,4 @@
-"""Requests on one connection, each on its own gRPC stream, as docs/operations/reliability.md advises."""
+"""Requests on one connection, each on its own gRPC stream, as the reliability page advises."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class TritonFaultError(RuntimeError):
     """Triton 24.10 itself failed to start, as it does now and then on an overloaded machine.
 
     It gives up on a stub that shows no sign of life for a second, and then waits for its end for
-    ever; or it aborts when it cannot lock its shared memory within ten (docs/operations/reliability.md).
+    ever; or it aborts when it cannot lock its shared memory within ten (docs/known-issues.md).
     """
 
 
