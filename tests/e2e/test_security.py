@@ -98,7 +98,7 @@ def test_metadata_over_http_need_none(server: TritonServer) -> None:
 def test_model_control_over_grpc_needs_the_key(server: TritonServer, certificates: Path) -> None:
     """The header is named after the key."""
     with client(server, certificates, "client") as admin:
-        with pytest.raises(InferenceServerException, match="(?i)this protocol is restricted"):
+        with pytest.raises(InferenceServerException, match=r"(?i)this protocol is restricted"):
             admin.load_model("vllm")
         header = {f"triton-grpc-protocol-{KEY}": SECRET}
         with pytest.raises(InferenceServerException) as error:

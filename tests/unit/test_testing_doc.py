@@ -51,6 +51,25 @@ def test_a_promise_has_its_test(promise: str, module: str, name: str, run: str) 
     assert run == run_of(ROOT / module, name), promise
 
 
+def test_each_test_of_the_reliability_page_is_there() -> None:
+    """The page names a test in the last cell of each fault: by name, by its beginning, or a file."""
+    text = (ROOT / "docs/operations/reliability.md").read_text(encoding="utf-8")
+    faults = text.partition("## Faults")[2].partition("\n## ")[0]
+    cells = [line.rstrip(" |").rpartition("|")[2] for line in faults.splitlines()]
+    named = {name for cell in cells for name in re.findall(r"`([\w/.]*test_[\w.]*)`", cell)}
+    assert len(named) > 20
+    there = [f"{module}::{name}" for _, module, name, _ in ROWS]
+    missing = {n for n in named if not any(re.search(rf"\b{n.strip('.')}", row) for row in there)}
+    assert set() == missing
+
+
+def test_each_kind_of_model_in_the_page_of_requests_is_there() -> None:
+    """Its curl lines name the model that they ask; each of them has a row."""
+    text = (ROOT / "docs/requests.md").read_text(encoding="utf-8")
+    models = set(re.findall(r"`curl (\$[A-Z]+)/", text))
+    assert set() == {model for model in models if f"`{model}`" not in DOCUMENT}
+
+
 def test_each_promise_is_there_once() -> None:
     """No two rows promise the same."""
     assert len(ROWS) == len({promise for promise, *_ in ROWS})
