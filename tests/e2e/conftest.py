@@ -87,6 +87,7 @@ def _group(item: pytest.Item) -> str:
     return _PLACES.get(item.path.stem, (item.path.stem, 0))[0]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of this folder into their groups and into the order of the groups."""
     order = list(GROUPS)
