@@ -52,7 +52,7 @@ def test_a_promise_has_its_test(promise: str, module: str, name: str, run: str) 
 
 
 def test_each_test_of_the_reliability_page_is_there() -> None:
-    """The page names a test in the last cell of each fault: by name, by its beginning, or a file."""
+    """Its last column names tests: by name, by its beginning, or by file."""
     text = (ROOT / "docs/operations/reliability.md").read_text(encoding="utf-8")
     faults = text.partition("## Faults")[2].partition("\n## ")[0]
     cells = [line.rstrip(" |").rpartition("|")[2] for line in faults.splitlines()]
