@@ -23,7 +23,8 @@ python=$CACHE/model_repository/vllm/vllm_env/bin/python deps=$CACHE/fuzz-deps
 [ -x "$python" ] && [ -d "$CACHE/contract-deps" ] || err "run scripts/test.sh first"
 if [ ! -e "$deps/stamp" ]; then
     rm -rf "$deps"
-    "$CACHE/venv/bin/python" -m pip --python "$python" install --quiet --target "$deps" atheris
+    need_uv
+    "$UV" pip install --quiet --python "$python" --target "$deps" atheris
     touch "$deps/stamp"
 fi
 mkdir -p "$CACHE/fuzz-corpus"

@@ -168,7 +168,7 @@ lint() {
 
 unit_tests() {
     if [ "$run" = unit ]; then
-        last_tests python -m pytest -n 2 tests/unit
+        last_tests python -m pytest -n 2 --durations=0 --durations-min=1 tests/unit
     else
         python -m pytest -q -n 2 tests/unit
     fi
@@ -267,7 +267,7 @@ summary() {
     echo "the slowest phases:"
     sort -rn "$TIMES" | sed -n 1,3p
     echo "the slowest tests ($REPORT has all):"
-    grep -E '^[0-9.]+s (setup|call|teardown) ' "$REPORT" | sort -rn | sed -n 1,3p
+    { grep -E '^[0-9.]+s (setup|call|teardown) ' "$REPORT" || true; } | sort -rn | sed -n 1,3p
     tail -n 1 "$REPORT"
     [ "$run" != all ] || return 0
     [ "$SECONDS" -le "$FAIL_SECONDS" ] ||
