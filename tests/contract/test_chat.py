@@ -147,6 +147,18 @@ def test_the_prompt_is_that_of_the_template(engine: FakeEngine) -> None:
     assert tokenizer.encode(prompt, add_special_tokens=False) == given
 
 
+def test_the_last_message_can_be_continued(engine: FakeEngine) -> None:
+    """The prompt ends where the assistant's message ends."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "I say"}]
+    how = {"continue_final_message": True, "add_generation_prompt": False}
+    work = render(engine, messages=messages, **how)
+    tokenizer = engine.renderer.tokenizer
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, **how)
+    assert prompt.endswith("I say")
+    expected = tokenizer.encode(prompt, add_special_tokens=False)
+    assert expected == asked(engine, work)["engine_input"]["prompt_token_ids"]
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_without_parsers_all_is_content(engine: FakeEngine, stream: bool) -> None:
     """Nothing is taken out of the text, and nothing is awaited."""
@@ -245,14 +257,23 @@ def test_the_engine_knows_whether_the_model_reasons(engine: FakeEngine) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (AUTO, '"auto" tool choice requires'),
-        (NAMED, "requires --tool-call-parser"),
+        (AUTO, '"enable_auto_tool_choice" and "tool_call_parser" in vllm_engine_args.json'),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "Cannot set both"),
+        (NAMED, 'requires "tool_call_parser" in vllm_engine_args.json'),
         ({"tool_choice": "auto"}, "tool"),
         ({"tools": [{"type": "function"}]}, "tools.0.function: Field required"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages.0"),
         ({"chat_template_kwargs": {"chat_template": "{{ x }}"}}, "Refused request with untrusted"),
     ],
-    ids=["no auto", "no parser", "no tools", "no function", "wrong content", "own template"],
+    ids=[
+        "no auto",
+        "both ends of a prompt",
+        "no parser",
+        "no tools",
+        "no function",
+        "wrong content",
+        "own template",
+    ],
 )
 def test_wrong_chats_are_refused(
     engine: FakeEngine, options: dict[str, Any], expected: str

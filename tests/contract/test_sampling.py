@@ -11,6 +11,7 @@ import pytest
 
 from triton_vllm.errors import RequestError
 from triton_vllm.protocol.fields import load_json_object
+from triton_vllm.protocol.synonyms import MEANINGS
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
@@ -131,6 +132,13 @@ def test_wrong_values_are_refused(
         parse(sampling, given)
     assert str(raised.value).startswith("sampling_parameters: ")
     assert 1 == len(str(raised.value).splitlines())
+
+
+def test_each_parameter_that_a_hint_offers_is_there(sampling: SamplingParser) -> None:
+    """Other servers' names are translated to names that this vLLM has."""
+    offered = {ours.parameter for ours in MEANINGS.values() if ours.parameter}
+    assert set() == offered - set(sampling.names)
+    assert set() == MEANINGS.keys() & set(sampling.names)
 
 
 def test_nan_is_not_json() -> None:

@@ -73,6 +73,19 @@ def test_errors_are_mapped_to_statuses(error: Exception, expected: str) -> None:
     assert "codec" not in str(explained)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no flag - here, a--b", "no flag - here, a--b"),
+        ("needs --max-logprobs", 'needs "max_logprobs" in vllm_engine_args.json'),
+        ("--a-b and --c to be set", '"a_b" and "c" in vllm_engine_args.json to be set'),
+    ],
+)
+def test_a_flag_in_vllms_words_becomes_a_key(text: str, expected: str) -> None:
+    """There is no command line here; the operator has a file."""
+    assert expected == str(vllm_api.explain(ValueError(text)))
+
+
 @pytest.mark.parametrize("name", ["QueueOverflowError", "MaxQueuedTokensError"])
 def test_overload_is_unavailable(name: str) -> None:
     """Where this vLLM refuses requests for load, the client may try again."""

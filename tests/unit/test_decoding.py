@@ -225,14 +225,6 @@ def test_request_parameters_are_sampling_parameters(
     assert expected == (params.temperature, params.max_tokens)
 
 
-@pytest.mark.parametrize("name", ["traceparent", "X-Request-Id", "Authorization"])
-def test_a_forwarded_header_is_no_sampling_parameter(sampling: SamplingParser, name: str) -> None:
-    """Triton can put HTTP and gRPC headers among the parameters; they concern nobody here."""
-    parameters = json.dumps({name: "x", "max_tokens": 3})
-    request = decode(FakeRequest({"text_input": "a"}, parameters=parameters), sampling)
-    assert 3 == request.sampling_params.max_tokens
-
-
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -305,15 +297,35 @@ def test_a_cumulative_logprob_is_computed_where_it_is_asked_for(
 
 @pytest.mark.parametrize(
     ("stop", "expected"),
-    [(".", "."), ('["a", "b"]', ["a", "b"]), ("[", "["), ("[x]", "[x]"), ("[" * 9999, "[" * 9999)],
-    ids=["text", "list", "bracket", "brackets", "many brackets"],
+    [
+        *((".", "."), ('["a", "b"]', ["a", "b"]), ("[", "["), ("[x]", "[x]")),
+        *(("[1]", "[1]"), ("[]", "[]"), ('["a", 1]', '["a", 1]'), ("[" * 9999, "[" * 9999)),
+    ],
+    ids=[
+        *("text", "list", "bracket", "brackets", "of numbers", "empty", "mixed", "many brackets"),
+    ],
 )
 def test_a_list_among_request_parameters_is_json(
     sampling: SamplingParser, stop: str, expected: object
 ) -> None:
-    """Triton carries no lists there; a text that is no JSON list stays a text."""
+    """Triton carries no lists there; a text that is no list of stop strings stays a text."""
     request = FakeRequest({"text_input": "a"}, parameters=json.dumps({"stop": stop}))
     assert expected == decode(request, sampling).sampling_params.stop
+
+
+@pytest.mark.parametrize("salt", ["[1]", '["a"]', "[]", "{}", "1", "true"])
+def test_a_string_stays_a_string(sampling: SamplingParser, salt: str) -> None:
+    """A parameter that takes strings only is not guessed at by its look."""
+    request = FakeRequest({"text_input": "a"}, parameters=json.dumps({"cache_salt": salt}))
+    assert salt == decode(request, sampling).options.cache_salt
+
+
+def test_half_of_a_surrogate_pair_in_a_packed_list_is_refused(sampling: SamplingParser) -> None:
+    """As in a tensor."""
+    stop = json.dumps({"stop": json.dumps(["\ud83d"])})
+    request = FakeRequest({"text_input": "a"}, parameters=stop)
+    with pytest.raises(RequestError, match="half of a surrogate pair"):
+        decode(request, sampling)
 
 
 @pytest.mark.parametrize("as_tensor", [True, False], ids=["tensor", "parameters"])

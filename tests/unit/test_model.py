@@ -19,6 +19,7 @@ from triton_vllm.limits.admission import Admission
 from triton_vllm.protocol.cancellation import CancellationWatcher
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.host import Host
 from triton_vllm.protocol.stream import SenderPool
 from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
@@ -71,6 +72,7 @@ def model(model_py: ModuleType, engine: FakeEngine) -> Iterator[Any]:
     """A TritonPythonModel around the engine."""
     model = model_py.TritonPythonModel()
     model._engine = engine
+    model._host = Host()
     model._responses = SenderPool(fake_pb_utils, 1, 0)
     model._cancellations = CancellationWatcher(0.01, engine.cancel)
     yield model

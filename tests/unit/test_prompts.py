@@ -66,6 +66,31 @@ def test_a_chat(sampling: SamplingParser) -> None:
     assert (CHAT_OUTPUTS, "") == (request.outputs, request.prefix)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"add_generation_prompt": False}, {"add_generation_prompt": False}),
+        (
+            {"continue_final_message": True},
+            {"continue_final_message": True, "add_generation_prompt": False},
+        ),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            {"continue_final_message": True, "add_generation_prompt": True},
+        ),
+        ({"continue_final_message": False}, {"continue_final_message": False}),
+    ],
+    ids=["no prompt", "continued", "both, as vLLM refuses it", "not continued"],
+)
+def test_the_end_of_a_chats_prompt(
+    sampling: SamplingParser, given: dict[str, bool], expected: dict[str, bool]
+) -> None:
+    """A message that is continued is followed by no new turn, without its being said."""
+    prompt = decode(FakeRequest({"messages": json.dumps(MESSAGES), **given}), sampling).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert expected == prompt.options
+
+
 def test_a_tool_choice_by_name(sampling: SamplingParser) -> None:
     """An object names the function."""
     choice = {"type": "function", "function": {"name": "f"}}
@@ -170,6 +195,14 @@ def test_wrong_requests_to_a_pooling_model(
         ({"messages": "[{}]", "tools": "{}"}, "tools: must be a JSON list"),
         ({"messages": "[{}]", "tool_choice": "sometimes"}, "tool_choice: must be auto, none,"),
         ({"messages": "[{}]", "chat_template_kwargs": "[]"}, "must be a JSON object"),
+        (
+            {"messages": "[{}]", "chat_template_kwargs": '{"continue_final_message": true}'},
+            'chat_template_kwargs: "continue_final_message" is an input of its own',
+        ),
+        (
+            {"messages": "[{}]", "chat_template_kwargs": '{"add_generation_prompt": false}'},
+            'chat_template_kwargs: "add_generation_prompt" is an input of its own',
+        ),
         ({"messages": "[{}]", "image": ["a"]}, "image: does not go with messages"),
         ({"input_ids": [1], "image": ["a"]}, "image: does not go with input_ids"),
         ({"text_input": "a", "return_reasoning": True}, "does not go with text_input"),

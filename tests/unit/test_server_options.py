@@ -24,6 +24,10 @@ DEFAULTS = ServerOptions(http=("127.0.0.1", 8000))
         (["--http-port=18000", "--http-address", "0.0.0.0"], ServerOptions(("127.0.0.1", 18000))),
         (["--http-address=10.1.2.3"], ServerOptions(("10.1.2.3", 8000))),
         (["--allow-http=false"], ServerOptions(None)),
+        (
+            ["--grpc-header-forward-pattern", "x-.*", "--http-header-forward-pattern=(?-i)A"],
+            ServerOptions(DEFAULTS.http, header_patterns=("(?-i)A", "x-.*")),
+        ),
         (["--exit-timeout-secs=90"], ServerOptions(DEFAULTS.http, exit_timeout_seconds=90)),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.engine.engine import Engine
 from triton_vllm.errors import GenerationError, ServingError, SettingsError, one_line
@@ -18,7 +19,8 @@ from triton_vllm.log import log_to_triton
 from triton_vllm.metrics.export import export_metrics
 from triton_vllm.protocol.auto_complete import complete_config
 from triton_vllm.protocol.cancellation import CancellationWatcher
-from triton_vllm.protocol.decode import decode, read_request_id
+from triton_vllm.protocol.decode import decode
+from triton_vllm.protocol.host import Host, read_request_id
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.protocol.stream import ResponseStream, SenderPool
 from triton_vllm.topology.stub_process import prepare_process
@@ -41,6 +43,7 @@ class TritonPythonModel:
             self._engine = Engine(settings)
         except SettingsError as error:
             raise pb_utils.TritonModelException(str(error)) from None
+        self._host = Host.of(args["model_config"], ServerOptions.read())
         serving = settings.serving
         self._responses = SenderPool(
             pb_utils, settings.sender_threads, serving.max_tokens_per_response
@@ -57,7 +60,7 @@ class TritonPythonModel:
             try:
                 self._engine.check()
                 request_id = read_request_id(request) or request_id
-                decoded = decode(request, self._engine.parser)  # 1. decode
+                decoded = decode(request, self._engine.parser, self._host)  # 1. decode
             except BaseException as error:  # a panic of Rust's, such as pydantic's, is no Exception
                 self._responses.open(sender).fail(self._explained(error, request_id))
             else:

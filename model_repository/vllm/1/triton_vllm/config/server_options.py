@@ -23,11 +23,13 @@ class ServerOptions:
     ``http`` is the address and port of its HTTP service, None where it has none. Triton takes
     custom metrics, and keeps them to itself, when it was started with ``--allow-metrics=false``:
     then ``metrics`` is false. ``exit_timeout_seconds`` is what it gives its models at SIGTERM.
+    ``header_patterns`` are regular expressions of the headers that it forwards to its models.
     """
 
     http: tuple[str, int] | None = None
     metrics: bool = True
     exit_timeout_seconds: int = _EXIT_TIMEOUT_SECONDS
+    header_patterns: tuple[str, ...] = ()
 
     @classmethod
     def read(cls) -> ServerOptions:
@@ -42,6 +44,8 @@ class ServerOptions:
         parser.add_argument("--http-address", default="0.0.0.0")  # noqa: S104 (Triton's default)
         parser.add_argument("--http-port", default="8000")
         parser.add_argument("--exit-timeout-secs", default=str(_EXIT_TIMEOUT_SECONDS))
+        for protocol in ("http", "grpc"):
+            parser.add_argument(f"--{protocol}-header-forward-pattern", default="")
         given, _ = parser.parse_known_args(arguments)
         serves_http = _is_true(given.allow_http) and Path(program).name.startswith("tritonserver")
         address = _ANY_ADDRESS.get(given.http_address, given.http_address)
@@ -49,6 +53,9 @@ class ServerOptions:
             http=(address, int(given.http_port)) if serves_http else None,
             metrics=_is_true(given.allow_metrics),
             exit_timeout_seconds=int(given.exit_timeout_secs),
+            header_patterns=tuple(
+                filter(None, (given.http_header_forward_pattern, given.grpc_header_forward_pattern))
+            ),
         )
 
     def drain_timeout_seconds(self, wanted: float, front_ends: int) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +9,14 @@ from typing import Any, Protocol
 
 from triton_vllm.errors import RequestError
 from triton_vllm.limits.timeout import shorter
-from triton_vllm.protocol.fields import load_json_object
+from triton_vllm.protocol.fields import ParameterValidator, load_json_object
+from triton_vllm.protocol.host import (
+    Host,
+    read_request_id,
+    read_request_parameters,
+    trace_headers,
+    triton_timeout,
+)
 from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, Output
 from triton_vllm.protocol.prompts import PromptWithParameters
 from triton_vllm.protocol.requests import EngineOptions, GenerationRequest, Prompt, TextPrompt
@@ -25,15 +30,9 @@ from triton_vllm.protocol.schema import (
     Form,
     Names,
 )
-from triton_vllm.protocol.tensors import Inputs, not_utf8
+from triton_vllm.protocol.tensors import Inputs
 
-# Request parameters that speak to Triton and not to the sampler, and headers without a hyphen that
-# --http-header-forward-pattern or --grpc-header-forward-pattern may put among them.
-_NOT_SAMPLING = {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end"}
-_NOT_SAMPLING |= {"traceparent", "tracestate", "baggage", "b3", "authorization", "cookie", "host"}
-_NOT_SAMPLING |= {"accept", "origin", "referer", "forwarded", "via", "connection"}
-
-_TRACE_HEADERS = ("traceparent", "tracestate")
+_HOST = Host()
 
 
 class Parser(Protocol):
@@ -43,17 +42,21 @@ class Parser(Protocol):
     def schema(self) -> Mapping[str, Form]:
         """The forms of a request, by the input that holds the prompt."""
 
+    @property
+    def parameters(self) -> ParameterValidator:
+        """The parameters that a client may give."""
+
     def parse(
         self, given: Mapping[str, Any], *, stream: bool, where: str
     ) -> tuple[Any, EngineOptions]:
         """Return vLLM's parameters, and ours, for what a client sent. Raises RequestError."""
 
 
-def decode(request: Any, parser: Parser) -> GenerationRequest:
+def decode(request: Any, parser: Parser, host: Host = _HOST) -> GenerationRequest:
     """Turn a ``pb_utils.InferenceRequest`` into a ``GenerationRequest``.
 
-    ``parser`` is that of the model's kind. Raises RequestError naming the tensor, what came and
-    what is allowed.
+    ``parser`` is that of the model's kind, ``host`` what Triton tells about the model. Raises
+    RequestError naming the tensor, what came and what is allowed.
     """
     inputs = Inputs(request)
     prompt_name = _prompt_name(inputs, parser.schema)
@@ -63,42 +66,35 @@ def decode(request: Any, parser: Parser) -> GenerationRequest:
         allowed = ", ".join(sorted(form.along))
         raise RequestError(f"{name}: does not go with {prompt_name}, allowed: {allowed}")
     asked = form.read(inputs)
-    own = _request_parameters(request)
+    own = read_request_parameters(request)
+    request_id = read_request_id(request)
     if isinstance(asked, PromptWithParameters):
         prompt, where, given = asked
     else:
         prompt = asked
-        where, given = _parameters(own, inputs, names.parameters)
+        where = names.parameters
+        if where in inputs:
+            text = inputs.string(where)
+            given = load_json_object(text, where) if text.strip() else {}
+        else:
+            known = parser.parameters
+            own_parameters = host.model_parameters(own, request_id, known.names)
+            where, given = "parameters", known.unpacked(own_parameters)
+    named = host.named_outputs(request)
     stream = inputs.boolean(names.stream)
     params, options = parser.parse(given, stream=stream, where=where)
     return GenerationRequest(
-        request_id=f"{read_request_id(request) or 'request'}-{uuid.uuid4().hex[:8]}",
+        request_id=f"{request_id or 'request'}-{uuid.uuid4().hex[:8]}",
         prompt=prompt,
         stream=stream,
         sampling_params=params,
         options=_with_time_limit(request, own, options, where),
-        text_output=_text_output(request, names) if form.has_text else "",
-        outputs=_outputs(inputs, params, form),
+        text_output=_text_output(named, names) if form.has_text else "",
+        outputs=_outputs(inputs, params, form, named, prompt_name),
         prefix=_prefix(inputs, prompt, names, stream=stream),
         text_from_start=names is TUTORIAL,
-        trace_headers=_trace_headers(request, own),
+        trace_headers=trace_headers(request, own),
     )
-
-
-def read_request_id(request: Any) -> str:
-    """Return the client's id of a ``pb_utils.InferenceRequest``, empty for none."""
-    try:
-        return str(request.request_id())
-    except UnicodeDecodeError as error:
-        raise RequestError(not_utf8("id", error)) from None
-
-
-def _request_parameters(request: Any) -> dict[str, Any]:
-    try:
-        own: dict[str, Any] = json.loads(request.parameters() or "{}")
-    except UnicodeDecodeError as error:
-        raise RequestError(not_utf8("parameters", error)) from None
-    return own
 
 
 def _prompt_name(inputs: Inputs, forms: Mapping[str, Form]) -> str:
@@ -131,51 +127,36 @@ def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> st
     return text or "" if echo else ""
 
 
-def _outputs(inputs: Inputs, params: Any, form: Form) -> tuple[Output, ...]:
-    """Return what is to be sent beside the text, and have vLLM compute what it needs."""
-    asked = [output for flag, output in FLAGS.items() if inputs.boolean(flag)]
-    asked += [output for output in form.outputs if inputs.boolean(output.flag, default=True)]
+def _outputs(
+    inputs: Inputs, params: Any, form: Form, named: frozenset[str], prompt_name: str
+) -> tuple[Output, ...]:
+    """Return what is sent beside the text, and have vLLM compute what it needs.
+
+    An output is sent where its flag is true or the client names it.
+    """
+    flags = BACKEND.inputs if form.names is TUTORIAL else form.along
+    choices = {output.tensor.name: output for flag, output in FLAGS.items() if flag in flags}
+    always = {output.tensor.name: output for output in form.outputs}
+    texts = {BACKEND.text_output, TUTORIAL.text_output} if form.has_text else set()
+    for name in sorted(named - choices.keys() - always.keys() - texts):
+        allowed = ", ".join([*sorted(texts), *always, *choices])
+        raise RequestError(f"{name}: no output of a request with {prompt_name}, allowed: {allowed}")
+    asked = [o for name, o in choices.items() if name in named or inputs.boolean(o.flag)]
+    asked += [
+        o for name, o in always.items() if name in named or inputs.boolean(o.flag, default=True)
+    ]
     if getattr(params, "num_logprobs", None) is None:
+        needs_logprobs = any(output.tensor.name == "cumulative_logprob" for output in asked)
         asked = [NO_LOGPROBS if output is LOGPROBS else output for output in asked]
-        if inputs.boolean("return_cumulative_logprob"):
+        if needs_logprobs:
             params.logprobs = 0
     return tuple(asked)
 
 
-def _text_output(request: Any, names: Names) -> str:
-    """Return the output for the text: the one asked for, else the one of the names used.
-
-    Triton fills in every output of the model where a client names none.
-    """
-    asked = set(request.requested_output_names())
+def _text_output(named: frozenset[str], names: Names) -> str:
+    """Return the output for the text: the one that is named, else the one of the inputs' names."""
     (other,) = {BACKEND.text_output, TUTORIAL.text_output} - {names.text_output}
-    return other if other in asked and names.text_output not in asked else names.text_output
-
-
-def _parameters(own: Mapping[str, Any], inputs: Inputs, where: str) -> tuple[str, dict[str, Any]]:
-    """Return where the sampling or pooling parameters stand, and the parameters.
-
-    They come as the JSON tensor; where it is absent, as the request's ``own`` parameters.
-    """
-    if where in inputs:
-        text = inputs.string(where)
-        return where, load_json_object(text, where) if text.strip() else {}
-    return "parameters", {
-        key: _unpacked(value)
-        for key, value in own.items()
-        if key.lower() not in _NOT_SAMPLING and not key.startswith("triton_") and "-" not in key
-    }
-
-
-def _triton_timeout(request: Any, own: Mapping[str, Any]) -> int:
-    """Return Triton's request timeout in microseconds, 0 for none.
-
-    gRPC has a place for it; the generate endpoint of HTTP passes it on as any other parameter.
-    """
-    given = request.timeout() or own.get("timeout", 0)
-    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
-        raise RequestError(f"timeout: must be microseconds, an integer from 0, got {given!r}")
-    return given
+    return other if other in named and names.text_output not in named else names.text_output
 
 
 def _with_time_limit(
@@ -185,24 +166,5 @@ def _with_time_limit(
     asked = options.timeout_seconds
     if asked is not None and asked <= 0:
         raise RequestError(f'{where}: "timeout_seconds": must be more than 0, got {asked}')
-    limit = shorter(asked, _triton_timeout(request, own))
+    limit = shorter(asked, triton_timeout(request, own))
     return options if limit == asked else replace(options, timeout_seconds=limit)
-
-
-def _unpacked(parameter: Any) -> Any:
-    """Return a request parameter's value; a list comes as JSON, as Triton carries none."""
-    if isinstance(parameter, str) and parameter.startswith("["):
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(parameter)
-    return parameter
-
-
-def _trace_headers(request: Any, own: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the W3C trace context in which the request is served; empty for none.
-
-    Triton's own span, where Triton traces (``--trace-config mode=opentelemetry``); else what the
-    client sent, where Triton forwards it (``--http-header-forward-pattern``).
-    """
-    context = request.trace().get_context() if hasattr(request, "trace") else None
-    carrier = json.loads(context) if context else own
-    return {key: carrier[key] for key in _TRACE_HEADERS if isinstance(carrier.get(key), str)}

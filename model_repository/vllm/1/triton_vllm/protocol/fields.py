@@ -13,18 +13,19 @@ from typing import Any
 
 from triton_vllm.config.arguments import json_types
 from triton_vllm.errors import RequestError, did_you_mean, one_line
+from triton_vllm.protocol.synonyms import hint
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parameter:
     """How a client's value for one parameter is checked.
 
-    ``keys`` are those of an object with fixed keys, such as ``structured_outputs``; empty for
-    other parameters.
+    ``types`` are the JSON types that it takes. ``keys`` are those of an object with fixed keys,
+    such as ``structured_outputs``; empty for other parameters.
     """
 
     validate: Callable[[Any], Any]
-    takes_booleans: bool
+    types: frozenset[type]
     keys: frozenset[str]
 
     @classmethod
@@ -37,7 +38,7 @@ class Parameter:
         keys = {f.name for c in classes for f in dataclasses.fields(c) if f.name[0] != "_"}
         return cls(
             TypeAdapter(hint, config=config).validate_python,
-            bool in json_types(hint),
+            frozenset(json_types(hint)),
             frozenset(keys),
         )
 
@@ -46,12 +47,37 @@ class ParameterValidator:
     """The parameters that a client may give, by name and type hint, and the check of each."""
 
     def __init__(self, hints: Mapping[str, Any]) -> None:
-        self._fields = {name: Parameter.of(hint) for name, hint in hints.items()}
+        self._parameters = {name: Parameter.of(hint) for name, hint in hints.items()}
 
     @property
     def names(self) -> Collection[str]:
         """The names of all of them."""
-        return self._fields.keys()
+        return self._parameters.keys()
+
+    def unpacked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return request parameters, with the lists that came as JSON in strings as lists.
+
+        Triton's request parameters are no lists. Where a parameter takes a string or a list, a
+        string is a list only if it holds one that the parameter takes, with at least one element.
+        """
+        return {name: self._unpacked(name, value) for name, value in given.items()}
+
+    def _unpacked(self, name: str, value: Any) -> Any:
+        parameter = self._parameters.get(name)
+        if (
+            parameter is None
+            or not parameter.types >= {str, list}
+            or not isinstance(value, str)
+            or not value.startswith("[")
+        ):
+            return value
+        try:
+            unpacked = json.loads(value)
+            parameter.validate(unpacked)
+        except (ValueError, RecursionError):  # pydantic's error is a ValueError, too
+            return value
+        _check_unicode(unpacked, f'parameters: "{name}"')
+        return unpacked or value
 
     def check(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Return the values of ``given``, converted; ``null`` is left out.
@@ -61,24 +87,24 @@ class ParameterValidator:
         return {
             name: self._check(name, value, where)
             for name, value in given.items()
-            if value is not None or name not in self._fields
+            if value is not None or name not in self._parameters
         }
 
     def _check(self, name: str, value: Any, where: str) -> Any:
-        field = self._fields.get(name)
-        if field is None:
-            raise RequestError(f'{where}: unknown key "{name}"{did_you_mean(name, self._fields)}')
+        parameter = self._parameters.get(name)
+        if parameter is None:
+            raise RequestError(f'{where}: unknown key "{name}"{hint(name, self._parameters)}')
         where_exactly = f'{where}: "{name}"'
-        if isinstance(value, bool) and not field.takes_booleans:  # to pydantic, true is also 1
+        if isinstance(value, bool) and bool not in parameter.types:  # to pydantic, true is also 1
             raise RequestError(f"{where_exactly}: must not be a boolean, got {_shown(value)}")
-        if isinstance(value, dict) and field.keys:
-            value = _known_keys(value, field.keys, where_exactly)
+        if isinstance(value, dict) and parameter.keys:
+            value = _known_keys(value, parameter.keys, where_exactly)
         try:
-            checked = field.validate(value)
+            checked = parameter.validate(value)
         except Exception as error:
             if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
                 return self._check(name, load_json(value, where_exactly), where)
-            reason = _reason(error, field)
+            reason = _reason(error, parameter)
             raise RequestError(f"{where_exactly}: {reason}, got {_shown(value)}") from None
         if isinstance(checked, int) and not -(2**63) <= checked < 2**63:  # as the engine needs it
             raise RequestError(f"{where_exactly}: must fit into 64 bits, got {_shown(value)}")
@@ -145,14 +171,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
 
 
-def _reason(error: Exception, field: Parameter) -> str:
+def _reason(error: Exception, parameter: Parameter) -> str:
     """Return pydantic's first complaint in its own words, or the error's text."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
         return one_line(error)
     complaint = error.errors(include_url=False)[0]
-    within = f'"{complaint["loc"][0]}": ' if field.keys and complaint["loc"] else ""
+    within = f'"{complaint["loc"][0]}": ' if parameter.keys and complaint["loc"] else ""
     return f"{within}{complaint['msg']}"
 
 

@@ -18,7 +18,8 @@ from triton_vllm.protocol.requests import (
 from triton_vllm.protocol.tensors import Inputs
 
 MEDIA = frozenset({"image", "audio", "video"})
-CHAT_OPTIONS = frozenset({"tools", "tool_choice", "chat_template_kwargs"})
+CHAT_FLAGS = frozenset({"add_generation_prompt", "continue_final_message"})
+CHAT_OPTIONS = CHAT_FLAGS | {"tools", "tool_choice", "chat_template_kwargs"}
 _TOOL_CHOICES = ("auto", "none", "required")
 _EMBEDDING_KEYS = {"input", "pooling_params"}
 
@@ -52,10 +53,14 @@ def read_chat(inputs: Inputs) -> Prompt:
     """Read ``messages`` and what goes along. What vLLM knows better is checked there."""
     messages = _array(inputs, "messages")
     options = {name: _option(inputs, name) for name in sorted(CHAT_OPTIONS) if name in inputs}
+    if options.get("continue_final_message"):  # else the two contradict each other
+        options.setdefault("add_generation_prompt", False)
     return ChatPrompt(messages, options)
 
 
 def _option(inputs: Inputs, name: str) -> Any:
+    if name in CHAT_FLAGS:
+        return inputs.boolean(name)
     text = inputs.string(name)
     if name == "tools":
         return _array(inputs, name)
@@ -66,7 +71,15 @@ def _option(inputs: Inputs, name: str) -> Any:
             f"tool_choice: must be {', '.join(_TOOL_CHOICES)}, or a JSON object that names a "
             f"function, got {text[:100]}"
         )
-    return load_json(text, name) if name == "tool_choice" else load_json_object(text, name)
+    return load_json(text, name) if name == "tool_choice" else _template_kwargs(text, name)
+
+
+def _template_kwargs(text: str, name: str) -> dict[str, Any]:
+    """Return the template's variables. vLLM ignores those that are parameters of its own."""
+    kwargs = load_json_object(text, name)
+    for key in sorted(CHAT_OPTIONS & kwargs.keys()):
+        raise RequestError(f'{name}: "{key}" is an input of its own, beside {name}')
+    return kwargs
 
 
 def _array(inputs: Inputs, name: str) -> list[Any]:

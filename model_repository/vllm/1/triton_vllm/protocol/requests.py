@@ -37,7 +37,7 @@ class MediaPrompt(TextPrompt):
 class ChatPrompt:
     """Messages that the model's chat template makes a prompt of; all in OpenAI's JSON form.
 
-    ``options`` are ``tools``, ``tool_choice`` and ``chat_template_kwargs``, where they came.
+    ``options`` are the inputs of ``CHAT_OPTIONS`` that came, under the names of vLLM's request.
     """
 
     messages: Sequence[Any]

@@ -37,6 +37,8 @@ INPUTS = (
     Tensor("tools", "STRING", 1, "JSON list of OpenAI's tools, for messages"),
     Tensor("tool_choice", "STRING", 1, '"auto", "none", "required", or JSON naming a function'),
     Tensor("chat_template_kwargs", "STRING", 1, "JSON object for the model's chat template"),
+    Tensor("add_generation_prompt", "BOOL", 1, "false: no beginning of the assistant's turn"),
+    Tensor("continue_final_message", "BOOL", 1, "true: the last message's text is continued"),
     Tensor("stream", "BOOL", 1, "true: a response for each piece of new text"),
     Tensor("sampling_parameters", "STRING", 1, "JSON object of vLLM's SamplingParams"),
     Tensor(EXCLUDE_INPUT, "BOOL", 1, "true: the text without the prompt"),

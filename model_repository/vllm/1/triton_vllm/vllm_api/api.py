@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
@@ -27,6 +28,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from triton_vllm.config.lora import Adapter
+from triton_vllm.config.settings import ENGINE_ARGS_FILE
 from triton_vllm.errors import (
     EngineDownError,
     GenerationError,
@@ -66,6 +68,9 @@ _LIMITS = {
     "QueueOverflowError": "(max_num_queued_reqs)",
     "MaxQueuedTokensError": "(max_num_queued_tokens)",
 }
+
+
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 
 
 def version() -> str:
@@ -188,6 +193,16 @@ def queued_tokens(llm: AsyncLLM) -> int:
     return sum(state.prompt_len for state in states if state.is_prefilling)
 
 
+def as_keys(text: str) -> str:
+    """Return a text of vLLM's with its flags as keys of the engine arguments' file."""
+    keys = _FLAG.sub(lambda flag: f'"{flag[1].replace("-", "_")}"', text)
+    last = [*_FLAG.finditer(text)][-1:]
+    if not last:
+        return text
+    end = len(keys) - (len(text) - last[0].end())
+    return f"{keys[:end]} in {ENGINE_ARGS_FILE}{keys[end:]}"
+
+
 def explain(error: Exception) -> ServingError:
     """Map what vLLM raised for one request to an error of ours."""
     if isinstance(error, ServingError):
@@ -202,5 +217,5 @@ def explain(error: Exception) -> ServingError:
     if isinstance(error, UnicodeEncodeError):  # what JSON within JSON held, such as a tool's call
         return RequestError("the request holds half of a surrogate pair, which is no Unicode text")
     if isinstance(error, (*_CLIENT_ERRORS, ValueError, TypeError)):
-        return RequestError(one_line(error))
+        return RequestError(as_keys(one_line(error)))
     return GenerationError(f"{type(error).__name__}: {one_line(error)}")

@@ -1,4 +1,4 @@
-"""From a client's JSON object to vLLM's ``PoolingParams``, for models that answer with embeddings."""
+"""From a client's JSON object to vLLM's ``PoolingParams``, for embedding and scoring models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PoolingParser:
             for name, hint in typing.get_type_hints(PoolingOptions).items()
             if name not in _NOT_FOR_POOLING
         }
-        self._parameters = ParameterValidator(hints | options)
+        self.parameters = ParameterValidator(hints | options)
         self._options = options.keys()
         self._class: Any = vllm_api.PoolingParams
 
@@ -48,7 +48,7 @@ class PoolingParser:
         Raises RequestError naming the parameter, what came, and what is allowed.
         """
         assert not stream, "as no form of request to a pooling model has that input"
-        checked = self._parameters.check(given, where)
+        checked = self.parameters.check(given, where)
         options = {name: checked.pop(name) for name in self._options & checked.keys()}
         try:
             return self._class(**checked), PoolingOptions(**options)

@@ -47,7 +47,7 @@ class SamplingParser:
             for name, hint in vllm_api.sampling_param_types().items()
             if not name.startswith("_") and name not in _NOT_FOR_CLIENTS
         }
-        self._parameters = ParameterValidator(hints | options)
+        self.parameters = ParameterValidator(hints | options)
         self._options = options.keys()
         self._class: Any = vllm_api.SamplingParams
         kinds = vllm_api.RequestOutputKind
@@ -61,7 +61,7 @@ class SamplingParser:
     @property
     def names(self) -> Collection[str]:
         """The names of all parameters that a client may send."""
-        return self._parameters.names
+        return self.parameters.names
 
     def parse(
         self, given: Mapping[str, Any], *, stream: bool, where: str
@@ -70,7 +70,7 @@ class SamplingParser:
 
         Raises RequestError naming the parameter, what came, and what is allowed.
         """
-        checked = self._parameters.check(given, where)
+        checked = self.parameters.check(given, where)
         check_sequences(checked.get("n", 1), self._max_sequences, f'{where}: "n"')
         options = EngineOptions(
             **{name: checked.pop(name) for name in self._options & checked.keys()}

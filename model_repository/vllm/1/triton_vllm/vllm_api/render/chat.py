@@ -85,7 +85,7 @@ class ChatRenderer:
         except MediaError as error:
             raise MediaError(f"messages: {error}") from error
         if not isinstance(rendered, tuple):
-            raise RequestError(f"messages: {rendered.error.message}")
+            raise RequestError(f"messages: {vllm_api.as_keys(rendered.error.message)}")
         _, (engine_input,) = rendered
         # vLLM's parsers may want special tokens kept, or bind the model to a grammar.
         params = _changed(request.sampling_params, before, chat.to_sampling_params(1, {}))
