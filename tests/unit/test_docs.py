@@ -95,3 +95,41 @@ def test_each_shell_block_parses(script: str) -> None:
     """Bash finds no syntax error in what a reader will copy."""
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
     assert (0, "") == (done.returncode, done.stderr)
+
+
+def named_tests(page: Path) -> set[str]:
+    """Return the tests and the files of tests that a page names in code spans."""
+    spans = re.findall(r"`((?:tests/[\w/]+/)?test_\w+(?:\.py|\.\.\.)?)`", prose(page))
+    return set(spans)
+
+
+@functools.cache
+def functions_of_tests() -> frozenset[str]:
+    """Return the names of all test functions of the repository."""
+    files = (ROOT / "tests").rglob("test_*.py")
+    texts = (file.read_text(encoding="utf-8") for file in files)
+    return frozenset(
+        name for text in texts for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.M)
+    )
+
+
+def is_there(test: str) -> bool:
+    """Return whether a test exists: a path, a file's name, a function or the start of one."""
+    if "/" in test:
+        return (ROOT / test).exists()
+    if test.endswith(".py"):
+        return any((ROOT / "tests").rglob(test))
+    if test.endswith("..."):
+        return any(name.startswith(test.rstrip(".")) for name in functions_of_tests())
+    return test in functions_of_tests()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_each_named_test_exists(page: Path) -> None:
+    """A page names only tests that are in the repository."""
+    assert [] == sorted(test for test in named_tests(page) if not is_there(test))
+
+
+def test_the_readme_is_short() -> None:
+    """README.md is a landing page of at most 160 lines."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
