@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -78,23 +81,39 @@ def test_each_page_is_reachable() -> None:
     assert set() == set(PAGES) - seen
 
 
-def shell_blocks() -> list[tuple[str, str]]:
-    """Return each shell block of the pages, with a name for it."""
+def blocks(*languages: str) -> list[Any]:
+    """Return each code block of these languages as a test's parameter, with a name for it."""
     return [
-        (f"{name_of(page)}:{script.strip().splitlines()[0][:40]}", script)
+        pytest.param(text, id=f"{name_of(page)}:{text.strip().splitlines()[0][:40]}")
         for page in PAGES
-        for language, script in FENCE.findall(page.read_text(encoding="utf-8"))
-        if language == "bash"
+        for language, text in FENCE.findall(page.read_text(encoding="utf-8"))
+        if language in languages
     ]
 
 
-@pytest.mark.parametrize(
-    "script", [script for _, script in shell_blocks()], ids=[name for name, _ in shell_blocks()]
-)
+@pytest.mark.parametrize("script", blocks("bash"))
 def test_each_shell_block_parses(script: str) -> None:
     """Bash finds no syntax error in what a reader will copy."""
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
     assert (0, "") == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("program", blocks("python"))
+def test_each_python_block_compiles(program: str) -> None:
+    """Python finds no syntax error either."""
+    compile(program, "docs", "exec")
+
+
+@pytest.mark.parametrize("text", blocks("json"))
+def test_each_json_block_is_an_object(text: str) -> None:
+    """What goes into vllm_engine_args.json and its like is a JSON object."""
+    assert isinstance(json.loads(text), dict)
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_each_yaml_block_is_an_object(text: str) -> None:
+    """What goes into a chart's values or a pod is a YAML object."""
+    assert isinstance(yaml.safe_load(text), dict)
 
 
 def named_tests(page: Path) -> set[str]:
