@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from triton_vllm.errors import ServingError
 from triton_vllm.protocol.delta import Delta, DeltaReader, Details, SequenceDetails
 
 
@@ -56,6 +57,37 @@ def test_one_sequence() -> None:
     """With n = 1 the delta is vLLM's own."""
     output = Output([Completion(0, " a", [5])], finished=True)
     assert Delta((" a",), 1, final=True) == DeltaReader(1, detailed=False).read(output)
+
+
+@dataclass
+class Params:
+    """``vllm.SamplingParams``, as far as it excludes tokens."""
+
+    structured_outputs: str | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        (None, "INTERNAL: the engine failed on this request; it may be sent again"),
+        (Params("a+"), "INTERNAL: the engine failed on this request; it may be sent again"),
+        (Params(None, [1]), "INTERNAL: the engine failed on this request; it may be sent again"),
+        (
+            Params("a+", [1], ["b"]),
+            'INVALID_ARG: "allowed_token_ids", "bad_words": leave no token that the grammar '
+            "allows (structured_outputs, or that of a tool call)",
+        ),
+    ],
+    ids=["unknown", "a grammar alone", "tokens alone", "what excludes each other"],
+)
+def test_a_failed_request_is_told_whether_to_come_again(params: Any, expected: str) -> None:
+    """What its parameters exclude together will fail each time."""
+    reader = DeltaReader(1, detailed=False, params=params)
+    with pytest.raises(ServingError) as raised:
+        reader.read(Output([Completion(0, "", [], finish_reason="error")], finished=True))
+    assert expected == f"{raised.value.status}: {raised.value}"
 
 
 def test_details_are_read_where_they_are_asked_for() -> None:

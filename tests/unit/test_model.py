@@ -47,7 +47,7 @@ class FakeEngine(Engine):
         self._balancer: Any = SimpleNamespace(
             accepted=nothing, finished=nothing, backpressure=nothing
         )
-        self._vllm: Any = SimpleNamespace(explain=_explain)
+        self._vllm: Any = SimpleNamespace(explain=_explain, came_with_outputs=lambda _: False)
 
     async def render(self, request: Any) -> Work:
         return Work(self.outputs, lambda output: output)

@@ -272,9 +272,10 @@ class Engine:
             explained: ServingError = self._vllm.explain(error)
         else:  # a panic of Rust's, as in tokenizers, or a library that calls sys.exit
             explained = GenerationError(f"{type(error).__name__}: {one_line(error)}")
-        if isinstance(explained, EngineDownError) and explained is not error:
-            self._supervisor.notice()  # vLLM has just told this request
-            return self._supervisor.down or explained
+        if self._vllm.came_with_outputs(error):
+            self._supervisor.notice()  # vLLM may have told this request of the engine's death
+            if self._supervisor.down or isinstance(explained, EngineDownError):
+                return self._supervisor.down or explained
         if isinstance(explained, GenerationError):
             logger.error(f"{request_id}: generation failed: {explained}")
         elif type(error) in (TypeError, ValueError):

@@ -136,7 +136,7 @@ class EngineLife:
 
     def notice(self) -> None:
         """See whether vLLM has given the engine up, whose process may live on for a while."""
-        if not self.failure and self.llm.errored:
+        if not self.failure and self._vllm.has_failed(self.llm):
             self._fail("")
 
     def _exited(self, pid: int) -> None:

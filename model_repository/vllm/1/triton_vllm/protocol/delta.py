@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from triton_vllm.errors import GenerationError
+from triton_vllm.errors import GenerationError, RequestError, ServingError
 
 # Of one position: token id -> vLLM's ``Logprob``. The first token of a prompt has none.
 PositionLogprobs = Mapping[int, Any] | None
@@ -105,23 +105,46 @@ class Delta:
         )
 
 
+# Beside a grammar, these may leave no token to choose; then the engine ends the request.
+_EXCLUDING = ("allowed_token_ids", "bad_words", "logit_bias", "min_tokens")
+
+
+def _failure(params: Any) -> ServingError:
+    """Return what the finish reason "error" means for a request with these ``SamplingParams``."""
+    excluding = [f'"{name}"' for name in _EXCLUDING if getattr(params, name, None)]
+    if not excluding or getattr(params, "structured_outputs", None) is None:
+        return GenerationError("the engine failed on this request; it may be sent again")
+    return RequestError(
+        f"{', '.join(excluding)}: leave no token that the grammar allows (structured_outputs, or "
+        "that of a tool call)"
+    )
+
+
 class DeltaReader:
     """Reads vLLM's outputs of one request as deltas, each text at its sequence's index.
 
     An output of a stream with ``n`` > 1 holds only the sequences that have something new.
     """
 
-    def __init__(self, num_sequences: int, *, detailed: bool) -> None:
-        """Read ``num_sequences`` texts, and the details if ``detailed``."""
+    def __init__(self, num_sequences: int, *, detailed: bool, params: Any = None) -> None:
+        """Read ``num_sequences`` texts, and the details if ``detailed``.
+
+        ``params`` are the request's ``SamplingParams``; they tell why the engine fails on it.
+        """
+        self._params = params
         self._detailed = detailed
         self._texts = [""] * num_sequences
         self._sequences = [SequenceDetails()] * num_sequences  # as they stand without news
 
     def read(self, output: Any) -> Delta:
-        """Return vLLM's ``RequestOutput`` as a delta. Raises GenerationError if it tells of one."""
+        """Return vLLM's ``RequestOutput`` as a delta.
+
+        Raises GenerationError if the engine failed on the request, or RequestError if its
+        parameters contradict each other.
+        """
         completions = output.outputs
         if output.finished and any(c.finish_reason == "error" for c in completions):
-            raise GenerationError("the engine failed on this request; it may be sent again")
+            raise _failure(self._params)
         if len(self._texts) == 1:
             completion = completions[0]
             texts: tuple[str, ...] = (completion.text,)

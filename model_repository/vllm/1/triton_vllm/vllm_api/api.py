@@ -187,6 +187,15 @@ def grammar_tokenizer(llm: AsyncLLM) -> Callable[[], str] | None:
     return make
 
 
+def has_failed(llm: AsyncLLM) -> bool:
+    """Return whether vLLM has given the engine up, or reads its outputs no more.
+
+    A request may make the task that reads them raise. Nothing restarts it: all requests would wait.
+    """
+    reader = llm.output_handler
+    return bool(llm.errored) or (reader is not None and reader.done())
+
+
 def queued_tokens(llm: AsyncLLM) -> int:
     """Return how many prompt tokens of this front end's requests wait for their prefill."""
     states = llm.output_processor.request_states.values()
@@ -201,6 +210,14 @@ def as_keys(text: str) -> str:
         return text
     end = len(keys) - (len(text) - last[0].end())
     return f"{keys[:end]} in {ENGINE_ARGS_FILE}{keys[end:]}"
+
+
+def came_with_outputs(error: BaseException) -> bool:
+    """Return whether vLLM raised an error where a request waits for its outputs.
+
+    It is the request's own, or that of the engine, which all requests get.
+    """
+    return isinstance(error, (EngineDeadError, EngineGenerateError))
 
 
 def explain(error: Exception) -> ServingError:

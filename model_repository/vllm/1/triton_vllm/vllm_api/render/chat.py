@@ -92,7 +92,7 @@ class ChatRenderer:
         kwargs = self._template_kwargs(chat)
         parsers = [self._parser(chat, kwargs) for _ in range(request.num_sequences)]
         reasoning = _reasoning_state(chat, parsers[0], kwargs, engine_input)
-        reader = ChatReader(chat, parsers, stream=request.stream)
+        reader = ChatReader(chat, parsers, params, stream=request.stream)
         return Work(
             lambda: vllm_text.generate(llm, engine_input, request, params, lora, **reasoning),
             reader.read,

@@ -20,12 +20,12 @@ class ChatReader:
     What says nothing, as a parser waits for the rest of it, is held back until there is something.
     """
 
-    def __init__(self, chat: Any, parsers: list[Any], *, stream: bool) -> None:
-        """``parsers`` has one of each sequence's own, or None."""
+    def __init__(self, chat: Any, parsers: list[Any], params: Any, *, stream: bool) -> None:
+        """``parsers`` has one for each sequence, or None. ``params`` is what the engine gets."""
         self._chat = chat
         self._parsers = parsers
         self._said = self._said_new if stream else self._said_all
-        self._plain = DeltaReader(len(parsers), detailed=True)
+        self._plain = DeltaReader(len(parsers), detailed=True, params=params)
         self._has_called = [False] * len(parsers)
         self._held: Delta | None = None
 

@@ -54,7 +54,11 @@ def generation(
     """Return the generation of text after a rendered prompt."""
     return Work(
         lambda: generate(llm, engine_input, request, request.sampling_params, lora),
-        DeltaReader(request.num_sequences, detailed=bool(request.outputs)).read,
+        DeltaReader(
+            request.num_sequences,
+            detailed=bool(request.outputs),
+            params=request.sampling_params,
+        ).read,
     )
 
 
