@@ -16,7 +16,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 
 from triton_vllm.errors import RequestError, SettingsError
 from triton_vllm.protocol.delta import Delta
-from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.outputs import CHAT_OUTPUTS
 from triton_vllm.protocol.requests import ChatPrompt, EngineOptions, GenerationRequest
 from triton_vllm.vllm_api import api as vllm_api
@@ -87,7 +87,7 @@ def render(
     messages: Any = None,
     parameters: dict[str, Any] | None = None,
     **options: Any,
-) -> Work:
+) -> Generation:
     """Return the work that a chat request makes."""
     params, engine_options = SamplingParser({}).parse(parameters or {}, stream=stream, where="p")
     request = GenerationRequest(
@@ -116,12 +116,12 @@ def output(engine: FakeEngine, text: str, *, finished: bool = True) -> RequestOu
     return RequestOutput("r", None, [1, 2], None, [completion], finished)
 
 
-def pieces(engine: FakeEngine, work: Work, texts: list[str]) -> Delta:
+def pieces(engine: FakeEngine, work: Generation, texts: list[str]) -> Delta:
     """Read a stream of texts; return all of it."""
     whole: Delta | None = None
     for i, text in enumerate(texts):
         delta = work.read(output(engine, text, finished=i == len(texts) - 1))
-        if delta.is_news:
+        if delta.has_content:
             whole = delta if whole is None else whole + delta
     assert whole is not None
     return whole
@@ -132,7 +132,7 @@ def split(text: str) -> list[str]:
     return re.findall(r"</?(?:think|tool_call)>|.", text, re.DOTALL)
 
 
-def asked(engine: FakeEngine, work: Work) -> dict[str, Any]:
+def asked(engine: FakeEngine, work: Generation) -> dict[str, Any]:
     """Start the work; return what the engine is asked for."""
     work.outputs()
     return engine.asked
@@ -166,10 +166,10 @@ def test_without_parsers_all_is_content(engine: FakeEngine, stream: bool) -> Non
     texts = split(text) if stream else [text]
     said = pieces(engine, render(engine, stream=stream), texts)
     assert (text,) == said.texts
-    assert said.details
+    assert said.extras
     assert ("", []) == (
-        said.details.sequences[0].reasoning,
-        [*said.details.sequences[0].tool_calls],
+        said.extras.sequences[0].reasoning,
+        [*said.extras.sequences[0].tool_calls],
     )
 
 
@@ -179,8 +179,8 @@ def test_a_tool_call_is_an_output_of_its_own(engine: FakeEngine, stream: bool) -
     text = f"Sure.{CALL}"
     work = render(engine, stream=stream, args=HERMES, **AUTO)
     said = pieces(engine, work, split(text) if stream else [text])
-    assert said.details
-    (sequence,) = said.details.sequences
+    assert said.extras
+    (sequence,) = said.extras.sequences
     assert ("Sure.", "tool_calls") == (said.texts[0].strip(), sequence.finish_reason)
     calls = [*sequence.tool_calls]
     assert calls[0]["id"]
@@ -198,8 +198,8 @@ def test_reasoning_is_an_output_of_its_own(engine: FakeEngine, stream: bool, par
     text = "<think>Let me see</think>Paris"
     work = render(engine, stream=stream, args={"reasoning_parser": parser})
     said = pieces(engine, work, split(text) if stream else [text])
-    assert said.details
-    (sequence,) = said.details.sequences
+    assert said.extras
+    (sequence,) = said.extras.sequences
     found = (sequence.reasoning.strip(), said.texts[0].strip(), sequence.finish_reason)
     assert ("Let me see", "Paris", "stop") == found
 
@@ -213,17 +213,17 @@ def test_the_parts_come_as_they_are_said(engine: FakeEngine) -> None:
         work.read(output(engine, text, finished=i == len(texts) - 1))
         for i, text in enumerate(texts)
     ]
-    news = [delta for delta in deltas if delta.is_news]
+    news = [delta for delta in deltas if delta.has_content]
     parts = []
     for delta in news:
-        assert delta.details
-        (sequence,) = delta.details.sequences
+        assert delta.extras
+        (sequence,) = delta.extras.sequences
         parts.append((bool(sequence.reasoning), bool(delta.texts[0]), bool(sequence.tool_calls)))
     assert all(sum(part) == 1 for part in parts[:-1]), parts
     assert (True, False, False) == parts[0]
     total = sum(len(engine.renderer.tokenizer.encode(t, add_special_tokens=False)) for t in texts)
     assert total == sum(delta.num_tokens for delta in news)
-    counted = [len(s.token_ids) for d in news if d.details for s in d.details.sequences]
+    counted = [len(s.token_ids) for d in news if d.extras for s in d.extras.sequences]
     assert total == sum(counted)
 
 

@@ -48,6 +48,6 @@ def test_the_scores_are_read() -> None:
     data = [ScoreResponseData(index=0, score=0.25), ScoreResponseData(index=1, score=0.5)]
     delta = vllm_pooling.read_scores(ScoreResponse(model="m", data=data, usage=usage).model_dump())
     assert delta.final
-    assert delta.details
-    assert delta.details.embeddings is not None
-    assert ([0.25, 0.5], 7) == (delta.details.embeddings.tolist(), delta.details.num_input_tokens)
+    assert delta.extras
+    assert delta.extras.embeddings is not None
+    assert ([0.25, 0.5], 7) == (delta.extras.embeddings.tolist(), delta.extras.num_input_tokens)

@@ -67,9 +67,9 @@ def completion(**changes: Any) -> CompletionOutput:
 
 def encoded(output: RequestOutput) -> dict[str, list[Any]]:
     """Return every output tensor made of vLLM's output."""
-    details = DeltaReader(len(output.outputs), detailed=True).read(output).details
-    assert details is not None
-    return {o.tensor.name: o.encode(details).tolist() for o in OUTPUTS}
+    extras = DeltaReader(len(output.outputs), detailed=True).read(output).extras
+    assert extras is not None
+    return {o.tensor.name: o.encode(extras).tolist() for o in OUTPUTS}
 
 
 def test_every_output_is_made_of_vllms_own() -> None:

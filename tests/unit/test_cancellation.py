@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.fakes import FakeSender, fake_pb_utils, generation_request, logged
 from triton_vllm.protocol.cancellation import CancellationWatcher
-from triton_vllm.protocol.encode import ResponseMaker
+from triton_vllm.protocol.encode import ResponseEncoder
 from triton_vllm.protocol.stream import ResponseStream
 
 PERIOD = 0.01
@@ -42,7 +42,9 @@ class Restless(dict[Any, Any]):
 
 
 def stream_of(sender: Any) -> ResponseStream:
-    return ResponseStream(ResponseMaker(fake_pb_utils), sender, SimpleQueue(), generation_request())
+    return ResponseStream(
+        ResponseEncoder(fake_pb_utils), sender, SimpleQueue(), generation_request()
+    )
 
 
 def test_the_task_of_a_client_that_left_is_cancelled(watcher: CancellationWatcher) -> None:

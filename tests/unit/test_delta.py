@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triton_vllm.errors import ServingError
-from triton_vllm.protocol.delta import Delta, DeltaReader, Details, SequenceDetails
+from triton_vllm.protocol.delta import Delta, DeltaExtras, DeltaReader, SequenceExtras
 
 
 @dataclass
@@ -96,8 +96,8 @@ def test_details_are_read_where_they_are_asked_for() -> None:
     position = {7: "a logprob"}
     first = reader.read(
         Output([Completion(1, "b", [7], [position], -0.5)], num_cached_tokens=2)
-    ).details
-    expected = Details((SequenceDetails(), SequenceDetails([7], [position], -0.5)), 3, 2)
+    ).extras
+    expected = DeltaExtras((SequenceExtras(), SequenceExtras([7], [position], -0.5)), 3, 2)
     assert expected == first
 
 
@@ -105,10 +105,10 @@ def test_a_sequence_without_news_keeps_its_log_probability() -> None:
     """While the other sequence goes on, what is cumulative stays, and what is new is not said."""
     reader = DeltaReader(2, detailed=True)
     reader.read(Output([Completion(0, "a", [7], [{}], -0.5, "stop", "\n")]))
-    later = reader.read(Output([Completion(1, "b", [8], [{}], -0.25)], finished=True)).details
+    later = reader.read(Output([Completion(1, "b", [8], [{}], -0.25)], finished=True)).extras
     assert later is not None
-    assert SequenceDetails(cumulative_logprob=-0.5) == later.sequences[0]
-    assert SequenceDetails([8], [{}], -0.25) == later.sequences[1]
+    assert SequenceExtras(cumulative_logprob=-0.5) == later.sequences[0]
+    assert SequenceExtras([8], [{}], -0.25) == later.sequences[1]
 
 
 @pytest.mark.parametrize(
@@ -118,26 +118,26 @@ def test_a_sequence_without_news_keeps_its_log_probability() -> None:
         (Delta(("", "a"), 1), True),
         (Delta(("",), 1), False),
         (Delta(("",), 1, final=True), True),
-        (Delta(("",), 1, details=Details((SequenceDetails([7]),), 3)), True),
+        (Delta(("",), 1, extras=DeltaExtras((SequenceExtras([7]),), 3)), True),
     ],
     ids=["text", "one has text", "none", "the end", "a token without text"],
 )
 def test_news_is_what_the_client_can_see(delta: Delta, expected: bool) -> None:
     """A delta without text is no response, unless it ends the stream or tells of its tokens."""
-    assert expected == delta.is_news
+    assert expected == delta.has_content
 
 
 sequences = st.builds(
-    SequenceDetails,
+    SequenceExtras,
     st.lists(st.integers(0, 9), max_size=2),
     st.just(()),
     st.floats(-9, 0),
     st.none() | st.just("stop"),
     st.none() | st.just(0),
 )
-details = st.builds(Details, st.tuples(sequences, sequences), st.just(3))
+extras = st.builds(DeltaExtras, st.tuples(sequences, sequences), st.just(3))
 deltas = st.lists(
-    st.builds(Delta, st.tuples(st.text(), st.text()), st.integers(0, 9), details=details),
+    st.builds(Delta, st.tuples(st.text(), st.text()), st.integers(0, 9), extras=extras),
     min_size=1,
     max_size=9,
 )
@@ -151,9 +151,9 @@ def test_merging_deltas_loses_nothing(parts: list[Delta]) -> None:
         whole += part
     assert tuple("".join(p.texts[i] for p in parts) for i in (0, 1)) == whole.texts
     assert sum(p.num_tokens for p in parts) == whole.num_tokens
-    assert whole.details is not None
-    for i, merged in enumerate(whole.details.sequences):
-        news = [p.details.sequences[i] for p in parts if p.details]
+    assert whole.extras is not None
+    for i, merged in enumerate(whole.extras.sequences):
+        news = [p.extras.sequences[i] for p in parts if p.extras]
         assert [t for s in news for t in s.token_ids] == list(merged.token_ids)
         assert news[-1].cumulative_logprob == merged.cumulative_logprob
         assert any(s.finish_reason for s in news) == bool(merged.finish_reason)

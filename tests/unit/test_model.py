@@ -18,7 +18,7 @@ from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission
 from triton_vllm.protocol.cancellation import CancellationWatcher
 from triton_vllm.protocol.delta import Delta
-from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.host import Host
 from triton_vllm.protocol.stream import SenderPool
 from triton_vllm.vllm_api.sampling_parameters import SamplingParser
@@ -49,8 +49,8 @@ class FakeEngine(Engine):
         )
         self._vllm: Any = SimpleNamespace(explain=_explain, came_with_outputs=lambda _: False)
 
-    async def render(self, request: Any) -> Work:
-        return Work(self.outputs, lambda output: output)
+    async def render(self, request: Any) -> Generation:
+        return Generation(self.outputs, lambda output: output)
 
     def stop(self) -> None:
         self._loop.stop()

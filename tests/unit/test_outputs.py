@@ -1,4 +1,4 @@
-"""The output tensors: what each one makes of a delta's details."""
+"""The output tensors: what each one makes of a delta's extras."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triton_vllm.protocol.delta import Details, SequenceDetails
+from triton_vllm.protocol.delta import DeltaExtras, SequenceExtras
 from triton_vllm.protocol.outputs import NO_LOGPROBS, OUTPUTS
 
 
@@ -27,11 +27,11 @@ AS_JSON = {
     "7": {"logprob": -0.5, "rank": 2, "decoded_token": " a"},
     "9": {"logprob": -9999.0, "rank": 1, "decoded_token": None},
 }
-DETAILS = Details(
+EXTRAS = DeltaExtras(
     (
-        SequenceDetails([7], [POSITION], -0.5, "stop", "."),
-        SequenceDetails([8, 9], [POSITION, POSITION], -1.5, "stop", 2),
-        SequenceDetails(cumulative_logprob=-3.0),
+        SequenceExtras([7], [POSITION], -0.5, "stop", "."),
+        SequenceExtras([8, 9], [POSITION, POSITION], -1.5, "stop", 2),
+        SequenceExtras(cumulative_logprob=-3.0),
     ),
     num_input_tokens=5,
     num_cached_tokens=4,
@@ -40,10 +40,10 @@ DETAILS = Details(
 DTYPES = {"STRING": np.object_, "FP32": np.float32, "UINT32": np.uint32, "INT64": np.int64}
 
 
-def made(name: str, details: Details = DETAILS) -> Any:
+def made(name: str, extras: DeltaExtras = EXTRAS) -> Any:
     """Return an output's elements, texts decoded."""
     (output,) = [output for output in OUTPUTS if output.tensor.name == name]
-    elements = output.encode(details).tolist()
+    elements = output.encode(extras).tolist()
     return [e.decode() if isinstance(e, bytes) else e for e in elements]
 
 
@@ -78,21 +78,21 @@ def test_the_first_token_of_a_prompt_has_no_log_probability() -> None:
 @pytest.mark.parametrize("later", [None, []], ids=["none", "empty"])
 def test_the_prompts_log_probabilities_come_once(later: Any) -> None:
     """What vLLM leaves out of later outputs is null in later responses."""
-    assert ["null"] == made("prompt_logprobs", Details(DETAILS.sequences, 5, 4, later))
+    assert ["null"] == made("prompt_logprobs", DeltaExtras(EXTRAS.sequences, 5, 4, later))
 
 
 def test_log_probabilities_that_were_not_asked_for_are_null() -> None:
     """Each sequence has an element all the same."""
-    assert [b"null"] * 3 == NO_LOGPROBS.encode(DETAILS).tolist()
+    assert [b"null"] * 3 == NO_LOGPROBS.encode(EXTRAS).tolist()
 
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=lambda output: output.tensor.name)
-@pytest.mark.parametrize("details", [DETAILS, Details((SequenceDetails(),), 1)], ids=["3", "1"])
-def test_an_array_is_of_its_tensors_type_and_size(output: Any, details: Details) -> None:
+@pytest.mark.parametrize("extras", [EXTRAS, DeltaExtras((SequenceExtras(),), 1)], ids=["3", "1"])
+def test_an_array_is_of_its_tensors_type_and_size(output: Any, extras: DeltaExtras) -> None:
     """Triton gets what config.pbtxt declares, however little is new."""
-    array = output.encode(details)
+    array = output.encode(extras)
     assert DTYPES[output.tensor.datatype] == array.dtype
     assert 1 == array.ndim
     if output.tensor.name != "output_ids":
-        expected = 1 if output.tensor.size == 1 else len(details.sequences)
+        expected = 1 if output.tensor.size == 1 else len(extras.sequences)
         assert expected == len(array)

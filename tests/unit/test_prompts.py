@@ -17,11 +17,11 @@ from triton_vllm.protocol.decode import decode
 from triton_vllm.protocol.outputs import CHAT_OUTPUTS, EMBEDDINGS, SCORES
 from triton_vllm.protocol.requests import (
     ChatPrompt,
+    EmbedRequest,
     MediaPrompt,
-    Pairs,
     PoolingOptions,
+    ScoreRequest,
     TextPrompt,
-    Texts,
 )
 from triton_vllm.vllm_api.pooling_parameters import PoolingParser
 from triton_vllm.vllm_api.sampling_parameters import SamplingParser
@@ -104,7 +104,7 @@ def test_texts(pooling: PoolingParser) -> None:
     """They are answered with embeddings, and no text."""
     inputs = {"texts": ["a", "b"], "pooling_parameters": '{"dimensions": "16", "priority": 2}'}
     request = decode(FakeRequest(inputs), pooling)
-    assert Texts(["a", "b"]) == request.prompt
+    assert EmbedRequest(["a", "b"]) == request.prompt
     assert ((EMBEDDINGS,), "", False) == (request.outputs, request.text_output, request.stream)
     assert 16 == request.sampling_params.dimensions
     assert PoolingOptions(priority=2) == request.options
@@ -113,7 +113,7 @@ def test_texts(pooling: PoolingParser) -> None:
 def test_pairs(pooling: PoolingParser) -> None:
     """They are answered with scores."""
     request = decode(FakeRequest({"queries": ["q"], "documents": ["a", "b"]}), pooling)
-    assert (Pairs(["q"], ["a", "b"]), (SCORES,)) == (request.prompt, request.outputs)
+    assert (ScoreRequest(["q"], ["a", "b"]), (SCORES,)) == (request.prompt, request.outputs)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_what_the_openai_front_end_sends(pooling: PoolingParser, given: Any, exp
     """Each form of OpenAI's ``input``; the answer is JSON in text_output."""
     asked = json.dumps({"input": given, "pooling_params": {"dimensions": [16]}})
     request = decode(FakeRequest({"embedding_request": asked}), pooling)
-    assert Texts(expected, as_json=True) == request.prompt
+    assert EmbedRequest(expected, as_json=True) == request.prompt
     assert ("text_output", ()) == (request.text_output, request.outputs)
     assert 16 == request.sampling_params.dimensions
 
@@ -220,7 +220,7 @@ def test_wrong_chats(sampling: SamplingParser, inputs: dict[str, Any], expected:
 
 def test_vectors_are_sent_as_they_are() -> None:
     """A pooling model's answer needs no conversion."""
-    from triton_vllm.protocol.delta import Details
+    from triton_vllm.protocol.delta import DeltaExtras
 
     rows = np.ones((2, 3), dtype=np.float32)
-    assert rows is EMBEDDINGS.encode(Details((), 0, embeddings=rows))
+    assert rows is EMBEDDINGS.encode(DeltaExtras((), 0, embeddings=rows))

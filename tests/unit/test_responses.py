@@ -10,19 +10,19 @@ import pytest
 
 from tests.unit.fakes import fake_pb_utils, generation_request
 from triton_vllm.protocol.delta import Delta
-from triton_vllm.protocol.encode import ResponseMaker
+from triton_vllm.protocol.encode import ResponseEncoder
 
 LONG = "x" * 25
 
 
-def tensors(maker: ResponseMaker, *texts: str, **request: Any) -> list[Any]:
+def tensors(maker: ResponseEncoder, *texts: str, **request: Any) -> list[Any]:
     response, _ = maker.of_delta(Delta(texts, 1), generation_request(**request))
     return list(response.output_tensors)
 
 
 def test_a_short_text_is_made_a_tensor_once() -> None:
     """The same token in another stream travels as the same tensor, in a response of its own."""
-    maker = ResponseMaker(fake_pb_utils)
+    maker = ResponseEncoder(fake_pb_utils)
     (first,), (again,) = tensors(maker, " the"), tensors(maker, " the")
     assert first is again
     assert [b" the"] == first.as_numpy().tolist()
@@ -41,7 +41,7 @@ def test_another_response_has_another_tensor(
     texts: tuple[str, ...], request_: dict[str, Any]
 ) -> None:
     """What is kept is found by all that the tensor is made of."""
-    maker = ResponseMaker(fake_pb_utils)
+    maker = ResponseEncoder(fake_pb_utils)
     (kept,) = tensors(maker, " a")
     (other,) = tensors(maker, *texts, **request_)
     assert other is not kept
@@ -51,14 +51,14 @@ def test_another_response_has_another_tensor(
 
 def test_a_long_text_is_not_kept() -> None:
     """What will not come again would only fill the shared memory."""
-    maker = ResponseMaker(fake_pb_utils)
+    maker = ResponseEncoder(fake_pb_utils)
     (first,), (again,) = tensors(maker, LONG), tensors(maker, LONG)
     assert first is not again
 
 
 def test_what_is_kept_is_bounded_and_forgotten() -> None:
     """The least used tensors go first, and at the end all."""
-    maker = ResponseMaker(fake_pb_utils)
+    maker = ResponseEncoder(fake_pb_utils)
     (first,) = tensors(maker, "first")
     (last,) = tensors(maker, "last")
     for i in range(2047):
@@ -74,7 +74,7 @@ def test_what_is_kept_is_bounded_and_forgotten() -> None:
 
 def test_a_response_is_large_by_its_bytes() -> None:
     """From 16 KiB on, whatever the characters."""
-    maker = ResponseMaker(fake_pb_utils)
+    maker = ResponseEncoder(fake_pb_utils)
     request = generation_request()
     assert not maker.of_delta(Delta(("é" * 8192,), 1), request)[1]
     assert maker.of_delta(Delta(("é" * 8193,), 1), request)[1]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeSender, Sent, fake_pb_utils, generation_request, logged
 from triton_vllm.errors import GenerationError, RequestError, UnavailableError
-from triton_vllm.protocol.delta import Delta, Details, SequenceDetails
-from triton_vllm.protocol.encode import ResponseMaker
+from triton_vllm.protocol.delta import Delta, DeltaExtras, SequenceExtras
+from triton_vllm.protocol.encode import ResponseEncoder
 from triton_vllm.protocol.outputs import OUTPUTS
 from triton_vllm.protocol.stream import Message, ResponseStream, SenderPool, merge
 
@@ -32,7 +32,7 @@ def pool() -> Iterator[SenderPool]:
 
 def stream_of(sender: FakeSender, **request: Any) -> ResponseStream:
     return ResponseStream(
-        ResponseMaker(fake_pb_utils), sender, SimpleQueue(), generation_request(**request)
+        ResponseEncoder(fake_pb_utils), sender, SimpleQueue(), generation_request(**request)
     )
 
 
@@ -92,8 +92,8 @@ def test_what_is_asked_for_is_sent_beside_the_text() -> None:
     """With return_num_output_tokens each response says what its own text stands for."""
     (counts,) = [output for output in OUTPUTS if output.flag == "return_num_output_tokens"]
     deltas = [
-        Delta((" a", ""), 1, details=Details((SequenceDetails([7]), SequenceDetails()), 5)),
-        Delta((" b",) * 2, 3, True, Details((SequenceDetails([7]), SequenceDetails([8, 9])), 5)),
+        Delta((" a", ""), 1, extras=DeltaExtras((SequenceExtras([7]), SequenceExtras()), 5)),
+        Delta((" b",) * 2, 3, True, DeltaExtras((SequenceExtras([7]), SequenceExtras([8, 9])), 5)),
     ]
     actual = deliver(FakeSender(), *deltas, outputs=(counts,))
     assert [(1, 0), (1, 2)] == [sent.counts for sent in actual]
@@ -116,7 +116,7 @@ def test_a_large_echoed_prompt_makes_a_response_large() -> None:
 def test_an_undecoded_request_can_fail() -> None:
     """A request that could not be decoded still gets its error and its FINAL flag."""
     sender = FakeSender()
-    ResponseStream(ResponseMaker(fake_pb_utils), sender, SimpleQueue(), None).deliver(
+    ResponseStream(ResponseEncoder(fake_pb_utils), sender, SimpleQueue(), None).deliver(
         RequestError("bad")
     )
     assert [Sent((), True, "INVALID_ARG", "bad", "")] == sender.sent

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.fakes import FakeRequest
 from triton_vllm.errors import RequestError
 from triton_vllm.protocol.outputs import OUTPUT_TENSORS
-from triton_vllm.protocol.schema import BACKEND, INPUTS, POOLING, TUTORIAL
+from triton_vllm.protocol.schema import INPUTS, POOLING, TRITON_VLLM_BACKEND, TUTORIAL_2023
 from triton_vllm.protocol.tensors import Inputs, Tensor
 
 CONFIG = Path(__file__).parents[2] / "model_repository/vllm/config.pbtxt"
@@ -40,7 +40,7 @@ def test_the_outputs_are_those_of_the_configuration() -> None:
 
 def test_an_input_belongs_to_one_set_of_names() -> None:
     """Triton's backend's names, the tutorial's and those of pooling models are apart."""
-    sets = (BACKEND.inputs, TUTORIAL.inputs, POOLING.inputs)
+    sets = (TRITON_VLLM_BACKEND.inputs, TUTORIAL_2023.inputs, POOLING.inputs)
     assert len(frozenset().union(*sets)) == sum(map(len, sets))
 
 

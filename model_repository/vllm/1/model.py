@@ -82,7 +82,7 @@ class TritonPythonModel:
                 work = await self._engine.render(request)  # 2. tokenize
                 async for output in work.outputs():  # 3. generate
                     delta = work.read(output)
-                    if delta.is_news:
+                    if delta.has_content:
                         stream.send(delta)  # 4. send; 5. the final delta finishes
                 # Unheard when there was a final delta, as there always should be.
                 stream.fail(GenerationError("the engine ended without a final output"))

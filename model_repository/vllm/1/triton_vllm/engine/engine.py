@@ -36,7 +36,7 @@ from triton_vllm.limits.timeout import Deadline, NoDeadline
 from triton_vllm.log import StartupTimer
 from triton_vllm.openai_api.server import openai_server
 from triton_vllm.protocol.decode import Parser
-from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.protocol.stream import ResponseStream
 from triton_vllm.topology.front_ends import FrontEndSlot
@@ -236,7 +236,7 @@ class Engine:
         """Leave the next request to another engine of the model that has less to do, if any."""
         self._balancer.backpressure()
 
-    async def render(self, request: GenerationRequest) -> Work:
+    async def render(self, request: GenerationRequest) -> Generation:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
         self.check_up()
         return await self._service.render(request)

@@ -10,7 +10,7 @@ from triton_vllm.engine.plan import Launch
 from triton_vllm.engine.run import EngineLife
 from triton_vllm.limits.admission import Admission
 from triton_vllm.limits.grammar import GrammarSandbox, NoGrammarSandbox, grammar_sandbox
-from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.vllm_api.render.renderers import Renderers
 
@@ -57,6 +57,6 @@ class Service:
         await self._renderers.prepare(self._chat)
         await self._openai.serve(life.llm)
 
-    async def render(self, request: GenerationRequest) -> Work:
+    async def render(self, request: GenerationRequest) -> Generation:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
         return await self._renderers.render(request)

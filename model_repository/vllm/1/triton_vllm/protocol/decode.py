@@ -21,26 +21,27 @@ from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, Output
 from triton_vllm.protocol.prompts import PromptWithParameters
 from triton_vllm.protocol.requests import EngineOptions, GenerationRequest, Prompt, TextPrompt
 from triton_vllm.protocol.schema import (
-    BACKEND,
     EXCLUDE_INPUT,
     FLAGS,
-    GENERATION_FORMS,
-    POOLING_FORMS,
-    TUTORIAL,
-    Form,
-    Names,
+    GENERATION_SCHEMAS,
+    POOLING_SCHEMAS,
+    TRITON_VLLM_BACKEND,
+    TUTORIAL_2023,
+    RequestSchema,
+    TensorNames,
 )
 from triton_vllm.protocol.tensors import Inputs
 
 _HOST = Host()
+_TEXT_OUTPUTS = frozenset({TRITON_VLLM_BACKEND.text_output, TUTORIAL_2023.text_output})
 
 
 class Parser(Protocol):
-    """Parses the parameters of one kind of model, whose requests have the forms of ``schema``."""
+    """Parses the parameters of one kind of model, whose requests have one of ``schemas``."""
 
     @property
-    def schema(self) -> Mapping[str, Form]:
-        """The forms of a request, by the input that holds the prompt."""
+    def schemas(self) -> Mapping[str, RequestSchema]:
+        """Each kind of request, by the input that holds the prompt."""
 
     @property
     def parameters(self) -> ParameterValidator:
@@ -59,13 +60,13 @@ def decode(request: Any, parser: Parser, host: Host = _HOST) -> GenerationReques
     RequestError naming the tensor, what came and what is allowed.
     """
     inputs = Inputs(request)
-    prompt_name = _prompt_name(inputs, parser.schema)
-    form = parser.schema[prompt_name]
-    names = form.names
-    for name in inputs.names() - form.along - {prompt_name}:
-        allowed = ", ".join(sorted(form.along))
+    prompt_name = _prompt_name(inputs, parser.schemas)
+    schema = parser.schemas[prompt_name]
+    names = schema.names
+    for name in inputs.names() - schema.allowed_inputs - {prompt_name}:
+        allowed = ", ".join(sorted(schema.allowed_inputs))
         raise RequestError(f"{name}: does not go with {prompt_name}, allowed: {allowed}")
-    asked = form.read(inputs)
+    asked = schema.read(inputs)
     own = read_request_parameters(request)
     request_id = read_request_id(request)
     if isinstance(asked, PromptWithParameters):
@@ -89,20 +90,20 @@ def decode(request: Any, parser: Parser, host: Host = _HOST) -> GenerationReques
         stream=stream,
         sampling_params=params,
         options=_with_time_limit(request, own, options, where),
-        text_output=_text_output(named, names) if form.has_text else "",
-        outputs=_outputs(inputs, params, form, named, prompt_name),
+        text_output=_text_output(named, names) if schema.has_text else "",
+        outputs=_outputs(inputs, params, schema, named, prompt_name),
         prefix=_prefix(inputs, prompt, names, stream=stream),
-        text_from_start=names is TUTORIAL,
+        text_from_start=names is TUTORIAL_2023,
         trace_headers=trace_headers(request, own),
     )
 
 
-def _prompt_name(inputs: Inputs, forms: Mapping[str, Form]) -> str:
+def _prompt_name(inputs: Inputs, schemas: Mapping[str, RequestSchema]) -> str:
     """Return the one input that holds the prompt."""
-    came = [name for name in (*GENERATION_FORMS, *POOLING_FORMS) if name in inputs]
-    if len(came) == 1 and came[0] in forms:
+    came = [name for name in (*GENERATION_SCHEMAS, *POOLING_SCHEMAS) if name in inputs]
+    if len(came) == 1 and came[0] in schemas:
         return came[0]
-    first, *others, last = forms
+    first, *others, last = schemas
     if not came:
         wrong = f"{first}: missing"
     else:
@@ -114,10 +115,10 @@ def _prompt_name(inputs: Inputs, forms: Mapping[str, Form]) -> str:
     )
 
 
-def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> str:
+def _prefix(inputs: Inputs, prompt: Prompt, names: TensorNames, *, stream: bool) -> str:
     """Return the text that stands before the generated text of a response."""
     text = prompt.text if isinstance(prompt, TextPrompt) else None
-    if names is TUTORIAL:
+    if names is TUTORIAL_2023:
         return text or ""
     echo = not inputs.boolean(EXCLUDE_INPUT, default=stream or text is None)
     if echo and stream:
@@ -128,16 +129,16 @@ def _prefix(inputs: Inputs, prompt: Prompt, names: Names, *, stream: bool) -> st
 
 
 def _outputs(
-    inputs: Inputs, params: Any, form: Form, named: frozenset[str], prompt_name: str
+    inputs: Inputs, params: Any, schema: RequestSchema, named: frozenset[str], prompt_name: str
 ) -> tuple[Output, ...]:
     """Return what is sent beside the text, and have vLLM compute what it needs.
 
     An output is sent where its flag is true or the client names it.
     """
-    flags = BACKEND.inputs if form.names is TUTORIAL else form.along
+    flags = TRITON_VLLM_BACKEND.inputs if schema.names is TUTORIAL_2023 else schema.allowed_inputs
     choices = {output.tensor.name: output for flag, output in FLAGS.items() if flag in flags}
-    always = {output.tensor.name: output for output in form.outputs}
-    texts = {BACKEND.text_output, TUTORIAL.text_output} if form.has_text else set()
+    always = {output.tensor.name: output for output in schema.outputs}
+    texts = _TEXT_OUTPUTS if schema.has_text else frozenset()
     for name in sorted(named - choices.keys() - always.keys() - texts):
         allowed = ", ".join([*sorted(texts), *always, *choices])
         raise RequestError(f"{name}: no output of a request with {prompt_name}, allowed: {allowed}")
@@ -153,9 +154,9 @@ def _outputs(
     return tuple(asked)
 
 
-def _text_output(named: frozenset[str], names: Names) -> str:
+def _text_output(named: frozenset[str], names: TensorNames) -> str:
     """Return the output for the text: the one that is named, else the one of the inputs' names."""
-    (other,) = {BACKEND.text_output, TUTORIAL.text_output} - {names.text_output}
+    (other,) = _TEXT_OUTPUTS - {names.text_output}
     return other if other in named and names.text_output not in named else names.text_output
 
 

@@ -15,7 +15,7 @@ PositionLogprobs = Mapping[int, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceDetails:
+class SequenceExtras:
     """What is new in one sequence, beside its text.
 
     ``cumulative_logprob`` is of the whole sequence so far. The reasons come with the end of the
@@ -32,8 +32,8 @@ class SequenceDetails:
     tool_calls: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
-    def of(cls, completion: Any) -> SequenceDetails:
-        """Return the details of vLLM's ``CompletionOutput``."""
+    def of(cls, completion: Any) -> SequenceExtras:
+        """Return the extras of vLLM's ``CompletionOutput``."""
         return cls(
             completion.token_ids,
             completion.logprobs or (),
@@ -42,9 +42,9 @@ class SequenceDetails:
             completion.stop_reason,
         )
 
-    def __add__(self, later: SequenceDetails) -> SequenceDetails:
+    def __add__(self, later: SequenceExtras) -> SequenceExtras:
         """Merge with what follows."""
-        return SequenceDetails(
+        return SequenceExtras(
             [*self.token_ids, *later.token_ids],
             [*self.logprobs, *later.logprobs],
             later.cumulative_logprob,
@@ -56,21 +56,21 @@ class SequenceDetails:
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
+class DeltaExtras:
     """What a client may ask for beside the texts. The prompt's log probabilities come once.
 
     ``embeddings`` are what a pooling model answers, at once: of shape [texts, size], or [pairs].
     """
 
-    sequences: tuple[SequenceDetails, ...]
+    sequences: tuple[SequenceExtras, ...]
     num_input_tokens: int
     num_cached_tokens: int = 0
     prompt_logprobs: Sequence[PositionLogprobs] | None = None
     embeddings: NDArray[Any] | None = None
 
-    def __add__(self, later: Details) -> Details:
+    def __add__(self, later: DeltaExtras) -> DeltaExtras:
         """Merge with what follows."""
-        return Details(
+        return DeltaExtras(
             tuple(a + b for a, b in zip(self.sequences, later.sequences, strict=True)),
             later.num_input_tokens,
             later.num_cached_tokens,
@@ -82,18 +82,18 @@ class Details:
 class Delta:
     """New text of a generation, one element for each sequence, and the number of its tokens.
 
-    ``details`` are there where the client asked for any of them.
+    ``extras`` are there where the client asked for any of them.
     """
 
     texts: tuple[str, ...]
     num_tokens: int
     final: bool = False
-    details: Details | None = None
+    extras: DeltaExtras | None = None
 
     @property
-    def is_news(self) -> bool:
+    def has_content(self) -> bool:
         """Whether a client waits for it: not for a delta without text that it would not see."""
-        return self.final or self.details is not None or any(self.texts)
+        return self.final or self.extras is not None or any(self.texts)
 
     def __add__(self, later: Delta) -> Delta:
         """Merge with the delta that follows: nothing is lost, one response is saved."""
@@ -101,7 +101,7 @@ class Delta:
             tuple(a + b for a, b in zip(self.texts, later.texts, strict=True)),
             self.num_tokens + later.num_tokens,
             self.final or later.final,
-            self.details + later.details if self.details and later.details else None,
+            self.extras + later.extras if self.extras and later.extras else None,
         )
 
 
@@ -127,14 +127,14 @@ class DeltaReader:
     """
 
     def __init__(self, num_sequences: int, *, detailed: bool, params: Any = None) -> None:
-        """Read ``num_sequences`` texts, and the details if ``detailed``.
+        """Read ``num_sequences`` texts, and the extras if ``detailed``.
 
         ``params`` are the request's ``SamplingParams``; they tell why the engine fails on it.
         """
         self._params = params
         self._detailed = detailed
         self._texts = [""] * num_sequences
-        self._sequences = [SequenceDetails()] * num_sequences  # as they stand without news
+        self._sequences = [SequenceExtras()] * num_sequences  # as they stand without news
 
     def read(self, output: Any) -> Delta:
         """Return vLLM's ``RequestOutput`` as a delta.
@@ -155,26 +155,26 @@ class DeltaReader:
                 placed[completion.index] += completion.text
             texts = tuple(placed)
             num_tokens = sum(len(completion.token_ids) for completion in completions)
-        details = self._details(output) if self._detailed else None
-        return Delta(texts, num_tokens, output.finished, details)
+        extras = self._extras(output) if self._detailed else None
+        return Delta(texts, num_tokens, output.finished, extras)
 
-    def _details(self, output: Any) -> Details:
-        return Details(
+    def _extras(self, output: Any) -> DeltaExtras:
+        return DeltaExtras(
             self._place(output.outputs),
             len(output.prompt_token_ids or ()),
             output.num_cached_tokens or 0,
             output.prompt_logprobs,
         )
 
-    def _place(self, completions: Sequence[Any]) -> tuple[SequenceDetails, ...]:
-        """Return each sequence's details; one without news keeps its cumulative logprob."""
+    def _place(self, completions: Sequence[Any]) -> tuple[SequenceExtras, ...]:
+        """Return each sequence's extras; one without news keeps its cumulative logprob."""
         if len(self._sequences) == 1:
-            return (SequenceDetails.of(completions[0]),)
+            return (SequenceExtras.of(completions[0]),)
         placed = self._sequences.copy()
         for completion in completions:
-            new = SequenceDetails.of(completion)
+            new = SequenceExtras.of(completion)
             placed[completion.index] = new
-            self._sequences[completion.index] = SequenceDetails(
+            self._sequences[completion.index] = SequenceExtras(
                 cumulative_logprob=new.cumulative_logprob
             )
         return tuple(placed)

@@ -20,7 +20,7 @@ _KEPT_TEXTS = 2048
 _KEPT_LENGTH = 24  # characters; longer ones are seldom one token
 
 
-class ResponseMaker:
+class ResponseEncoder:
     """Makes the responses of one sender thread. Not for several threads.
 
     The tensor of a short text is made once and sent again whenever the text comes again: making
@@ -53,9 +53,9 @@ class ResponseMaker:
                 array = strings(texts)
                 size = _num_bytes(array)
                 tensors.append(self._pb_utils.Tensor(request.text_output, array))
-        if delta.details:
+        if delta.extras:
             for output in request.outputs:
-                array = output.encode(delta.details)
+                array = output.encode(delta.extras)
                 size += _num_bytes(array)
                 tensors.append(self._pb_utils.Tensor(output.tensor.name, array))
         return self._pb_utils.InferenceResponse(output_tensors=tensors), size > _LARGE

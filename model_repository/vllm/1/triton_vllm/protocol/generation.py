@@ -10,7 +10,7 @@ from triton_vllm.protocol.delta import Delta
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Generation:
     """What a request asks of the engine, and how the engine's answers are read.
 
     ``outputs`` adds it to the engine and yields vLLM's outputs until one is final; closing the

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from triton_vllm.protocol.delta import Details, PositionLogprobs
+from triton_vllm.protocol.delta import DeltaExtras, PositionLogprobs
 from triton_vllm.protocol.tensors import Tensor
 
 _LOWEST = -9999.0  # for minus infinity, which JSON does not have; ``vllm serve`` writes the same
@@ -22,10 +22,10 @@ _LOWEST = -9999.0  # for minus infinity, which JSON does not have; ``vllm serve`
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """An output that a client may ask for: its tensor, and how it is made of the details."""
+    """An output that a client may ask for: its tensor, and how it is made of the extras."""
 
     tensor: Tensor
-    encode: Callable[[Details], NDArray[Any]]
+    encode: Callable[[DeltaExtras], NDArray[Any]]
 
     @property
     def flag(self) -> str:
@@ -56,61 +56,61 @@ def _logprobs_json(positions: Sequence[PositionLogprobs]) -> str:
     )
 
 
-def _finish_reason(details: Details) -> NDArray[Any]:
-    return strings(str(sequence.finish_reason) for sequence in details.sequences)
+def _finish_reason(extras: DeltaExtras) -> NDArray[Any]:
+    return strings(str(sequence.finish_reason) for sequence in extras.sequences)
 
 
-def _stop_reason(details: Details) -> NDArray[Any]:
-    return strings(json.dumps(sequence.stop_reason) for sequence in details.sequences)
+def _stop_reason(extras: DeltaExtras) -> NDArray[Any]:
+    return strings(json.dumps(sequence.stop_reason) for sequence in extras.sequences)
 
 
-def _cumulative_logprob(details: Details) -> NDArray[Any]:
-    values = [sequence.cumulative_logprob for sequence in details.sequences]
+def _cumulative_logprob(extras: DeltaExtras) -> NDArray[Any]:
+    values = [sequence.cumulative_logprob for sequence in extras.sequences]
     return np.array(values, dtype=np.float32)
 
 
-def _logprobs(details: Details) -> NDArray[Any]:
-    return strings(_logprobs_json(sequence.logprobs) for sequence in details.sequences)
+def _logprobs(extras: DeltaExtras) -> NDArray[Any]:
+    return strings(_logprobs_json(sequence.logprobs) for sequence in extras.sequences)
 
 
-def _no_logprobs(details: Details) -> NDArray[Any]:
-    return strings("null" for _ in details.sequences)
+def _no_logprobs(extras: DeltaExtras) -> NDArray[Any]:
+    return strings("null" for _ in extras.sequences)
 
 
-def _prompt_logprobs(details: Details) -> NDArray[Any]:
-    positions = details.prompt_logprobs  # vLLM's later outputs have an empty list
+def _prompt_logprobs(extras: DeltaExtras) -> NDArray[Any]:
+    positions = extras.prompt_logprobs  # vLLM's later outputs have an empty list
     return strings([_logprobs_json(positions) if positions else "null"])
 
 
-def _num_input_tokens(details: Details) -> NDArray[Any]:
-    return np.array([details.num_input_tokens], dtype=np.uint32)
+def _num_input_tokens(extras: DeltaExtras) -> NDArray[Any]:
+    return np.array([extras.num_input_tokens], dtype=np.uint32)
 
 
-def _num_cached_tokens(details: Details) -> NDArray[Any]:
-    return np.array([details.num_cached_tokens], dtype=np.uint32)
+def _num_cached_tokens(extras: DeltaExtras) -> NDArray[Any]:
+    return np.array([extras.num_cached_tokens], dtype=np.uint32)
 
 
-def _num_output_tokens(details: Details) -> NDArray[Any]:
-    counts = [len(sequence.token_ids) for sequence in details.sequences]
+def _num_output_tokens(extras: DeltaExtras) -> NDArray[Any]:
+    counts = [len(sequence.token_ids) for sequence in extras.sequences]
     return np.array(counts, dtype=np.uint32)
 
 
-def _output_ids(details: Details) -> NDArray[Any]:
-    ids = [token_id for sequence in details.sequences for token_id in sequence.token_ids]
+def _output_ids(extras: DeltaExtras) -> NDArray[Any]:
+    ids = [token_id for sequence in extras.sequences for token_id in sequence.token_ids]
     return np.array(ids, dtype=np.int64)
 
 
-def _reasoning(details: Details) -> NDArray[Any]:
-    return strings(sequence.reasoning for sequence in details.sequences)
+def _reasoning(extras: DeltaExtras) -> NDArray[Any]:
+    return strings(sequence.reasoning for sequence in extras.sequences)
 
 
-def _tool_calls(details: Details) -> NDArray[Any]:
-    return strings(json.dumps([*sequence.tool_calls]) for sequence in details.sequences)
+def _tool_calls(extras: DeltaExtras) -> NDArray[Any]:
+    return strings(json.dumps([*sequence.tool_calls]) for sequence in extras.sequences)
 
 
-def _vectors(details: Details) -> NDArray[Any]:
-    assert details.embeddings is not None, "as each answer of a pooling model holds them"
-    return details.embeddings
+def _vectors(extras: DeltaExtras) -> NDArray[Any]:
+    assert extras.embeddings is not None, "as each answer of a pooling model holds them"
+    return extras.embeddings
 
 
 TEXTS = (

@@ -8,11 +8,11 @@ from triton_vllm.errors import RequestError
 from triton_vllm.protocol.fields import load_json, load_json_object
 from triton_vllm.protocol.requests import (
     ChatPrompt,
+    EmbedRequest,
     MediaPrompt,
-    Pairs,
     Prompt,
+    ScoreRequest,
     TextPrompt,
-    Texts,
     TokenPrompt,
 )
 from triton_vllm.protocol.tensors import Inputs
@@ -91,7 +91,7 @@ def _array(inputs: Inputs, name: str) -> list[Any]:
 
 def read_texts(inputs: Inputs) -> Prompt:
     """Read ``texts``."""
-    return Texts(_filled("texts", inputs.strings("texts")))
+    return EmbedRequest(_filled("texts", inputs.strings("texts")))
 
 
 def read_pairs(inputs: Inputs) -> Prompt:
@@ -105,7 +105,7 @@ def read_pairs(inputs: Inputs) -> Prompt:
             f"queries: must be one, or as many as the {len(documents)} documents, "
             f"{len(queries)} came"
         )
-    return Pairs(queries, documents)
+    return ScoreRequest(queries, documents)
 
 
 def read_embedding_request(inputs: Inputs) -> PromptWithParameters:
@@ -123,7 +123,7 @@ def read_embedding_request(inputs: Inputs) -> PromptWithParameters:
         )
     parameters = _embedding_parameters(given.get("pooling_params", {}), where)
     return PromptWithParameters(
-        Texts(texts, as_json=True), f'{where}: "pooling_params"', parameters
+        EmbedRequest(texts, as_json=True), f'{where}: "pooling_params"', parameters
     )
 
 

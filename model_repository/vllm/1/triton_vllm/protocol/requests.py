@@ -45,7 +45,7 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class EmbedRequest:
     """Texts, or their token ids, for a pooling model: each becomes a vector.
 
     ``as_json``: the answer is JSON in ``text_output``, as Triton's OpenAI front end wants it.
@@ -56,14 +56,14 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class ScoreRequest:
     """Texts for a pooling model to score: one query and each document, or pair by pair."""
 
     queries: Sequence[str]
     documents: Sequence[str]
 
 
-Prompt = TextPrompt | TokenPrompt | ChatPrompt | Texts | Pairs
+Prompt = TextPrompt | TokenPrompt | ChatPrompt | EmbedRequest | ScoreRequest
 
 
 @dataclass(frozen=True, slots=True)

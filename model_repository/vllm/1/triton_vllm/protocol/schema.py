@@ -59,7 +59,7 @@ INPUTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class TensorNames:
     """One set of names: what is called differently in each, and all inputs of the set."""
 
     stream: str
@@ -68,31 +68,31 @@ class Names:
     inputs: frozenset[str]
 
 
-TUTORIAL = Names(
+TUTORIAL_2023 = TensorNames(
     "STREAM",
     "SAMPLING_PARAMETERS",
     "TEXT",
     frozenset({"PROMPT", "STREAM", "SAMPLING_PARAMETERS"}),
 )
 _COUNTS = frozenset({"return_num_input_tokens", "return_num_output_tokens"})
-POOLING = Names(
+POOLING = TensorNames(
     "stream",
     "pooling_parameters",
     "text_output",
     frozenset({"texts", "queries", "documents", "pooling_parameters", "embedding_request"}),
 )
-BACKEND = Names(
+TRITON_VLLM_BACKEND = TensorNames(
     "stream",
     "sampling_parameters",
     "text_output",
-    frozenset(tensor.name for tensor in INPUTS) - TUTORIAL.inputs - POOLING.inputs,
+    frozenset(tensor.name for tensor in INPUTS) - TUTORIAL_2023.inputs - POOLING.inputs,
 )
 _CHAT = CHAT_OPTIONS | CHAT_FLAGS.keys()
-_PLAIN = BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids", "messages"}
+_PLAIN = TRITON_VLLM_BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids", "messages"}
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class RequestSchema:
     """One way to ask, by the input that holds the prompt: how this is read, and what goes along.
 
     ``outputs`` are sent without being asked for, unless a flag says no; ``has_text`` tells whether
@@ -100,21 +100,23 @@ class Form:
     """
 
     read: Callable[[Inputs], Prompt | PromptWithParameters]
-    along: frozenset[str]
-    names: Names = BACKEND
+    allowed_inputs: frozenset[str]
+    names: TensorNames = TRITON_VLLM_BACKEND
     outputs: tuple[Output, ...] = ()
     has_text: bool = True
 
 
-GENERATION_FORMS = {
-    "text_input": Form(read_text, _PLAIN | MEDIA),
-    "input_ids": Form(read_token_ids, _PLAIN),
-    "messages": Form(read_chat, _PLAIN | _CHAT, outputs=CHAT_OUTPUTS),
-    "PROMPT": Form(read_tutorial_text, TUTORIAL.inputs, TUTORIAL),
+GENERATION_SCHEMAS = {
+    "text_input": RequestSchema(read_text, _PLAIN | MEDIA),
+    "input_ids": RequestSchema(read_token_ids, _PLAIN),
+    "messages": RequestSchema(read_chat, _PLAIN | _CHAT, outputs=CHAT_OUTPUTS),
+    "PROMPT": RequestSchema(read_tutorial_text, TUTORIAL_2023.inputs, TUTORIAL_2023),
 }
 _POOLED = _COUNTS | {"pooling_parameters"}
-POOLING_FORMS = {
-    "texts": Form(read_texts, _POOLED, POOLING, (EMBEDDINGS,), has_text=False),
-    "queries": Form(read_pairs, _POOLED | {"documents"}, POOLING, (SCORES,), has_text=False),
-    "embedding_request": Form(read_embedding_request, _COUNTS, POOLING),
+POOLING_SCHEMAS = {
+    "texts": RequestSchema(read_texts, _POOLED, POOLING, (EMBEDDINGS,), has_text=False),
+    "queries": RequestSchema(
+        read_pairs, _POOLED | {"documents"}, POOLING, (SCORES,), has_text=False
+    ),
+    "embedding_request": RequestSchema(read_embedding_request, _COUNTS, POOLING),
 }

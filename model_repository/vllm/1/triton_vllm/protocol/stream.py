@@ -20,7 +20,7 @@ from typing import Any
 from triton_vllm.counters import Traffic
 from triton_vllm.errors import GenerationError, ServingError, one_line
 from triton_vllm.protocol.delta import Delta
-from triton_vllm.protocol.encode import ResponseMaker
+from triton_vllm.protocol.encode import ResponseEncoder
 from triton_vllm.protocol.requests import GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class ResponseStream:
 
     def __init__(
         self,
-        maker: ResponseMaker,
+        maker: ResponseEncoder,
         sender: Any,
         queue: SimpleQueue[Any],
         request: GenerationRequest | None,
@@ -141,7 +141,7 @@ class SenderPool:
         """Start ``threads`` threads. ``max_tokens_per_response`` bounds merging; 0: no bound."""
         self._max_tokens = max_tokens_per_response or None
         self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads)]
-        self._makers = [ResponseMaker(pb_utils) for _ in range(threads)]
+        self._makers = [ResponseEncoder(pb_utils) for _ in range(threads)]
         self._next = itertools.cycle(zip(self._makers, self._queues, strict=True))
         self.traffic = [Traffic() for _ in self._queues]
         self._threads = [

@@ -9,7 +9,7 @@ from typing import Any
 from triton_vllm.errors import RequestError, one_line
 from triton_vllm.protocol.fields import ParameterValidator
 from triton_vllm.protocol.requests import PoolingOptions
-from triton_vllm.protocol.schema import POOLING_FORMS
+from triton_vllm.protocol.schema import POOLING_SCHEMAS
 from triton_vllm.vllm_api import api as vllm_api
 
 # Fields that are the engine's own business, or ours.
@@ -22,7 +22,7 @@ _NOT_FOR_POOLING = {"use_beam_search", "length_penalty", "data_parallel_rank", "
 class PoolingParser:
     """Checks and converts pooling parameters. One for each model; used by any thread."""
 
-    schema = POOLING_FORMS
+    schemas = POOLING_SCHEMAS
 
     def __init__(self) -> None:
         """Prepare a check for each field of ``PoolingParams`` and ``PoolingOptions``."""

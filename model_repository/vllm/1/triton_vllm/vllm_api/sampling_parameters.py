@@ -14,7 +14,7 @@ from triton_vllm.errors import RequestError, one_line
 from triton_vllm.limits.admission import check_sequences
 from triton_vllm.protocol.fields import ParameterValidator
 from triton_vllm.protocol.requests import EngineOptions
-from triton_vllm.protocol.schema import GENERATION_FORMS
+from triton_vllm.protocol.schema import GENERATION_SCHEMAS
 from triton_vllm.vllm_api import api as vllm_api
 
 # Fields that are the engine's own business, or ours, or whose result has no output here.
@@ -25,7 +25,7 @@ _NOT_FOR_CLIENTS |= {"prompt_logprob_token_ids", "prompt_logprob_start"}
 class SamplingParser:
     """Checks and converts sampling parameters. One for each model; used by any thread."""
 
-    schema = GENERATION_FORMS
+    schemas = GENERATION_SCHEMAS
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from vllm.tool_parsers import ToolParserManager
 
 from triton_vllm.config.arguments import command_line
 from triton_vllm.errors import MediaError, RequestError, SettingsError, one_line
-from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import ChatPrompt, GenerationRequest
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.compat import chat_utils, cli_args
@@ -76,7 +76,7 @@ class ChatRenderer:
             **{name: value for name, value in options.items() if name in takes},
         )
 
-    async def render(self, llm: Any, request: GenerationRequest, lora: Any) -> Work:
+    async def render(self, llm: Any, request: GenerationRequest, lora: Any) -> Generation:
         """Apply the chat template and tokenize. Raises RequestError for wrong messages or tools."""
         chat = _checked(request)
         before = chat.to_sampling_params(1, {})
@@ -93,7 +93,7 @@ class ChatRenderer:
         parsers = [self._parser(chat, kwargs) for _ in range(request.num_sequences)]
         reasoning = _reasoning_state(chat, parsers[0], kwargs, engine_input)
         reader = ChatReader(chat, parsers, params, stream=request.stream)
-        return Work(
+        return Generation(
             lambda: vllm_text.generate(llm, engine_input, request, params, lora, **reasoning),
             reader.read,
         )

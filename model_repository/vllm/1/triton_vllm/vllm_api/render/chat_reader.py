@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionNamedToolChoiceParam
 
-from triton_vllm.protocol.delta import Delta, DeltaReader, SequenceDetails
+from triton_vllm.protocol.delta import Delta, DeltaReader, SequenceExtras
 from triton_vllm.vllm_api.compat import chat_utils, protocol
 
 
@@ -32,24 +32,24 @@ class ChatReader:
     def read(self, output: Any) -> Delta:
         """Return vLLM's ``RequestOutput`` as a delta."""
         delta = self._plain.read(output)
-        assert delta.details is not None, "as the reader is a detailed one"
-        texts, sequences = list(delta.texts), list(delta.details.sequences)
+        assert delta.extras is not None, "as the reader is a detailed one"
+        texts, sequences = list(delta.texts), list(delta.extras.sequences)
         for completion in output.outputs:
             i = completion.index
             if self._parsers[i] is not None:
                 texts[i], sequences[i] = self._parsed(completion, output, sequences[i])
-        details = dataclasses.replace(delta.details, sequences=tuple(sequences))
-        delta = dataclasses.replace(delta, texts=tuple(texts), details=details)
+        extras = dataclasses.replace(delta.extras, sequences=tuple(sequences))
+        delta = dataclasses.replace(delta, texts=tuple(texts), extras=extras)
         if self._held is not None:
             delta = self._held + delta
-        says = any(delta.texts) or any(s.reasoning or s.tool_calls for s in details.sequences)
+        says = any(delta.texts) or any(s.reasoning or s.tool_calls for s in extras.sequences)
         self._held = None if says or delta.final else delta
         return delta if self._held is None else Delta(tuple("" for _ in texts), 0)
 
     def _parsed(
-        self, completion: Any, output: Any, plain: SequenceDetails
-    ) -> tuple[str, SequenceDetails]:
-        """Return a sequence's new content and details."""
+        self, completion: Any, output: Any, plain: SequenceExtras
+    ) -> tuple[str, SequenceExtras]:
+        """Return a sequence's new content and extras."""
         i = completion.index
         content, reasoning, calls = self._said(self._parsers[i], completion, output)
         self._has_called[i] |= bool(calls)

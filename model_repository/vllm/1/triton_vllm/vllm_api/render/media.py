@@ -16,7 +16,7 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.transformers_utils.processor import get_video_processor_cls_name
 
 from triton_vllm.errors import MediaError, RequestError, ServingError, one_line
-from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest, MediaPrompt
 from triton_vllm.vllm_api.render import text as vllm_text
 from triton_vllm.vllm_api.render.fetch import GuardedConnector, missing_package
@@ -144,7 +144,7 @@ def _innermost(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-async def render(llm: Any, request: GenerationRequest, lora: Any) -> Work:
+async def render(llm: Any, request: GenerationRequest, lora: Any) -> Generation:
     """Load what the prompt speaks of, and turn both into an engine input."""
     prompt = request.prompt
     assert isinstance(prompt, MediaPrompt), "as Renderers says"

@@ -19,9 +19,14 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.utils.async_utils import merge_async_iterators
 
 from triton_vllm.errors import GenerationError, RequestError
-from triton_vllm.protocol.delta import Delta, Details, SequenceDetails
-from triton_vllm.protocol.generation import Work
-from triton_vllm.protocol.requests import GenerationRequest, Pairs, PoolingOptions, Texts
+from triton_vllm.protocol.delta import Delta, DeltaExtras, SequenceExtras
+from triton_vllm.protocol.generation import Generation
+from triton_vllm.protocol.requests import (
+    EmbedRequest,
+    GenerationRequest,
+    PoolingOptions,
+    ScoreRequest,
+)
 from triton_vllm.vllm_api.compat import chat_utils
 from triton_vllm.vllm_api.render import text as vllm_text
 
@@ -47,10 +52,10 @@ class PoolingRenderer:
                 chat_template_config=chat_utils.ChatTemplateConfig(chat_template),
             )
 
-    async def render_texts(self, llm: Any, request: GenerationRequest, lora: Any) -> Work:
+    async def render_texts(self, llm: Any, request: GenerationRequest, lora: Any) -> Generation:
         """Tokenize the texts, off the event loop."""
         texts = request.prompt
-        assert isinstance(texts, Texts), "as Renderers says"
+        assert isinstance(texts, EmbedRequest), "as Renderers says"
         if texts.as_json and self._task != "embed":
             raise RequestError(f"embedding_request: this model does not embed: {self._task}")
         if self._task not in ("embed", "classify") and len(texts.inputs) > 1:
@@ -87,12 +92,12 @@ class PoolingRenderer:
                 answers[place] = answer
             yield answers
 
-        return Work(outputs, read_json if texts.as_json else read_vectors)
+        return Generation(outputs, read_json if texts.as_json else read_vectors)
 
-    async def render_pairs(self, llm: Any, request: GenerationRequest, lora: Any) -> Work:
+    async def render_pairs(self, llm: Any, request: GenerationRequest, lora: Any) -> Generation:
         """Prepare the scoring, which vLLM does as a whole."""
         pairs = request.prompt
-        assert isinstance(pairs, Pairs), "as Renderers says"
+        assert isinstance(pairs, ScoreRequest), "as Renderers says"
         if self._scores is None:
             raise RequestError(f"queries: this model does not score pairs: {self._task}")
         if lora is not None:
@@ -111,7 +116,7 @@ class PoolingRenderer:
             response = await self._scores(asked)
             yield json.loads(response.body)
 
-        return Work(outputs, read_scores)
+        return Generation(outputs, read_scores)
 
 
 def _prompt(text: str | Sequence[int]) -> dict[str, Any]:
@@ -143,8 +148,8 @@ def read_json(answers: Sequence[Any]) -> Delta:
 def read_scores(response: dict[str, Any]) -> Delta:
     """Read the response of vLLM's scoring endpoint."""
     scores = np.array([each["score"] for each in response["data"]], dtype=np.float32)
-    details = Details((), response["usage"]["prompt_tokens"], embeddings=scores)
-    return Delta((), 0, final=True, details=details)
+    extras = DeltaExtras((), response["usage"]["prompt_tokens"], embeddings=scores)
+    return Delta((), 0, final=True, extras=extras)
 
 
 def _vector(answer: Any) -> Any:
@@ -154,10 +159,10 @@ def _vector(answer: Any) -> Any:
 
 
 def _final(texts: tuple[str, ...], answers: Sequence[Any], embeddings: Any) -> Delta:
-    details = Details(
-        (SequenceDetails(),) * len(answers),
+    extras = DeltaExtras(
+        (SequenceExtras(),) * len(answers),
         sum(len(answer.prompt_token_ids) for answer in answers),
         sum(answer.num_cached_tokens or 0 for answer in answers),
         embeddings=embeddings,
     )
-    return Delta(texts, 0, final=True, details=details)
+    return Delta(texts, 0, final=True, extras=extras)

@@ -7,19 +7,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from triton_vllm.config.lora import Adapter, Adapters, LoadedAdapters, NoAdapters
-from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import (
     ChatPrompt,
+    EmbedRequest,
     GenerationRequest,
     MediaPrompt,
-    Pairs,
+    ScoreRequest,
     TextPrompt,
-    Texts,
     TokenPrompt,
 )
 from triton_vllm.vllm_api.render.chat_options import ChatOptions
 
-Render = Callable[[Any, GenerationRequest, Any], Awaitable[Work]]
+Render = Callable[[Any, GenerationRequest, Any], Awaitable[Generation]]
 
 
 class Renderers:
@@ -43,7 +43,7 @@ class Renderers:
 
             tasks = await self._llm.get_supported_tasks()
             pooling = PoolingRenderer(self._llm, tasks, chat.template)
-            self._of = {Texts: pooling.render_texts, Pairs: pooling.render_pairs}
+            self._of = {EmbedRequest: pooling.render_texts, ScoreRequest: pooling.render_pairs}
         else:
             from triton_vllm.vllm_api.render import text as vllm_text
 
@@ -54,7 +54,7 @@ class Renderers:
                 ChatPrompt: LateChat(self._llm, chat).render,
             }
 
-    async def render(self, request: GenerationRequest) -> Work:
+    async def render(self, request: GenerationRequest) -> Generation:
         """Return the request as the engine takes it, its adapter loaded.
 
         Raises RequestError, or vLLM's own error, for what cannot be served.
@@ -81,7 +81,7 @@ class LateChat:
         self._starting = asyncio.Lock()
         self._started: Render | None = self._start() if options.are_given else None
 
-    async def render(self, llm: Any, request: GenerationRequest, lora: Any) -> Work:
+    async def render(self, llm: Any, request: GenerationRequest, lora: Any) -> Generation:
         """Render with vLLM's chat."""
         async with self._starting:
             if self._started is None:

@@ -13,14 +13,14 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.protocol.delta import DeltaReader
-from triton_vllm.protocol.generation import Work
+from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest, TextPrompt, TokenPrompt
 from triton_vllm.vllm_api.render.text_encoder import text_encoder
 
 _SHORT_PROMPT = 4096  # characters: about a millisecond to tokenize
 
 
-async def render(llm: AsyncLLM, request: GenerationRequest, lora: LoRARequest | None) -> Work:
+async def render(llm: AsyncLLM, request: GenerationRequest, lora: LoRARequest | None) -> Generation:
     """Return the generation of text after a prompt of text or token ids."""
     assert isinstance(request.prompt, TextPrompt | TokenPrompt), "as Renderers says"
     engine_input = await tokenize(llm, request.prompt, request.options.cache_salt)
@@ -50,9 +50,9 @@ async def tokenize(
 
 def generation(
     llm: AsyncLLM, engine_input: Any, request: GenerationRequest, lora: LoRARequest | None
-) -> Work:
+) -> Generation:
     """Return the generation of text after a rendered prompt."""
-    return Work(
+    return Generation(
         lambda: generate(llm, engine_input, request, request.sampling_params, lora),
         DeltaReader(
             request.num_sequences,
