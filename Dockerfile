@@ -86,9 +86,10 @@ USER 1000:1000
 # HTTP, gRPC, metrics: for readers and for docker run --publish-all.
 EXPOSE 8000 8001 8002
 
-# Ready means that vLLM is loaded; a large model may take the whole start period to get there.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
-    CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "--noproxy", "*", "http://127.0.0.1:8000/v2/health/ready"]
+# Liveness, not readiness: Triton 26.04 and newer are not ready while an engine restarts in place, and a
+# container that is killed then never recovers. A large model may take the whole start period to load.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=15m --retries=3 \
+    CMD ["python3", "/opt/triton_vllm/probe.py", "live"]
 
 # In exec form: a shell between would keep SIGTERM from the server.
 CMD ["tritonserver", "--model-store=/models"]

@@ -100,11 +100,11 @@ def test_the_model_does_not_rebuild_the_environment() -> None:
 
 
 def test_the_server_runs_as_another_user_than_root_and_without_a_shell() -> None:
-    """A number for Kubernetes, exec form for signals, readiness for the health check."""
+    """A number for Kubernetes, exec form for signals, liveness for the health check."""
     check = json.loads(only("HEALTHCHECK").partition("CMD ")[2])
     assert only("USER") == "1000:1000"
     assert json.loads(only("CMD")) == ["tritonserver", "--model-store=/models"]
-    assert check[-1].endswith("/v2/health/ready")
+    assert ["python3", "/opt/triton_vllm/probe.py", "live"] == check
 
 
 def test_the_caches_lie_where_the_user_may_write() -> None:
