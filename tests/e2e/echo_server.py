@@ -85,15 +85,20 @@ def make_repository(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, prefix: Path) -> Iterator[Server]:
-    """Run tritonserver on loopback; stop it, by force if need be, on the way out."""
+def serving(folder: Path, prefix: Path, *options: str) -> Iterator[Server]:
+    """Run tritonserver on loopback, with ``options``; stop it, by force if need be, on the way out."""
     http, grpc = free_ports(2)
     models, log = folder / "models", folder / "triton.log"
     make_repository(models)
     command = [str(TRITON / "bin/tritonserver"), f"--model-store={models}"]
     command += [f"--backend-directory={TRITON / 'backends'}", "--allow-metrics=false"]
     command += ["--http-address=127.0.0.1", f"--http-port={http}"]
-    command += ["--grpc-address=127.0.0.1", f"--grpc-port={grpc}", "--exit-timeout-secs=5"]
+    command += [
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={grpc}",
+        "--exit-timeout-secs=5",
+        *options,
+    ]
     shared_memory = f"client_test_{os.getpid()}_{grpc}_"
     command += [f"--backend-config=python,shm-region-prefix-name={shared_memory}"]
     libraries = f"{sysconfig.get_config_var('LIBDIR')}:{os.environ.get('LD_LIBRARY_PATH', '')}"

@@ -199,7 +199,7 @@ def test_the_compose_file_has_the_replicas_that_nginx_names() -> None:
         service = services[name]
         (timeout,) = [a for a in service["command"] if a.startswith("--exit-timeout-secs=")]
         assert int(service["stop_grace_period"][:-1]) > int(timeout.split("=")[1])
-        assert ["CMD", "python3", "/opt/triton_vllm/probe.py", "ready"] == (
+        assert ["CMD", "python3", "/opt/triton_vllm/probe.py", "live"] == (
             service["healthcheck"]["test"]
         )
         assert ("1000:1000", ["ALL"]) == (service["user"], service["cap_drop"])

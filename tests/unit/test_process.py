@@ -177,3 +177,26 @@ print("alive")
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert "alive\n" == done.stdout
     assert "in stuck" in done.stderr
+
+
+def test_a_stub_whose_model_is_finalized_leaves_no_core_dump() -> None:
+    """Triton 26.04 and newer abort it; one that aborts before is dumped as the operator likes."""
+    code = (
+        "import ctypes, os, sys\n"
+        "from triton_vllm.topology.stub_process import leave_no_core_dump\n"
+        "if sys.argv[1:]:\n"
+        "    leave_no_core_dump()\n"
+        "print(ctypes.CDLL(None).prctl(3), flush=True)\n"  # PR_GET_DUMPABLE
+    )
+    found = []
+    for arguments in [], ["finalized"]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env={"PYTHONPATH": str(PACKAGE)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        found.append(done.stdout.strip())
+    assert ["1", "0"] == found

@@ -23,7 +23,7 @@ from triton_vllm.protocol.decode import decode
 from triton_vllm.protocol.host import Host, read_request_id
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.protocol.stream import ResponseStream, SenderPool
-from triton_vllm.topology.stub_process import prepare_process
+from triton_vllm.topology.stub_process import leave_no_core_dump, prepare_process
 
 
 class TritonPythonModel:
@@ -102,3 +102,4 @@ class TritonPythonModel:
         self._engine.shutdown()
         self._cancellations.stop()
         self._responses.stop(timeout=5.0)
+        leave_no_core_dump()

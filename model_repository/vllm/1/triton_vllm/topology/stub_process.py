@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import locale
@@ -17,6 +18,7 @@ from triton_vllm.errors import one_line
 from triton_vllm.topology import child_process
 
 _STANDARD_ERROR = 2
+_PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 
 
 def prepare_process() -> None:
@@ -36,6 +38,14 @@ def prepare_process() -> None:
     os.register_at_fork(after_in_child=child_process.die_with_stub)
     # `kill -USR1` shows, on the server's standard error, where each thread of the stub stands.
     faulthandler.register(signal.SIGUSR1, file=_STANDARD_ERROR)
+
+
+def leave_no_core_dump() -> None:
+    """Let the stub, whose model is finalized, end without a core dump.
+
+    From Triton 26.04 on each Python stub aborts after its model was finalized.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
 
 
 class EngineErrors:
