@@ -251,7 +251,7 @@ media_packages() {
 end_to_end_tests() {
     [ "$run" != all ] || export HOSTILE_SERVER_CASES=500 HOSTILE_MEDIA_CASES=100
     TRITON_SERVER_DIR="$TRITON" TRITON_VLLM_ENV="$ENVIRONMENT" \
-        last_tests python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+        last_tests python -m pytest -n 2 --no-loadscope-reorder \
         --durations=0 --durations-min=1 ${selected[@]+"${selected[@]}"} tests/e2e
 }
 

@@ -1,7 +1,7 @@
 """The servers that tests of this folder share, and which tests share one.
 
-Modules in one group run on one worker of pytest-xdist (``-n 2 --dist loadgroup``), one after the
-other as they are listed, so what ends a server is last. A module that is not listed is a group.
+Modules in one group run on one worker of pytest-xdist (``-n 2``), one after the other as they are
+listed, so what ends a server is last. A module that is not listed is a group by itself.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import threading
 from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.e2e import two_front_ends
 from tests.e2e.drop_in import install_backend
@@ -83,13 +85,26 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = str(len(own))
 
 
-def _group(item: pytest.Item) -> str:
-    return _PLACES.get(item.path.stem, (item.path.stem, 0))[0]
+def _group(nodeid: str) -> str:
+    module = Path(nodeid.partition("::")[0]).stem
+    return _PLACES.get(module, (module, 0))[0]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives a worker one group after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """Schedule groups of modules: pytest-xdist 3.8 loses its own groups with pytest 9.2."""
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of this folder into their groups and into the order of the groups."""
+    """Put the tests of this folder into the order of the groups."""
     order = list(GROUPS)
 
     def place(item: pytest.Item) -> tuple[int, str, int]:
@@ -97,8 +112,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return (order.index(group) if group in GROUPS else len(order), group, number)
 
     ours = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
-    for item in ours:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
     items[:] = [item for item in items if item not in set(ours)] + sorted(ours, key=place)
 
 
@@ -108,7 +121,7 @@ def pytest_runtest_teardown(
 ) -> Generator[None, None, None]:
     """End the servers of a group after its last test."""
     yield
-    if nextitem is None or _group(nextitem) != _group(item):
+    if nextitem is None or _group(nextitem.nodeid) != _group(item.nodeid):
         item.config.stash[_SERVERS].pop_all().close()
 
 
