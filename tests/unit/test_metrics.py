@@ -158,7 +158,14 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies) -> None:
     two.outcomes["ok"] += 1
     two.outcomes["cancelled"] += 1
     own = FrontEndMetrics(
-        1, [one, two], LoopLag(), lambda: True, lambda: 2, lambda: False, lambda: 4
+        1,
+        [one, two],
+        LoopLag(),
+        lambda: True,
+        lambda: 2,
+        lambda: False,
+        lambda: 4,
+        {"minimum": 5},
     )
     MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD).stop()
     name = "triton_vllm:"
@@ -169,6 +176,7 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies) -> None:
     assert 2 == families.value(name + "engine_restarts_total")
     assert 0 == families.value(name + "engine_failed")
     assert 4 == families.value(name + "front_ends")
+    assert 5 == families.value(name + "schema_violations_total", keyword="minimum")
     expected = dict.fromkeys(OUTCOMES, 0) | {"ok": 3, "cancelled": 1}
     outcomes = families.made[name + "requests_total"][1]
     assert expected == {m.labels["outcome"]: m.value for m in outcomes}
@@ -176,7 +184,7 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies) -> None:
 
 def test_only_the_leader_counts_front_ends(families: FakeFamilies) -> None:
     """A front end that does not know how many there are exports no number."""
-    own = FrontEndMetrics(1, [], LoopLag(), lambda: False, lambda: 0, lambda: True, None)
+    own = FrontEndMetrics(1, [], LoopLag(), lambda: False, lambda: 0, lambda: True, None, {})
     MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD).stop()
     assert "triton_vllm:front_ends" not in families.made
     assert 0 == families.value("triton_vllm:engine_up")

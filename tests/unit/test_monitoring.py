@@ -32,7 +32,7 @@ def test_the_dashboard_is_what_its_script_writes(tmp_path: Path) -> None:
 def test_our_own_metrics_exist_under_the_names_used(file: Path) -> None:
     """Every triton_vllm: name in a query is one that a front end exports."""
     own = FrontEndMetrics(
-        0, [Traffic()], LoopLag(), lambda: True, lambda: 0, lambda: False, lambda: 1
+        0, [Traffic()], LoopLag(), lambda: True, lambda: 0, lambda: False, lambda: 1, {}
     )
     exported = {sample.name for family in own.collect() for sample in family.samples}
     used = set(re.findall(r"triton_vllm:\w+", file.read_text()))

@@ -13,6 +13,7 @@ from triton_vllm.config.openai import OpenAISettings
 from triton_vllm.config.settings import ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.limits.admission import Place
+from triton_vllm.limits.answer_check import AnswerCheck
 from triton_vllm.openai_api.server import NoOpenAIServer, OpenAIServer, openai_server
 from triton_vllm.topology.front_ends import SingleFrontEnd
 
@@ -42,6 +43,7 @@ def make(openai: OpenAISettings | None) -> OpenAIServer | NoOpenAIServer:
         args,
         SingleFrontEnd(),
         FakeDoor(),
+        AnswerCheck(),
     )
 
 

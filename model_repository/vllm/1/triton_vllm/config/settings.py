@@ -142,10 +142,17 @@ class ServingSettings:
     )
     grammar_compile_timeout_seconds: float = setting(
         5.0,
-        "Time that a grammar of structured outputs may take to compile, wall clock and processor. "
+        "Time that a grammar of structured outputs may take to compile, in processor time. "
         "0: no limit, and no sandbox.",
         ge=0,
         le=3600,
+    )
+    unsupported_schema_keywords: Literal["serve", "refuse"] = setting(
+        "serve",
+        "What happens to a JSON schema with keywords that the structured-output library ignores or "
+        'narrows: `"serve"`, or `"refuse"` with the list of them. '
+        "[Structured outputs](structured-outputs.md) has the keywords.",
+        strict=None,
     )
     cluster_join_timeout_seconds: float = setting(
         600.0,

@@ -31,6 +31,7 @@ from triton_vllm.errors import (
 )
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission, Place
+from triton_vllm.limits.answer_check import AnswerCheck
 from triton_vllm.limits.drain import Drain, drain_timeout_seconds, watch_server
 from triton_vllm.limits.timeout import Deadline, NoDeadline
 from triton_vllm.log import StartupTimer
@@ -101,10 +102,12 @@ class Engine:
             settings.serving.max_queued_tokens,
             lambda: self._vllm.queued_tokens(self._llm),
         )
-        self.openai = openai_server(settings, self._args, self.slot, self)
+        self.answers = AnswerCheck()
+        self._cleanup.callback(self.answers.stop)
+        self.openai = openai_server(settings, self._args, self.slot, self, self.answers)
         self._cleanup.callback(self.openai.close)
         launch.resolve(timer)
-        self._service = Service(launch, self.admission, self.openai, self._cleanup)
+        self._service = Service(launch, self.admission, self.openai, self.answers, self._cleanup)
         self.parser = self._parser(launch.config)
         self._bring_to_life(launch)
         timer.lap("engine started: weights, compilation, warm-up as vLLM's lines say")

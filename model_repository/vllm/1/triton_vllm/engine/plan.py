@@ -80,6 +80,12 @@ class Launch:
         self._config_is_new = True
         self.chat = ChatOptions(self.settings.chat, self.args, self._where)
         timer.lap(f"configuration of {self.args.model} resolved")
+        if self.vllm.is_pooling(self.config):
+            return
+        logger.info(
+            f"{self.settings.name}: structured outputs by {self.vllm.library_of(self.config)} for "
+            'the engine\'s life; "structured_outputs_config": {"backend": ...} chooses another'
+        )
 
     def take_config(self) -> Any:
         """Return a configuration that no engine has had."""

@@ -9,9 +9,11 @@ from triton_vllm.config.lora import Adapters, NoAdapters
 from triton_vllm.engine.plan import Launch
 from triton_vllm.engine.run import EngineLife
 from triton_vllm.limits.admission import Admission
+from triton_vllm.limits.answer_check import AnswerCheck
 from triton_vllm.limits.grammar import GrammarSandbox, NoGrammarSandbox, grammar_sandbox
 from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest
+from triton_vllm.protocol.schema_errors import checked
 from triton_vllm.vllm_api.render.renderers import Renderers
 
 
@@ -23,6 +25,7 @@ class Service:
         launch: Launch,
         admission: Admission,
         openai: Any,
+        answers: AnswerCheck,
         cleanup: contextlib.ExitStack,
     ) -> None:
         """Read the adapters, once ``launch`` is resolved. Raises SettingsError.
@@ -34,6 +37,7 @@ class Service:
         self._chat = launch.chat
         self._admission = admission
         self._openai = openai
+        self._answers = answers
         self._cleanup = cleanup
         self._grammars: GrammarSandbox | NoGrammarSandbox | None = None
         self._adapters: Adapters | NoAdapters = NoAdapters()
@@ -42,6 +46,8 @@ class Service:
 
     async def open(self, life: EngineLife) -> None:
         """Guard the door of what lives, then let requests in, at the HTTP port too."""
+        from triton_vllm.vllm_api.structured_outputs import StructuredOutputsCheck
+
         serving = self._settings.serving
         if self._grammars is None:
             self._grammars = grammar_sandbox(
@@ -49,7 +55,11 @@ class Service:
                 self._vllm.grammar_tokenizer(life.llm),
             )
             self._cleanup.callback(self._grammars.stop)
-        life.llm.check_grammar = self._grammars.check
+        life.llm.check_grammar = StructuredOutputsCheck(
+            life.llm,
+            self._grammars.check,
+            refuse=serving.unsupported_schema_keywords == "refuse",
+        ).check
         life.llm.join_queue = self._admission.join_queue
         life.llm.turn_away = self._admission.turn_away
         life.llm.max_sequences = serving.max_n
@@ -59,4 +69,5 @@ class Service:
 
     async def render(self, request: GenerationRequest) -> Generation:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
-        return await self._renderers.render(request)
+        generation = await self._renderers.render(request)
+        return checked(generation, request, self._answers.check)

@@ -52,6 +52,7 @@ def export_metrics(
         lambda: engine.restarts,
         lambda: engine.restarts_exhausted,
         slot.occupied if slot.is_leader else None,
+        engine.answers.found,
     )
     labels = {"model": settings.name, "version": settings.version}
     if engine.label:  # the model has several engines, and vLLM counts in each from 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from triton_vllm.counters import OUTCOMES, LoopLag, Traffic
@@ -20,6 +20,7 @@ class FrontEndMetrics:
         restarts: Callable[[], int],
         restarts_exhausted: Callable[[], bool],
         front_ends: Callable[[], int] | None,
+        schema_violations: Mapping[str, int],
     ) -> None:
         """``front_ends`` tells how many live; only the front end that knows has it."""
         self._index = str(index)
@@ -29,6 +30,7 @@ class FrontEndMetrics:
         self._restarts = restarts
         self._restarts_exhausted = restarts_exhausted
         self._front_ends = front_ends
+        self._schema_violations = schema_violations
 
     def collect(self) -> Iterator[Any]:
         """Yield ``prometheus_client`` families, labelled with the front end's number."""
@@ -48,7 +50,18 @@ class FrontEndMetrics:
         yield self._counter(
             "engine_restarts", "Restarts of an engine that had died.", self._restarts()
         )
-        yield self._outcomes()
+        yield self._by_label(
+            "requests",
+            "Requests that ended, by outcome.",
+            "outcome",
+            {name: sum(t.outcomes[name] for t in self._traffic) for name in OUTCOMES},
+        )
+        yield self._by_label(
+            "schema_violations",
+            "Violations of JSON schemas in checked answers, by keyword.",
+            "keyword",
+            dict(self._schema_violations),
+        )
         yield self._gauge(
             "event_loop_lag_seconds",
             "The event loop's worst lag since the last export.",
@@ -87,15 +100,13 @@ class FrontEndMetrics:
         family.add_metric([self._index], value)
         return family
 
-    def _outcomes(self) -> Any:
+    def _by_label(
+        self, name: str, documentation: str, label: str, values: Mapping[str, float]
+    ) -> Any:
         from prometheus_client.core import CounterMetricFamily
 
-        family = CounterMetricFamily(
-            "triton_vllm:requests",
-            "Requests that ended, by outcome.",
-            labels=["front_end", "outcome"],
-        )
-        for outcome in OUTCOMES:
-            number = sum(t.outcomes[outcome] for t in self._traffic)
-            family.add_metric([self._index, outcome], number)
+        labels = ["front_end", label]
+        family = CounterMetricFamily(f"triton_vllm:{name}", documentation, labels=labels)
+        for value, number in values.items():
+            family.add_metric([self._index, value], number)
         return family

@@ -17,6 +17,8 @@ from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.counters import Traffic
 from triton_vllm.errors import ServingError, SettingsError, UnavailableError, one_line
+from triton_vllm.limits.answer_check import AnswerCheck
+from triton_vllm.openai_api.answer_log import AnswerLog
 from triton_vllm.openai_api.arguments import parse_frontend_args
 from triton_vllm.openai_api.middleware import Door, Gate
 from triton_vllm.openai_api.port import Port
@@ -64,6 +66,7 @@ def openai_server(
     engine_args: vllm_api.AsyncEngineArgs,
     slot: FrontEndSlot | SingleFrontEnd,
     door: Door,
+    answers: AnswerCheck,
 ) -> OpenAIServer | NoOpenAIServer:
     """Return the server that the settings ask for, its port taken, where this front end leads.
 
@@ -89,7 +92,7 @@ def openai_server(
     if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning(f"{where}: {openai.host} can be reached from other machines, without a key")
     gate = Gate(door, keys, settings.serving.default_timeout_seconds)
-    return OpenAIServer(settings, args, engine_args, slot, gate)
+    return OpenAIServer(settings, args, engine_args, slot, gate, answers)
 
 
 def moved(where: str, error: ImportError) -> SettingsError:
@@ -113,6 +116,7 @@ class OpenAIServer:
         engine_args: vllm_api.AsyncEngineArgs,
         slot: FrontEndSlot | SingleFrontEnd,
         gate: Gate,
+        answers: AnswerCheck,
     ) -> None:
         """``args`` are those of vLLM's front end. Raises SettingsError: port or TLS files."""
         import uvicorn
@@ -131,6 +135,7 @@ class OpenAIServer:
         self._args = args
         self._slot = slot
         self._gate = gate
+        self._answers = answers
         self._where = f'{settings.engine_args_path}: "serving.openai"'
         self._front_end = vllm_openai.FrontEnd(args, engine_args)
         self._watch_certificates = vllm_openai.watch_certificates
@@ -180,7 +185,7 @@ class OpenAIServer:
                 f"{self._where}: the app of vLLM {self._vllm_version} cannot be built: "
                 f"{type(error).__name__}: {one_line(error)}"
             ) from error
-        self._gate.app = self._front_end.app
+        self._gate.app = AnswerLog(self._front_end.app, self._answers)
         if self._serving is None:
             await self._open()
 

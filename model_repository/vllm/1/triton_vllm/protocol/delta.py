@@ -20,7 +20,7 @@ class SequenceExtras:
 
     ``cumulative_logprob`` is of the whole sequence so far. The reasons come with the end of the
     sequence, once; ``stop_reason`` is the stop string or token id that ended it. ``reasoning`` and
-    ``tool_calls``, of OpenAI's form, are a chat's.
+    ``tool_calls``, of OpenAI's form, are a chat's. ``schema_errors`` come with the final delta.
     """
 
     token_ids: Sequence[int] = ()
@@ -30,6 +30,7 @@ class SequenceExtras:
     stop_reason: int | str | None = None
     reasoning: str = ""
     tool_calls: Sequence[Mapping[str, Any]] = ()
+    schema_errors: Sequence[Mapping[str, str]] | None = None
 
     @classmethod
     def of(cls, completion: Any) -> SequenceExtras:
@@ -52,6 +53,7 @@ class SequenceExtras:
             self.stop_reason if later.stop_reason is None else later.stop_reason,
             self.reasoning + later.reasoning,
             [*self.tool_calls, *later.tool_calls],
+            later.schema_errors,
         )
 
 

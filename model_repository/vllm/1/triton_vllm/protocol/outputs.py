@@ -108,6 +108,11 @@ def _tool_calls(extras: DeltaExtras) -> NDArray[Any]:
     return strings(json.dumps([*sequence.tool_calls]) for sequence in extras.sequences)
 
 
+def _schema_errors(extras: DeltaExtras) -> NDArray[Any]:
+    errors = [sequence.schema_errors for sequence in extras.sequences]
+    return strings(json.dumps(each and [*each], ensure_ascii=False) for each in errors)
+
+
 def _vectors(extras: DeltaExtras) -> NDArray[Any]:
     assert extras.embeddings is not None, "as each answer of a pooling model holds them"
     return extras.embeddings
@@ -122,6 +127,10 @@ LOGPROBS = Output(
     _logprobs,
 )
 NO_LOGPROBS = Output(LOGPROBS.tensor, _no_logprobs)
+SCHEMA_ERRORS = Output(
+    Tensor("schema_errors", "STRING", -1, "JSON: what the text violates of its schema; or null"),
+    _schema_errors,
+)
 OUTPUTS = (
     Output(
         Tensor("finish_reason", "STRING", -1, '"stop", "length", ...; "None" before the end'),
@@ -149,6 +158,7 @@ OUTPUTS = (
         Tensor("prompt_logprobs", "STRING", 1, "JSON list, in the first response, then null"),
         _prompt_logprobs,
     ),
+    SCHEMA_ERRORS,
     Output(
         Tensor("num_cached_tokens", "UINT32", 1, "the prompt's tokens found in the prefix cache"),
         _num_cached_tokens,

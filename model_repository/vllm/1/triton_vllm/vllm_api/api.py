@@ -45,10 +45,11 @@ from triton_vllm.vllm_api.start import (
     engine_processes,
     shut_down,
 )
+from triton_vllm.vllm_api.structured_outputs import library_of
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
 __all__ += ["EngineCores", "as_front_end", "create_config", "create_engine", "engine_processes"]
-__all__ += ["shut_down"]
+__all__ += ["library_of", "shut_down"]
 __all__ += ["SamplingParams"]
 
 
@@ -171,7 +172,7 @@ def grammar_tokenizer(llm: AsyncLLM) -> Callable[[], str] | None:
 
     The other backends compile while they generate, or have limits of their own.
     """
-    if llm.vllm_config.structured_outputs_config.backend not in ("auto", "xgrammar"):
+    if llm.vllm_config.structured_outputs_config.backend != "xgrammar":
         return None
     if llm.model_config.skip_tokenizer_init:
         return None

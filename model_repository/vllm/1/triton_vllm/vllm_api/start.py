@@ -26,6 +26,7 @@ from triton_vllm.topology.front_ends import EngineAddresses
 from triton_vllm.vllm_api.guard import GuardedLLM
 from triton_vllm.vllm_api.parallel import executor_class
 from triton_vllm.vllm_api.render.text_encoder import text_encoder
+from triton_vllm.vllm_api.structured_outputs import choose_library
 
 # `max_num_batched_tokens` and friends default by usage context: take the ones of `vllm serve`.
 USAGE_CONTEXT = UsageContext.OPENAI_API_SERVER
@@ -44,13 +45,18 @@ _JOIN_SECONDS = 30  # for an engine that has loaded its model to answer one more
 
 
 def create_config(engine_args: AsyncEngineArgs) -> Any:
-    """Resolve engine arguments to a ``VllmConfig``, with the defaults of ``vllm serve``."""
+    """Resolve engine arguments to a ``VllmConfig``, with the defaults of ``vllm serve``.
+
+    Only the structured-output library is chosen here, for the engine's life.
+    """
     given = {name: getattr(engine_args, name) for name in _INFERRED}
     try:
-        return engine_args.create_engine_config(usage_context=USAGE_CONTEXT)
+        config = engine_args.create_engine_config(usage_context=USAGE_CONTEXT)
     finally:
         for name, value in given.items():
             setattr(engine_args, name, value)
+    choose_library(config)
+    return config
 
 
 def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -> GuardedLLM:
