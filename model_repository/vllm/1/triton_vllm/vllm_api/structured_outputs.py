@@ -35,6 +35,7 @@ _LIBRARIES = {  # vLLM's name of the backend: the package
 _MAX_NODES = 64  # of a schema, asked one by one which of them the library refuses
 _MAX_LISTED = 10
 _LETTERS_TO_XGRAMMAR = re.compile(r"\\[AZz]")  # escapes that it takes for letters
+_SOURCE_LINE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+\.cc:\d+: ")  # of xgrammar's errors
 _NO_ASSERTIONS = {"type", "$defs", "definitions", "title", "description", "default"}
 
 
@@ -101,7 +102,7 @@ class StructuredOutputsCheck:
                 self._model, SimpleNamespace(backend=library), self._tokenizer
             )
         except Exception as error:
-            return one_line(error)
+            return _SOURCE_LINE.sub("", one_line(error))
         return ""
 
     def _listed(self, found: list[Departure]) -> str:
