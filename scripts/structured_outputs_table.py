@@ -16,16 +16,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from scripts.structured_outputs_cases import REGEXES, SCHEMAS, Case
+from structured_outputs_cases import REGEXES, SCHEMAS, Case
 
 ROOT = Path(__file__).parents[1]
 CELLS = ROOT / "docs/structured-outputs.json"
@@ -85,7 +81,7 @@ def llguidance() -> tuple[Compile, Compile]:
         def match(text: str) -> bool:
             matcher = llg.LLMatcher(tokenizer, grammar, log_level=0)
             tokens = list(text.encode())
-            return matcher.validate_tokens([*tokens, _END]) == len(tokens) + 1
+            return bool(matcher.validate_tokens([*tokens, _END]) == len(tokens) + 1)
 
         return match
 
@@ -257,7 +253,7 @@ def _cell(cells: dict[str, Any], column: str, group: str, name: str) -> str:
     shown = kind + (f" ({_code(details)})" if details else "")
     if kind != "refused" and any(name in cells[column_][group] for column_ in newest):
         shown += "; vLLM refuses it"
-    return shown
+    return str(shown)
 
 
 def _code(text: str) -> str:

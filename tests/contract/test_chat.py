@@ -150,7 +150,7 @@ def test_the_prompt_is_that_of_the_template(engine: FakeEngine) -> None:
 def test_the_last_message_can_be_continued(engine: FakeEngine) -> None:
     """The prompt ends where the assistant's message ends."""
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "I say"}]
-    how = {"continue_final_message": True, "add_generation_prompt": False}
+    how: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
     work = render(engine, messages=messages, **how)
     tokenizer = engine.renderer.tokenizer
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, **how)

@@ -62,7 +62,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "death": ("test_death",),
     "parallel": ("test_parallel", "test_pipeline"),
     "limits": ("test_limits",),
-    "no_model": ("test_client", "test_shared_streams", "test_security", "test_balancer"),
+    "no_model": (
+        "test_client",
+        "test_shared_streams",
+        "test_connection_age",
+        "test_security",
+        "test_balancer",
+    ),
     "both_protocols": ("test_end_of_both_protocols",),
 }
 _PLACES = {

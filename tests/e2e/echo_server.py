@@ -86,7 +86,7 @@ def make_repository(folder: Path) -> None:
 
 @contextlib.contextmanager
 def serving(folder: Path, prefix: Path, *options: str) -> Iterator[Server]:
-    """Run tritonserver on loopback, with ``options``; stop it, by force if need be, on the way out."""
+    """Run tritonserver on loopback with ``options``; stop it at the end, by force if need be."""
     http, grpc = free_ports(2)
     models, log = folder / "models", folder / "triton.log"
     make_repository(models)

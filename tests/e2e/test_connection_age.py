@@ -1,4 +1,4 @@
-"""Triton's connection age ends gRPC streams that a client forgot: docs/operations/reliability.md."""
+"""Triton's connection age ends gRPC streams that a client forgot."""
 
 from __future__ import annotations
 

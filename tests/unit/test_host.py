@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ TRITONS = {
 }
 
 
-def parameters(sampling: SamplingParser, host: Host = DECLARED, **own: Any) -> Any:
+def parameters(sampling: SamplingParser, own: Mapping[str, Any], host: Host = DECLARED) -> Any:
     request = FakeRequest(
         {"text_input": "a"}, request_id="42", parameters=json.dumps(own), outputs=ALL
     )
@@ -43,7 +44,7 @@ def test_a_field_of_tritons_protocol_is_no_parameter_of_the_model(
     sampling: SamplingParser, name: str
 ) -> None:
     """The generate endpoint passes them all on, and each is allowed."""
-    request = parameters(sampling, **{name: TRITONS[name], "max_tokens": 3})
+    request = parameters(sampling, {name: TRITONS[name], "max_tokens": 3})
     assert 3 == request.sampling_params.max_tokens
     assert request.options.priority == 0
     assert (9.0 if name == "timeout" else None) == request.options.timeout_seconds
@@ -53,7 +54,7 @@ def test_a_field_of_tritons_protocol_is_no_parameter_of_the_model(
 def test_what_only_looks_like_one_is_unknown(sampling: SamplingParser, key: str) -> None:
     """An id that is not the request's came inside "parameters", where there is none."""
     with pytest.raises(RequestError, match=f'^parameters: unknown key "{key}"'):
-        parameters(sampling, **{key: "x"})
+        parameters(sampling, {key: "x"})
 
 
 @pytest.mark.parametrize("value", ["soon", True, -1, 1.5])
@@ -89,17 +90,17 @@ def test_a_header_is_what_the_server_forwards(
     """Only the operator's patterns let Triton put headers among the parameters."""
     host = Host(frozenset(ALL), patterns)
     if is_header:
-        request = parameters(sampling, host, **{key: "x", "max_tokens": 3})
+        request = parameters(sampling, {key: "x", "max_tokens": 3}, host)
         assert 3 == request.sampling_params.max_tokens
     else:
         with pytest.raises(RequestError, match=f'^parameters: unknown key "{key}"'):
-            parameters(sampling, host, **{key: "x"})
+            parameters(sampling, {key: "x"}, host)
 
 
 def test_a_hyphen_in_a_parameter_is_told(sampling: SamplingParser) -> None:
     """It is not dropped in silence."""
     with pytest.raises(RequestError, match='"max-tokens", did you mean "max_tokens"'):
-        parameters(sampling, **{"max-tokens": 3})
+        parameters(sampling, {"max-tokens": 3})
 
 
 def test_the_host_is_read_from_what_triton_says() -> None:

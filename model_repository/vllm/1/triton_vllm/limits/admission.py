@@ -42,9 +42,9 @@ class Admission:
     def __init__(
         self, max_concurrent_requests: int, max_queued_tokens: int, queued_tokens: Callable[[], int]
     ) -> None:
-        """Admit ``max_concurrent_requests`` at once, and none while ``max_queued_tokens`` wait; 0: no limit.
+        """Admit ``max_concurrent_requests`` at once, and none while ``max_queued_tokens`` wait.
 
-        ``queued_tokens`` returns how many prompt tokens wait for their prefill.
+        0 is no limit. ``queued_tokens`` returns how many prompt tokens wait for their prefill.
         """
         self._max_requests = max_concurrent_requests
         self._max_queued_tokens = max_queued_tokens

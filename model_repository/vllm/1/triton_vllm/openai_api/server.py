@@ -211,7 +211,7 @@ class OpenAIServer:
         await self.drain()
 
     def begin_drain(self, why: UnavailableError) -> None:
-        """End what is under way ``drain_timeout_seconds`` from now, or from when this was first called."""
+        """End what is under way ``drain_timeout_seconds`` after the first call of this."""
         if self._drained_at is None:
             loop = asyncio.get_running_loop()
             self._drained_at = loop.time() + self._drain_seconds

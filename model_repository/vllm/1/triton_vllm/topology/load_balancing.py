@@ -3,8 +3,8 @@
 Triton gives a request to whichever instance is idle, and ``execute`` returns at once, so Triton
 does not see the engines' loads. Back-pressure shows them: each front end publishes how many
 requests it has, and ``execute`` of an engine that has more than the least loaded one returns a
-moment later. Meanwhile Triton finds the other instances idle. The least loaded engine never delays, so no request
-waits while an engine is free, and no delay is longer than ``HOLD_SECONDS``.
+moment later. Meanwhile Triton finds the other instances idle. The least loaded engine never delays,
+so no request waits while an engine is free, and no delay is longer than ``HOLD_SECONDS``.
 
 The numbers are in a small file of the rendezvous directory that all front ends map, a cache line
 for each of them:
@@ -77,7 +77,7 @@ class LoadTable:
         self._numbers[self._own + _HEARTBEAT] = time.monotonic_ns() if serves else 0
 
     def requests(self) -> tuple[int | None, list[int]]:
-        """Return the requests of this front end's engine, None while it is down, and the others'."""
+        """Return the requests of this engine, None while it is down, and those of the others."""
         oldest = time.monotonic_ns() - int(STALE_SECONDS * 1e9)
         numbers = self._numbers
         engines: dict[int, int] = {}
