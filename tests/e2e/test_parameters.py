@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.triton_server import TritonServer, ask, generate, sampling
@@ -76,6 +77,113 @@ def test_stop_among_the_requests_own_parameters(triton: TritonServer, stop: str)
     parameters = {"stop": stop, "temperature": 0, "max_tokens": 8}
     (response,) = ask(triton, inputs, parameters=parameters)
     assert {"text_output": (" Paris",)} == response.outputs
+
+
+@pytest.mark.parametrize("name", ["stop", "cache_salt"])
+@pytest.mark.parametrize("text", ["[1]", "[]"])
+def test_a_string_among_the_requests_own_parameters_stays_one(
+    triton: TritonServer, name: str, text: str
+) -> None:
+    """What only looks like a list is no list."""
+    body = {"text_input": FRANCE, "parameters": {name: text, "max_tokens": 1, "temperature": 0}}
+    status, said = triton.post("v2/models/vllm/generate", body)
+    assert (200, f"{FRANCE} Paris") == (status, json.loads(said)["text_output"]), said
+
+
+TRITONS = {
+    "id": "42",
+    "priority": 7,
+    "timeout": 50_000_000,
+    "sequence_id": 3,
+    "sequence_start": True,
+    "sequence_end": True,
+    "binary_data_output": False,
+    "triton_enable_empty_final_response": False,
+}
+
+
+@pytest.mark.parametrize("name", TRITONS)
+def test_a_field_of_tritons_generate_endpoint(triton: TritonServer, name: str) -> None:
+    """Each is allowed, and a request's id comes back."""
+    body = {"text_input": FRANCE, name: TRITONS[name], "max_tokens": 1, "temperature": 0}
+    status, said = triton.post("v2/models/vllm/generate", body)
+    assert (200, f"{FRANCE} Paris") == (status, json.loads(said).get("text_output")), said
+    assert ("42" if name == "id" else None) == json.loads(said).get("id")
+
+
+def test_each_event_of_a_stream_has_the_requests_id(triton: TritonServer) -> None:
+    """As Triton's generate extension says."""
+    body = {"text_input": FRANCE, "id": "r-1", "stream": True, "max_tokens": 2}
+    status, said = triton.post("v2/models/vllm/generate_stream", body)
+    events = [json.loads(line[6:]) for line in said.splitlines() if line.startswith("data: ")]
+    assert (200, {"r-1"}) == (status, {event.get("id") for event in events}), said
+
+
+def test_a_named_output_needs_no_flag(triton: TritonServer) -> None:
+    """A gRPC client that asks for one output gets that one."""
+    inputs = {"text_input": FRANCE, "sampling_parameters": sampling(max_tokens=1)}
+    (response,) = ask(triton, inputs, outputs=("finish_reason",))
+    assert {"finish_reason": ("length",)} == response.outputs
+    (response,) = ask(triton, inputs, outputs=("finish_reason", "reasoning"))
+    assert response.error.startswith("reasoning: no output of a request with text_input, allowed:")
+
+
+NAMES = {
+    "max-tokens": ({"max-tokens": 3}, 'did you mean "max_tokens"?'),
+    "OpenAI's": ({"max_completion_tokens": 3}, 'use "max_tokens"'),
+    "TensorRT-LLM's": ({"stop_words": "x"}, 'use "stop"'),
+    "vLLM's former": ({"guided_json": "{}"}, 'use "structured_outputs" with the key "json"'),
+}
+
+
+@pytest.mark.parametrize(("parameters", "expected"), NAMES.values(), ids=list(NAMES))
+def test_another_servers_name_leads_to_ours(
+    triton: TritonServer, parameters: dict[str, Any], expected: str
+) -> None:
+    """By meaning first, by spelling second; nothing is dropped in silence."""
+    body = {"text_input": FRANCE, "parameters": {**parameters, "temperature": 0}}
+    status, said = triton.post("v2/models/vllm/generate", body)
+    assert (400, True) == (status, json.loads(said)["error"].endswith(expected)), said
+
+
+HALF = r"\ud83d"
+HALVES = {
+    "a key": (f'{{"{HALF}": 1}}', f'sampling_parameters: unknown key "{HALF}"'),
+    "a key within": (f'{{"structured_outputs": {{"{HALF}": 1}}}}', "half of a surrogate pair"),
+    "lora_name": (f'{{"lora_name": "{HALF}"}}', "half of a surrogate pair"),
+    "stop": (f'{{"stop": "{HALF}"}}', "half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize(("parameters", "expected"), HALVES.values(), ids=list(HALVES))
+def test_half_of_a_surrogate_pair_is_refused(
+    triton: TritonServer, parameters: str, expected: str
+) -> None:
+    """The error is told, whatever it quotes, and the next request is served."""
+    inputs = {"text_input": FRANCE, "sampling_parameters": parameters}
+    (response,) = ask(triton, inputs, seconds=10)
+    assert expected in response.error
+    assert " Paris" == generate(triton, FRANCE, max_tokens=1)
+
+
+def test_an_undecodable_request_id_is_refused_in_one_line(triton: TritonServer) -> None:
+    """The handler of errors reads the id, too; nothing of the server's files comes along."""
+    body = b'{"id": "a\xff", "text_input": "a", "sampling_parameters": "{}"}'
+    url = f"http://127.0.0.1:{triton.http_port}/v2/models/vllm/generate"
+    answer = httpx.post(url, content=body, timeout=20)
+    assert (400, {"error": "id: not UTF-8: byte 0xff at offset 1"}) == (
+        answer.status_code,
+        answer.json(),
+    )
+
+
+def test_a_grammar_and_tokens_that_exclude_each_other(triton: TritonServer) -> None:
+    """It would fail each time, so the client is not told to send it again."""
+    parameters = {"structured_outputs": {"choice": ["yes"]}, "allowed_token_ids": [30]}
+    body = {"text_input": FRANCE, "sampling_parameters": sampling(**parameters)}
+    status, said = triton.post("v2/models/vllm/generate", body)
+    expected = '"allowed_token_ids": leave no token that the grammar allows'
+    assert (400, True) == (status, json.loads(said)["error"].startswith(expected)), said
 
 
 def test_beam_search(triton: TritonServer) -> None:

@@ -35,7 +35,7 @@ class TritonPythonModel:
         return complete_config(config)
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model. Fails the load with one line that says what to mend."""
+        """Load the model. A load that fails has one line with what to change."""
         prepare_process()
         log_to_triton(pb_utils.Logger)
         try:

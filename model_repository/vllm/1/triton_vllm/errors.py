@@ -1,13 +1,13 @@
 """Errors, and the one place that maps them to Triton statuses.
 
 ServingError
-├── RequestError       the client sent something wrong          INVALID_ARG
-│   ├── AdapterNotFoundError   a LoRA adapter that is not there  NOT_FOUND
+├── RequestError       the client's request is wrong            INVALID_ARG
+│   ├── AdapterNotFoundError   an unknown LoRA adapter           NOT_FOUND
 │   └── MediaError             an image, audio or video that cannot be used
 ├── UnavailableError   the engine cannot take or finish it now  UNAVAILABLE
-│   └── EngineDownError    because it died                      UNAVAILABLE
+│   └── EngineDownError    the engine died                      UNAVAILABLE
 ├── CancelledError     the client cancelled or went away        CANCELLED
-├── DeadlineError      its time limit has passed                UNAVAILABLE
+├── DeadlineError      the request timed out                    UNAVAILABLE
 ├── GenerationError    the engine failed on this request        INTERNAL
 └── SettingsError      the operator's files are wrong           (the load fails)
 """
@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 
 class ServingError(Exception):
-    """An expected failure; its text is written for the person who reads it.
+    """An expected failure, with a text for the client or the operator.
 
     ``status`` is Triton's; ``outcome`` is the request's outcome in the metrics. ``one_line`` bounds
     the text and makes it encodable, because it may quote anything that a client sent.
@@ -33,22 +33,22 @@ class ServingError(Exception):
 
 
 class RequestError(ServingError):
-    """A request that cannot be served as it was sent. Says what, what came, what is allowed."""
+    """A request that is wrong. The text has the input, its value and what is allowed."""
 
     status = "INVALID_ARG"
     outcome = "client_error"
 
 
 class AdapterNotFoundError(RequestError):
-    """A request names a LoRA adapter that is not there. Says which are."""
+    """A request names an unknown LoRA adapter. The text lists the known ones."""
 
     status = "NOT_FOUND"
 
 
 class MediaError(RequestError, ValueError):
-    """An image, audio or video cannot be used. Says which, and why.
+    """An image, audio or video cannot be used. The text has its place and the reason.
 
-    It is a ValueError, too: vLLM's OpenAI-compatible front end answers such with HTTP 400.
+    It is also a ValueError, which vLLM's OpenAI-compatible front end answers with HTTP 400.
     """
 
 
@@ -73,9 +73,9 @@ class CancelledError(ServingError):
 
 
 class DeadlineError(ServingError):
-    """The request was not done within its time limit.
+    """The request timed out.
 
-    Triton has no status for it; its own scheduler says UNAVAILABLE when a request's timeout passes.
+    Triton has no status for it; its own scheduler uses UNAVAILABLE for a request that timed out.
     """
 
     status = "UNAVAILABLE"
@@ -83,7 +83,7 @@ class DeadlineError(ServingError):
 
 
 class GenerationError(ServingError):
-    """The engine failed on this one request. Not the client's mistake."""
+    """The engine failed on this one request, through no fault of the client."""
 
 
 class SettingsError(ServingError):

@@ -1,1 +1,1 @@
-"""What does a client say? Triton's tensors in, deltas and responses out. Imports no vLLM."""
+"""Triton's protocol: tensors become requests, deltas become responses. Imports no vLLM."""

@@ -1,6 +1,6 @@
-"""Fills in what a config.pbtxt leaves out, so that a folder made for Triton's own backend loads.
+"""Complete a config.pbtxt, so that a folder made for Triton's vLLM backend loads.
 
-Runs in a process that Triton starts for this alone, before the model's: it must be quick.
+Triton runs this in a separate process before the model's, so it must be quick.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from triton_vllm.protocol.tensors import Tensor
 
 
 def complete_config(config: Any) -> Any:
-    """Add what ``config``, a ``pb_utils.ModelConfig``, does not declare; return it.
+    """Add the missing declarations to ``config``, a ``pb_utils.ModelConfig``; return it.
 
-    What it declares stays as it is; whether that will do is said when the model is initialized.
-    Raises ValueError for a ``max_batch_size`` above 0, for it is the engine that batches.
+    Existing declarations stay unchanged; the model checks them when it is initialized.
+    Raises ValueError for a ``max_batch_size`` above 0, because the engine batches.
     """
     declared = config.as_dict()
     inputs = {tensor["name"] for tensor in declared["input"]}

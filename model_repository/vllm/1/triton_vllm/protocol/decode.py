@@ -1,4 +1,4 @@
-"""The way in: a Triton request becomes a ``GenerationRequest``, or an error that says why not."""
+"""Decode a Triton request into a ``GenerationRequest``, or raise an error for the client."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class Parser(Protocol):
     def parse(
         self, given: Mapping[str, Any], *, stream: bool, where: str
     ) -> tuple[Any, EngineOptions]:
-        """Return vLLM's parameters, and ours, for what a client sent. Raises RequestError."""
+        """Return vLLM's parameters and the options beside them. Raises RequestError."""
 
 
 def decode(request: Any, parser: Parser, host: Host = _HOST) -> GenerationRequest:
     """Turn a ``pb_utils.InferenceRequest`` into a ``GenerationRequest``.
 
-    ``parser`` is that of the model's kind, ``host`` what Triton tells about the model. Raises
-    RequestError naming the tensor, what came and what is allowed.
+    ``parser`` belongs to the model's kind; ``host`` holds Triton's view of the model. Raises
+    RequestError with the tensor, its value and what is allowed.
     """
     inputs = Inputs(request)
     prompt_name = _prompt_name(inputs, parser.schemas)
@@ -116,7 +116,7 @@ def _prompt_name(inputs: Inputs, schemas: Mapping[str, RequestSchema]) -> str:
 
 
 def _prefix(inputs: Inputs, prompt: Prompt, names: TensorNames, *, stream: bool) -> str:
-    """Return the text that stands before the generated text of a response."""
+    """Return the text that a response repeats before the generated text."""
     text = prompt.text if isinstance(prompt, TextPrompt) else None
     if names is TUTORIAL_2023:
         return text or ""

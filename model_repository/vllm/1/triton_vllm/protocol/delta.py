@@ -1,4 +1,4 @@
-"""What is new in a generation: the value that travels from the engine to the client."""
+"""The new part of a generation, on its way from the engine to the client."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ PositionLogprobs = Mapping[int, Any] | None
 
 @dataclass(frozen=True, slots=True)
 class SequenceExtras:
-    """What is new in one sequence, beside its text.
+    """The new part of one sequence, without its text.
 
-    ``cumulative_logprob`` is of the whole sequence so far. The reasons come with the end of the
-    sequence, once; ``stop_reason`` is the stop string or token id that ended it. ``reasoning`` and
-    ``tool_calls``, of OpenAI's form, are a chat's. ``schema_errors`` come with the final delta.
+    ``cumulative_logprob`` covers the whole sequence so far. Only the delta that ends the sequence
+    has the reasons; ``stop_reason`` is the stop string or token id that ended it. Only a chat has
+    ``reasoning`` and ``tool_calls``, the latter in OpenAI's form. Only the
+    final delta has ``schema_errors``.
     """
 
     token_ids: Sequence[int] = ()
@@ -59,9 +60,9 @@ class SequenceExtras:
 
 @dataclass(frozen=True, slots=True)
 class DeltaExtras:
-    """What a client may ask for beside the texts. The prompt's log probabilities come once.
+    """The optional outputs of a delta. Only the first has the prompt's log probabilities.
 
-    ``embeddings`` are what a pooling model answers, at once: of shape [texts, size], or [pairs].
+    ``embeddings`` is the whole answer of a pooling model, of shape [texts, size] or [pairs].
     """
 
     sequences: tuple[SequenceExtras, ...]
@@ -84,7 +85,7 @@ class DeltaExtras:
 class Delta:
     """New text of a generation, one element for each sequence, and the number of its tokens.
 
-    ``extras`` are there where the client asked for any of them.
+    ``extras`` is None unless the client asks for one of them.
     """
 
     texts: tuple[str, ...]
@@ -94,11 +95,11 @@ class Delta:
 
     @property
     def has_content(self) -> bool:
-        """Whether a client waits for it: not for a delta without text that it would not see."""
+        """Whether a client would see the delta."""
         return self.final or self.extras is not None or any(self.texts)
 
     def __add__(self, later: Delta) -> Delta:
-        """Merge with the delta that follows: nothing is lost, one response is saved."""
+        """Merge with the delta that follows."""
         return Delta(
             tuple(a + b for a, b in zip(self.texts, later.texts, strict=True)),
             self.num_tokens + later.num_tokens,
@@ -136,7 +137,7 @@ class DeltaReader:
         self._params = params
         self._detailed = detailed
         self._texts = [""] * num_sequences
-        self._sequences = [SequenceExtras()] * num_sequences  # as they stand without news
+        self._sequences = [SequenceExtras()] * num_sequences  # of a delta without new tokens
 
     def read(self, output: Any) -> Delta:
         """Return vLLM's ``RequestOutput`` as a delta.
@@ -169,7 +170,7 @@ class DeltaReader:
         )
 
     def _place(self, completions: Sequence[Any]) -> tuple[SequenceExtras, ...]:
-        """Return each sequence's extras; one without news keeps its cumulative logprob."""
+        """Return each sequence's extras; one without new tokens keeps its cumulative logprob."""
         if len(self._sequences) == 1:
             return (SequenceExtras.of(completions[0]),)
         placed = self._sequences.copy()

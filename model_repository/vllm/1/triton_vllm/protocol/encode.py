@@ -1,4 +1,4 @@
-"""From a delta, or an error, to Triton's response."""
+"""Encode a delta or an error as Triton's response."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from triton_vllm.protocol.outputs import strings
 from triton_vllm.protocol.requests import GenerationRequest
 
 _LARGE = 16_384  # bytes
-# Tokens repeat. A kept tensor holds about 250 bytes, by Triton's layout, of the shared memory
-# between this process and Triton.
+# Tokens repeat. A cached tensor takes about 250 bytes of the memory that this process shares with
+# Triton.
 _KEPT_TEXTS = 2048
-_KEPT_LENGTH = 24  # characters; longer ones are seldom one token
+_KEPT_LENGTH = 24  # characters; a longer text is seldom one token
 
 
 class ResponseEncoder:
-    """Makes the responses of one sender thread. Not for several threads.
+    """Encodes the responses of one sender thread. Not thread-safe.
 
-    The tensor of a short text is made once and sent again whenever the text comes again: making
-    it takes longer than sending it, and holds the GIL. Triton counts who uses its memory.
+    The tensor of a short text is made once and sent again with the next equal text, because making
+    it takes longer than sending it, and holds the GIL. Triton counts the references to its memory.
     """
 
     def __init__(self, pb_utils: Any) -> None:
@@ -33,14 +33,14 @@ class ResponseEncoder:
         self.final_flag: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
     def of_error(self, error: ServingError) -> Any:
-        """Return the response that tells of an error."""
+        """Return the response with an error."""
         codes = self._pb_utils.TritonError
         code = getattr(codes, error.status, codes.INVALID_ARG)  # older releases have fewer codes
         triton_error = self._pb_utils.TritonError(str(error), code)
         return self._pb_utils.InferenceResponse(output_tensors=[], error=triton_error)
 
     def of_delta(self, delta: Delta, request: GenerationRequest) -> tuple[Any, bool]:
-        """Return the response with what is new for a request, and whether it is large."""
+        """Return the response with a request's delta, and whether it is large."""
         size = 0
         tensors = []
         if request.text_output:
@@ -61,7 +61,7 @@ class ResponseEncoder:
         return self._pb_utils.InferenceResponse(output_tensors=tensors), size > _LARGE
 
     def forget(self) -> None:
-        """Let go of the shared memory of all kept tensors."""
+        """Release the shared memory of all cached tensors."""
         self._kept_text.cache_clear()
 
     def _text(self, name: str, text: str) -> Any:

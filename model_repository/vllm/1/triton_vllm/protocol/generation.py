@@ -1,4 +1,4 @@
-"""A request on its way through the engine, whatever its kind."""
+"""A request in the engine, of any kind."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from triton_vllm.protocol.delta import Delta
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a request asks of the engine, and how the engine's answers are read.
+    """A rendered request, and how its outputs are read.
 
-    ``outputs`` adds it to the engine and yields vLLM's outputs until one is final; closing the
-    generator aborts it. ``read`` turns an output into what is new for the client.
+    ``outputs`` adds the request to the engine and yields vLLM's outputs until one is final; closing
+    the generator aborts the request. ``read`` turns an output into a delta.
     """
 
     outputs: Callable[[], AsyncGenerator[Any, None]]

@@ -1,4 +1,4 @@
-"""What of a request belongs to Triton's own protocol: its id, its parameters, its outputs."""
+"""The fields of a request that belong to Triton: id, own parameters, requested outputs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from triton_vllm.errors import RequestError
 from triton_vllm.protocol.outputs import TEXTS
 from triton_vllm.protocol.tensors import not_utf8
 
-# The keys that Triton's parameters extension reserves. Its generate endpoint leaves them to the
-# model, where they have no effect.
+# The keys that Triton's parameters extension reserves. Its generate endpoint passes them on to the
+# model, which ignores them.
 _RESERVED = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers"}
 _RESERVED |= {"binary_data_output"}
 _RESERVED_PREFIX = "triton_"
@@ -23,10 +23,10 @@ _TRACE_HEADERS = ("traceparent", "tracestate")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What Triton tells about a model beside its requests.
+    """Triton's view of the model.
 
-    ``outputs`` are the outputs that the model declares. ``header_patterns`` are the server's
-    regular expressions of the headers that it forwards as request parameters.
+    ``outputs`` holds the declared outputs. ``header_patterns`` holds the server's regular
+    expressions for the headers that it forwards as request parameters.
     """
 
     outputs: frozenset[str] = frozenset(tensor.name for tensor in TEXTS)
@@ -49,11 +49,11 @@ class Host:
     def model_parameters(
         self, own: Mapping[str, Any], request_id: str, known: Collection[str]
     ) -> dict[str, Any]:
-        """Return the request parameters that are meant for the model.
+        """Return the request parameters that the model reads.
 
-        Left out are Triton's own, the request's id, which the generate endpoint repeats among them,
-        the trace context and forwarded headers. A key that is a ``known`` parameter but for hyphens
-        and case is no header: a misspelt parameter must not be lost.
+        This leaves out Triton's own, the request's id, which the generate endpoint repeats among
+        them, the trace context and forwarded headers. A key that differs from a ``known`` parameter
+        only in hyphens and case is not a header, so that no misspelt parameter is lost.
         """
         return {
             key: value
@@ -92,7 +92,7 @@ def read_request_parameters(request: Any) -> dict[str, Any]:
 def triton_timeout(request: Any, own: Mapping[str, Any]) -> int:
     """Return Triton's request timeout in microseconds, 0 for none.
 
-    gRPC has a place for it; the generate endpoint of HTTP passes it on as any other parameter.
+    Over HTTP, the generate endpoint passes it on as a parameter.
     """
     given = request.timeout() or own.get("timeout", 0)
     if not isinstance(given, int) or isinstance(given, bool) or given < 0:

@@ -1,6 +1,6 @@
-"""The output tensors: what a response may hold, and how each tensor is made of a delta.
+"""The output tensors, and how each is made of a delta.
 
-The text comes always. Each other output ``x`` comes in every response to a request whose input
+Every response has the text. It has another output ``x`` if the request names ``x`` or its input
 ``return_x`` is true.
 """
 
@@ -22,19 +22,19 @@ _LOWEST = -9999.0  # for minus infinity, which JSON does not have; ``vllm serve`
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """An output that a client may ask for: its tensor, and how it is made of the extras."""
+    """An optional output: its tensor, and the function that makes it of the extras."""
 
     tensor: Tensor
     encode: Callable[[DeltaExtras], NDArray[Any]]
 
     @property
     def flag(self) -> str:
-        """The BOOL input that asks for it."""
+        """The BOOL input that requests it."""
         return f"return_{self.tensor.name}"
 
 
 def strings(texts: Iterable[str]) -> NDArray[np.object_]:
-    """Return texts as what Triton sends as STRING: an array of UTF-8 bytes."""
+    """Return texts in Triton's form for STRING: an array of UTF-8 bytes."""
     return np.array([text.encode() for text in texts], dtype=np.object_)
 
 
@@ -143,7 +143,7 @@ OUTPUTS = (
     LOGPROBS,
     Output(Tensor("num_input_tokens", "UINT32", 1, "the prompt's tokens"), _num_input_tokens),
     Output(
-        Tensor("num_output_tokens", "UINT32", -1, "the tokens that this response stands for"),
+        Tensor("num_output_tokens", "UINT32", -1, "the number of new tokens in this response"),
         _num_output_tokens,
     ),
     Output(
@@ -164,9 +164,9 @@ OUTPUTS = (
         _num_cached_tokens,
     ),
 )
-# With messages, these come unless their flag is false.
+# A response to messages has these unless their flag is false.
 CHAT_OUTPUTS = (
-    Output(Tensor("reasoning", "STRING", -1, "what the model thought before it spoke"), _reasoning),
+    Output(Tensor("reasoning", "STRING", -1, "the model's reasoning"), _reasoning),
     Output(
         Tensor("tool_calls", "STRING", -1, "JSON list of OpenAI's tool calls; streamed, of deltas"),
         _tool_calls,

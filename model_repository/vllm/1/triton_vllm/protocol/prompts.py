@@ -1,4 +1,4 @@
-"""How each kind of prompt is read from its inputs. A wrong one raises RequestError naming it."""
+"""Read each kind of prompt from its inputs. RequestError names the input that is wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EMBEDDING_KEYS = {"input", "pooling_params"}
 
 
 class PromptWithParameters(NamedTuple):
-    """A prompt, and the parameters that came in the same input: where they stand, and they."""
+    """A prompt and the parameters in the same input; ``where`` names their place in errors."""
 
     prompt: Prompt
     where: str
@@ -33,7 +33,7 @@ class PromptWithParameters(NamedTuple):
 
 
 def read_text(inputs: Inputs) -> Prompt:
-    """Read ``text_input``, and what it speaks of."""
+    """Read ``text_input`` and its media."""
     text = inputs.string("text_input")
     media = {kind: inputs.strings(kind) for kind in sorted(MEDIA) if kind in inputs}
     return MediaPrompt(text, media) if any(media.values()) else TextPrompt(text)
@@ -50,7 +50,7 @@ def read_token_ids(inputs: Inputs) -> Prompt:
 
 
 def read_chat(inputs: Inputs) -> Prompt:
-    """Read ``messages`` and what goes along. What vLLM knows better is checked there."""
+    """Read ``messages`` and the options of a chat. vLLM checks their contents."""
     messages = _array(inputs, "messages")
     options = {name: _option(inputs, name) for name in sorted(CHAT_OPTIONS) if name in inputs}
     if options.get("continue_final_message"):  # else the two contradict each other
@@ -103,7 +103,7 @@ def read_pairs(inputs: Inputs) -> Prompt:
     if len(queries) not in (1, len(documents)):
         raise RequestError(
             f"queries: must be one, or as many as the {len(documents)} documents, "
-            f"{len(queries)} came"
+            f"got {len(queries)}"
         )
     return ScoreRequest(queries, documents)
 

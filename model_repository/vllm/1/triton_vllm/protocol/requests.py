@@ -1,4 +1,4 @@
-"""What a client asks for, decoded and checked."""
+"""A client's request, decoded and checked."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from triton_vllm.protocol.outputs import Output
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A prompt in words, which goes to the model as it is."""
+    """A text prompt, which the model gets unchanged."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """A prompt that the client has tokenized itself."""
+    """A prompt that the client has tokenized."""
 
     token_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPrompt(TextPrompt):
-    """A prompt in words about images, audio or video.
+    """A text prompt about images, audio or video.
 
     ``media`` holds each kind's items, base64 or URLs, in the order of their places in the text.
     """
@@ -48,7 +48,7 @@ class ChatPrompt:
 class EmbedRequest:
     """Texts, or their token ids, for a pooling model: each becomes a vector.
 
-    ``as_json``: the answer is JSON in ``text_output``, as Triton's OpenAI front end wants it.
+    ``as_json``: the answer is JSON in ``text_output``, as Triton's OpenAI front end reads it.
     """
 
     inputs: Sequence[str | Sequence[int]]
@@ -68,7 +68,7 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt | EmbedRequest | ScoreRequest
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What stands among the sampling parameters and is not vLLM's ``SamplingParams``.
+    """The sampling parameters that are not in vLLM's ``SamplingParams``.
 
     ``lora_name`` is the adapter's, empty for none. Of ``priority`` the lower goes first, where the
     engine schedules by it. ``cache_salt`` keeps prefix caches of different salts apart.
@@ -90,7 +90,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class PoolingOptions(EngineOptions):
-    """What stands among the pooling parameters and is not vLLM's ``PoolingParams``.
+    """The pooling parameters that are not in vLLM's ``PoolingParams``.
 
     Of a text only ``truncate_prompt_tokens`` count, from its start (None: all; -1: as many as fit).
     """

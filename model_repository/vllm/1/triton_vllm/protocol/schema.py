@@ -1,4 +1,4 @@
-"""The inputs of a request, and the ways to ask: which input holds the prompt, and what goes along.
+"""The input tensors, and the kinds of requests by the input that holds the prompt.
 
 Two sets of names are understood, that of Triton's own vLLM backend and that of the 2023 tutorial.
 """
@@ -30,7 +30,7 @@ CHAT_FLAGS = {output.flag: output for output in CHAT_OUTPUTS}
 INPUTS = (
     Tensor("text_input", "STRING", 1, "the prompt, UTF-8"),
     Tensor("input_ids", "INT64", -1, "the prompt as token ids, in place of text_input"),
-    Tensor("image", "STRING", -1, "images that text_input speaks of: base64, or URLs"),
+    Tensor("image", "STRING", -1, "images for the placeholders in text_input: base64, or URLs"),
     Tensor("audio", "STRING", -1, "likewise, audio"),
     Tensor("video", "STRING", -1, "likewise, videos"),
     Tensor("messages", "STRING", 1, "JSON list of OpenAI's chat messages, in place of text_input"),
@@ -93,7 +93,7 @@ _PLAIN = TRITON_VLLM_BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids"
 
 @dataclass(frozen=True, slots=True)
 class RequestSchema:
-    """One way to ask, by the input that holds the prompt: how this is read, and what goes along.
+    """One kind of request: how its prompt is read, and which inputs are allowed beside it.
 
     ``outputs`` are sent without being asked for, unless a flag says no; ``has_text`` tells whether
     there is a text beside them.

@@ -1,7 +1,7 @@
-"""Other servers' names for what a request can ask for, so that an error can name ours.
+"""Other servers' names for parameters and inputs, so that an error can name this server's.
 
-They are OpenAI's, those of TensorRT-LLM's backend, of Hugging Face's generate, of SGLang, and
-vLLM's former ones.
+They are the names of OpenAI, TensorRT-LLM's backend, Hugging Face's generate, SGLang and former
+vLLM versions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from triton_vllm.errors import did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """Our parameter for a meaning, and what else to say; an input where ``parameter`` is empty."""
+    """This server's parameter, and the text after it; an input if ``parameter`` is empty."""
 
     parameter: str
     more: str = ""
@@ -88,7 +88,7 @@ MEANINGS = dict(_meanings())
 
 
 def hint(name: str, known: Collection[str]) -> str:
-    """Return what to use in place of an unknown parameter, by meaning first, by spelling second.
+    """Return what to use instead of an unknown parameter: by meaning first, by spelling second.
 
     It follows the name in an error's text; empty for none.
     """

@@ -1,4 +1,4 @@
-"""Triton's tensors: what a model declares, and how a request's are read."""
+"""Triton's tensors: their declaration, and the reading of a request's inputs."""
 
 from __future__ import annotations
 
