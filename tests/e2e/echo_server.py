@@ -26,7 +26,7 @@ import pytest
 
 from tests.e2e.triton_server import CACHE, OWN_GROUP, TRITON, free_ports
 
-START_SECONDS = 60
+START_SECONDS = 120
 STOP_SECONDS = 20
 TOKEN_COUNT_TENSORS = """
 input [ { name: "return_num_output_tokens" data_type: TYPE_BOOL dims: [ 1 ] optional: true } ]
@@ -42,7 +42,7 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def await_log(self, line: str, seconds: float = 5) -> bool:
+    def await_log(self, line: str, seconds: float = 20) -> bool:
         end = time.monotonic() + seconds
         while line not in self.log.read_text(errors="replace"):
             if time.monotonic() > end:

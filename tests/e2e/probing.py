@@ -30,7 +30,7 @@ def probe(server: TritonServer, what: str, *options: str) -> tuple[int, str]:
     return done.returncode, done.stdout.strip()
 
 
-def await_probe(server: TritonServer, what: str, expected: str, seconds: float = 20) -> None:
+def await_probe(server: TritonServer, what: str, expected: str, seconds: float = 40) -> None:
     """Wait until the probe says what is expected."""
     deadline = time.monotonic() + seconds
     while expected not in (said := probe(server, what)[1]):

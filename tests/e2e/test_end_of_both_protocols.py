@@ -14,6 +14,7 @@ from tests.e2e.openai_port import streams
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
     EXIT_TIMEOUT_SECONDS,
+    GONE_SECONDS,
     STOP_SECONDS,
     TritonServer,
     free_ports,
@@ -52,7 +53,7 @@ def test_sigterm_ends_requests_of_both_protocols(tmp_path: Path) -> None:
                 assert told in request.all()[-1].error
         assert 0 == server.process.wait(STOP_SECONDS)
         assert time.monotonic() - start < EXIT_TIMEOUT_SECONDS
-        assert [] == server.await_no_processes(5)
+        assert [] == server.await_no_processes(GONE_SECONDS)
         server.await_log("OpenAI requests aborted", seconds=1)
     finally:
         server.kill()

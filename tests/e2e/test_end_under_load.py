@@ -15,6 +15,7 @@ from tests.e2e.load import http_stream, occupy, read_http_stream
 from tests.e2e.tiny_server import CONTEXT
 from tests.e2e.triton_server import (
     EXIT_TIMEOUT_SECONDS,
+    GONE_SECONDS,
     STOP_SECONDS,
     TritonServer,
     start_requests,
@@ -46,7 +47,7 @@ def test_an_unload_ends_what_does_not_finish(server: TritonServer) -> None:
     server.await_log("requests may run for 3 s more", seconds=1)
     server.await_log("1 requests aborted", seconds=1)
     server.await_state("vllm", "UNAVAILABLE")
-    assert [] == server.await_no_processes(5, "VLLM::")
+    assert [] == server.await_no_processes(GONE_SECONDS, "VLLM::")
 
 
 def test_sigterm_ends_what_does_not_finish(server: TritonServer) -> None:
@@ -65,4 +66,4 @@ def test_sigterm_ends_what_does_not_finish(server: TritonServer) -> None:
             assert "s of grace are over" in read_http_stream(http)
         assert 0 == server.process.wait(STOP_SECONDS)
         assert time.monotonic() - start < EXIT_TIMEOUT_SECONDS
-    assert [] == server.await_no_processes(5)
+    assert [] == server.await_no_processes(GONE_SECONDS)

@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.openai_port import client_of, complete, complete_some, eventually, is_open, streams
 from tests.e2e.tiny_server import CONTEXT
 from tests.e2e.triton_server import (
+    GONE_SECONDS,
     TOLD_SECONDS,
     TritonServer,
     ask,
@@ -90,7 +91,7 @@ def test_an_unload_drains_every_front_end(two: TwoFrontEnds, truth: str) -> None
     assert ["length"] * 8 == ends
     two.triton.await_state("vllm", "UNAVAILABLE", 120)
     assert not is_open(two.port)
-    assert [] == two.triton.await_no_processes(5, "VLLM::")
+    assert [] == two.triton.await_no_processes(GONE_SECONDS, "VLLM::")
     assert "" == two.triton.load("vllm")
     assert_all_answer(two, truth)
     assert 1 == len(two.triton.processes("VLLM::EngineCore"))
@@ -133,7 +134,7 @@ def test_a_killed_leader_takes_the_engine_along(server: TritonServer) -> None:
     assert leader is not None
     assert leader.pid in stubs(server)
     kill_stub(leader)
-    assert [] == server.await_no_processes(5, "VLLM::")
+    assert [] == server.await_no_processes(GONE_SECONDS, "VLLM::")
     # The other front end finds that no front end will start another engine.
     errors = (ask(server, {"text_input": "x", "stream": True})[-1].error for _ in range(4))
     assert "the engine died" in next(error for error in errors if "healthy" not in error)

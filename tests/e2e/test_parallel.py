@@ -24,6 +24,7 @@ from tests.e2e.load import infer_request
 from tests.e2e.openai_port import client_of, eventually, is_open, metric
 from tests.e2e.tiny_models import SMALL
 from tests.e2e.triton_server import (
+    GONE_SECONDS,
     Response,
     TritonServer,
     add_model,
@@ -71,7 +72,7 @@ def end(server: TritonServer, name: str) -> None:
     """Unload a model; nothing of its engines may be left."""
     server.unload(name)
     server.await_state(name, "UNAVAILABLE", 90)
-    assert [] == server.await_no_processes(10, "VLLM::")
+    assert [] == server.await_no_processes(GONE_SECONDS, "VLLM::")
 
 
 def continued(server: TritonServer, model: str, prompt: str, **parameters: Any) -> list[Response]:

@@ -33,7 +33,7 @@ MAX_REQUESTS = 24
 MAX_QUEUED_TOKENS = 5_000
 TRIES = 5  # a busy machine may be late once, not in the median
 FIRST_TOKENS = "vllm:time_to_first_token_seconds_count"
-A_MOMENT = 1.0  # seconds: a cancellation check, a step of the engine and what the test adds
+A_MOMENT = 3.0  # seconds: a cancellation check, a step of the engine and what the test adds
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_vanished_client_is_aborted(server: TritonServer) -> None:
         connection.recv(1)
         by_http.append(seconds_to_abort(server, connection.close))
     # Triton itself can be late to see it under load.
-    assert min(by_grpc) < 3, by_grpc
+    assert min(by_grpc) < 2 * A_MOMENT, by_grpc
     assert min(by_http) < A_MOMENT, by_http
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.triton_server import (
     EXIT_TIMEOUT_SECONDS,
+    GONE_SECONDS,
     STOP_SECONDS,
     TritonServer,
     assert_ended_once,
@@ -31,4 +32,4 @@ def test_shutdown_with_requests_in_flight(triton: TritonServer) -> None:
             assert_ended_once(request)
         assert 0 == triton.process.wait(STOP_SECONDS)
         assert time.monotonic() - start < EXIT_TIMEOUT_SECONDS
-    assert [] == triton.await_no_processes(5)
+    assert [] == triton.await_no_processes(GONE_SECONDS)

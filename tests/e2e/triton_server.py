@@ -39,7 +39,9 @@ STARTS = 3  # where Triton itself fails
 START_SECONDS = 400  # vLLM takes 40 to 60 on two idle cores
 LOAD_SECONDS = 400
 HANG_SECONDS = 30
-TOLD_SECONDS = 3.0  # until clients hear of a death: a second, on a machine that does nothing else
+# Limits for a machine that has other work, too: on an idle one they are a second or less.
+TOLD_SECONDS = 6.0  # until clients hear of a death
+GONE_SECONDS = 20.0  # until processes that were ended are gone
 EXIT_TIMEOUT_SECONDS = 30  # what Triton gives the models, its own default
 STOP_SECONDS = EXIT_TIMEOUT_SECONDS + 15
 
@@ -210,7 +212,7 @@ class TritonServer:
         """Return how long the log is now, to look only at what follows."""
         return self.log.stat().st_size
 
-    def await_log(self, text: str, *, since: int = 0, seconds: float = 10) -> str:
+    def await_log(self, text: str, *, since: int = 0, seconds: float = 30) -> str:
         """Return the first line after ``since`` that holds ``text``; raise if none comes."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -276,7 +278,7 @@ class TritonServer:
         states = {entry["name"]: entry.get("state", "") for entry in json.loads(body)}
         return str(states[model])
 
-    def await_state(self, model: str, state: str, seconds: float = 40) -> None:
+    def await_state(self, model: str, state: str, seconds: float = 90) -> None:
         """Wait until a model is in a state."""
         deadline = time.monotonic() + seconds
         while self.state_of(model) != state:
@@ -312,7 +314,7 @@ class TritonServer:
         try:
             code = self.process.poll()
             code = self.terminate() if code is None else code
-            left = self.await_no_processes(5)
+            left = self.await_no_processes(GONE_SECONDS)
             shared_memory = sorted(Path("/dev/shm").glob(f"{self._shm_prefix}*"))
         finally:
             self.kill()
