@@ -67,8 +67,12 @@ def test_the_tutorials_names(sampling: SamplingParser, stream: bool) -> None:
         ("text_input", ["TEXT"], "TEXT"),
         ("PROMPT", ["text_output"], "text_output"),
         ("PROMPT", ["TEXT"], "TEXT"),
+        ("text_input", ["finish_reason"], ""),
     ],
-    ids=["all", "all, tutorial", "none", "none, tutorial", "crossed", "crossed back", "its own"],
+    ids=[
+        *("all", "all, tutorial", "none", "none, tutorial", "crossed", "crossed back", "its own"),
+        "no text",
+    ],
 )
 def test_the_output_is_the_one_asked_for(
     sampling: SamplingParser, prompt: str, asked: list[str], expected: str

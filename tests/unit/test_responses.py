@@ -1,4 +1,4 @@
-"""Responses: what one holds, and which tensors are made once."""
+"""Responses: what one holds, and which are made once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import fake_pb_utils, generation_request
-from triton_vllm.protocol.delta import Delta
+from triton_vllm.protocol.delta import Delta, DeltaExtras
 from triton_vllm.protocol.encode import ResponseEncoder
+from triton_vllm.protocol.outputs import OUTPUTS
 
 LONG = "x" * 25
 
@@ -20,12 +21,27 @@ def tensors(maker: ResponseEncoder, *texts: str, **request: Any) -> list[Any]:
     return list(response.output_tensors)
 
 
-def test_a_short_text_is_made_a_tensor_once() -> None:
-    """The same token in another stream travels as the same tensor, in a response of its own."""
+def test_a_response_with_a_short_text_is_made_once() -> None:
+    """The same token in another stream travels as the same response."""
     maker = ResponseEncoder(fake_pb_utils)
-    (first,), (again,) = tensors(maker, " the"), tensors(maker, " the")
+    delta, request = Delta((" the",), 1), generation_request()
+    (first, large), (again, _) = maker.of_delta(delta, request), maker.of_delta(delta, request)
     assert first is again
-    assert [b" the"] == first.as_numpy().tolist()
+    assert not large
+    assert [b" the"] == first.output_tensors[0].as_numpy().tolist()
+
+
+def test_a_text_beside_other_outputs_is_not_cached() -> None:
+    """Counts and reasons differ from response to response."""
+    maker = ResponseEncoder(fake_pb_utils)
+    plain, counted = Delta((" the",), 1), Delta((" the",), 1, extras=DeltaExtras((), 3))
+    request = generation_request(
+        outputs=tuple(o for o in OUTPUTS if o.tensor.name == "num_input_tokens")
+    )
+    cached, _ = maker.of_delta(plain, generation_request())
+    response, _ = maker.of_delta(counted, request)
+    assert ["text_output", "num_input_tokens"] == [t.name() for t in response.output_tensors]
+    assert 1 == len(cached.output_tensors)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ import triton_python_backend_utils as pb_utils
 
 from triton_vllm.protocol.decode import decode
 from triton_vllm.protocol.delta import Delta
+from triton_vllm.protocol.fields import ParameterValidator
 from triton_vllm.protocol.requests import EngineOptions
+from triton_vllm.protocol.schema import GENERATION_SCHEMAS
 from triton_vllm.protocol.stream import ResponseStream, SenderPool
 
 _WORD = Delta((" word",), 1)
@@ -36,6 +38,9 @@ class Sampling:
 
 class SamplingParser:
     """In the place of the parser that needs vLLM."""
+
+    schema = GENERATION_SCHEMAS
+    parameters = ParameterValidator({"max_tokens": int})
 
     def parse(
         self, given: Mapping[str, Any], *, stream: bool, where: str

@@ -155,9 +155,15 @@ def _outputs(
 
 
 def _text_output(named: frozenset[str], names: TensorNames) -> str:
-    """Return the output for the text: the one that is named, else the one of the inputs' names."""
+    """Return the output for the text: the one that is named, else the one of the inputs' names.
+
+    Empty where the client names outputs, and none for the text: Triton would remove it from the
+    response, and a response that is sent more than once must stay as it is (``encode``).
+    """
+    if not named or names.text_output in named:
+        return names.text_output
     (other,) = _TEXT_OUTPUTS - {names.text_output}
-    return other if other in named and names.text_output not in named else names.text_output
+    return other if other in named else ""
 
 
 def _with_time_limit(

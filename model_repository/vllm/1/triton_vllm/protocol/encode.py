@@ -14,22 +14,23 @@ from triton_vllm.protocol.outputs import strings
 from triton_vllm.protocol.requests import GenerationRequest
 
 _LARGE = 16_384  # bytes
-# Tokens repeat. A cached tensor takes about 250 bytes of the memory that this process shares with
-# Triton.
-_KEPT_TEXTS = 2048
-_KEPT_LENGTH = 24  # characters; a longer text is seldom one token
+# Tokens repeat. A cached response takes a few hundred bytes of the memory that this process shares
+# with Triton.
+_CACHED_TEXTS = 2048
+_CACHED_LENGTH = 24  # characters; a longer text is seldom one token
 
 
 class ResponseEncoder:
     """Encodes the responses of one sender thread. Not thread-safe.
 
-    The tensor of a short text is made once and sent again with the next equal text, because making
-    it takes longer than sending it, and holds the GIL. Triton counts the references to its memory.
+    A response that holds only a short text is made once and sent again with the next equal text,
+    because making it takes longer than sending it, and holds the GIL. Triton has copied a response
+    when ``send`` returns, and counts the references to the memory of its tensors.
     """
 
     def __init__(self, pb_utils: Any) -> None:
         self._pb_utils = pb_utils
-        self._kept_text = functools.lru_cache(_KEPT_TEXTS)(self._text)
+        self._cached_response = functools.lru_cache(_CACHED_TEXTS)(self._text_response)
         self.final_flag: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
     def of_error(self, error: ServingError) -> Any:
@@ -47,12 +48,11 @@ class ResponseEncoder:
             texts = delta.texts
             if request.prefix:
                 texts = tuple(request.prefix + text for text in texts)
-            if len(texts) == 1 and len(texts[0]) <= _KEPT_LENGTH:
-                tensors.append(self._kept_text(request.text_output, texts[0]))
-            else:
-                array = strings(texts)
-                size = _num_bytes(array)
-                tensors.append(self._pb_utils.Tensor(request.text_output, array))
+            if len(texts) == 1 and len(texts[0]) <= _CACHED_LENGTH and not delta.extras:
+                return self._cached_response(request.text_output, texts[0]), False
+            array = strings(texts)
+            size = _num_bytes(array)
+            tensors.append(self._pb_utils.Tensor(request.text_output, array))
         if delta.extras:
             for output in request.outputs:
                 array = output.encode(delta.extras)
@@ -61,11 +61,12 @@ class ResponseEncoder:
         return self._pb_utils.InferenceResponse(output_tensors=tensors), size > _LARGE
 
     def forget(self) -> None:
-        """Release the shared memory of all cached tensors."""
-        self._kept_text.cache_clear()
+        """Release the shared memory of all cached responses."""
+        self._cached_response.cache_clear()
 
-    def _text(self, name: str, text: str) -> Any:
-        return self._pb_utils.Tensor(name, strings((text,)))
+    def _text_response(self, name: str, text: str) -> Any:
+        tensor = self._pb_utils.Tensor(name, strings((text,)))
+        return self._pb_utils.InferenceResponse(output_tensors=[tensor])
 
 
 def _num_bytes(array: NDArray[Any]) -> int:
