@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from inspect import signature
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +17,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.cluster import SingleNode
 from triton_vllm.topology.gpus import Parallelism
-from triton_vllm.topology.nodes import MultiNode, Rendezvous
+from triton_vllm.topology.nodes import MultiNode, Rendezvous, SingleNode
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api import guard as vllm_guard
 from triton_vllm.vllm_api import parallel as vllm_parallel
@@ -67,7 +66,7 @@ def test_the_platform_at_hand_says_what_it_needs() -> None:
     """A vLLM for the CPU needs no GPU, and has no name of Ray's; the questions are vLLM's own."""
     assert not current_platform.is_cuda_alike()
     assert vllm_parallel.visible_gpus() is None
-    assert "" == vllm_parallel.ray_device()
+    assert not current_platform.ray_device_key
 
 
 def test_too_few_gpus_are_said_before_anything_is_loaded(
@@ -165,23 +164,88 @@ def test_a_second_look_sees_what_the_first_saw() -> None:
     assert first.data_parallel_external_lb == second.data_parallel_external_lb
 
 
-def test_rays_executor_is_vllms_with_an_end_to_its_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It replaces the function that vLLM waits in; other executors are vLLM's own."""
-    # The other one cannot be imported without Ray; tests/e2e/test_cluster.py has it.
+@pytest.fixture
+def ray_executor(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Our executor around vLLM's; Ray itself is a fake, its real counterpart in test_cluster.py."""
+    # The other one cannot be imported without Ray.
     monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
-    from vllm.v1.executor import Executor, ray_utils
+    try:
+        from triton_vllm.vllm_api.ray import RayExecutor
+    except (ImportError, NameError):
+        pytest.skip("this vLLM has only the executor that cannot be imported without Ray")
+    return RayExecutor
 
-    from triton_vllm.vllm_api.ray import RayExecutor
+
+def test_rays_executor_is_vllms(ray_executor: Any) -> None:
+    """It can be pickled for the engine core; other executors are vLLM's own."""
+    from vllm.v1.executor import Executor
 
     def config(name: str) -> Any:
         return SimpleNamespace(parallel_config=SimpleNamespace(distributed_executor_backend=name))
 
     ray, other = config("ray"), config("mp")
-    assert RayExecutor is vllm_parallel.executor_class(ray)
-    assert issubclass(RayExecutor, Executor.get_class(ray))
+    assert ray_executor is vllm_parallel.executor_class(ray)
+    assert issubclass(ray_executor, Executor.get_class(ray))
     assert Executor.get_class(other) is vllm_parallel.executor_class(other)
-    assert ["current_placement_group"] == [*signature(ray_utils._wait_until_pg_ready).parameters]
-    assert pickle.loads(pickle.dumps(RayExecutor)) is RayExecutor
+    assert pickle.loads(pickle.dumps(ray_executor)) is ray_executor
+
+
+class GetTimeoutError(Exception):
+    """Ray's."""
+
+
+def _not_ready(*_: Any, **__: Any) -> None:
+    raise GetTimeoutError
+
+
+NODES = [
+    {"Alive": alive, "NodeManagerAddress": address, "Resources": {"GPU": 1.0}}
+    for address, alive in (("a", True), ("b", False))
+]
+FAKE_RAY = SimpleNamespace(
+    wait=lambda references, timeout: ([], references),
+    get=_not_ready,
+    exceptions=SimpleNamespace(GetTimeoutError=GetTimeoutError),
+    nodes=lambda: NODES,
+    available_resources=lambda: {"GPU": 1.0, "CPU": 4.0},
+)
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_places_that_do_not_come_in_time(
+    ray_executor: Any, monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    """VLLM's own wait ends after the operator's time, and the error says what Ray lacks."""
+    from vllm.v1.executor import ray_utils
+
+    group = SimpleNamespace(bundle_specs=[{"GPU": 1.0}] * gpus, ready=lambda: "reference")
+    start = lambda self: ray_utils._wait_until_pg_ready(group)  # noqa: E731
+    monkeypatch.setattr(ray_executor.__bases__[0], "_init_executor", start)
+    monkeypatch.setattr(ray_utils, "ray", FAKE_RAY)
+    monkeypatch.setitem(sys.modules, "ray", FAKE_RAY)
+    monkeypatch.setattr("triton_vllm.vllm_api.ray.current_platform", Gpus(2))
+    monkeypatch.setattr(ray_utils, "PG_WAIT_TIMEOUT", 1800)
+    monkeypatch.setenv(vllm_parallel.JOIN_TIMEOUT, "0.01")
+    executor = object.__new__(ray_executor)
+    executor.parallel_config = SimpleNamespace(world_size=gpus)
+    with pytest.raises(TimeoutError) as raised:
+        executor._init_executor()
+    assert (
+        f"the Ray cluster has 1 of {gpus} GPUs free, on 1 node (a with 1) within 0.01 s "
+        '("serving.cluster_join_timeout_seconds")' == str(raised.value)
+    )
+
+
+def test_a_start_that_fails_by_itself(ray_executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own error is told."""
+
+    def fail(self: Any) -> None:
+        raise ValueError("no weights")
+
+    monkeypatch.setattr(ray_executor.__bases__[0], "_init_executor", fail)
+    monkeypatch.setenv(vllm_parallel.JOIN_TIMEOUT, "600.0")
+    with pytest.raises(ValueError, match="no weights"):
+        object.__new__(ray_executor)._init_executor()
 
 
 def test_the_engine_client_takes_that_executor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,22 @@ class Rendezvous:
         return len(there if self.what == "engines" else set(there))
 
 
-class MultiNode:
-    """The head's view of the others."""
+class SingleNode:
+    """An engine whose nodes need no wait and no watch: one node, or nodes that Ray watches."""
+
+    def wait_for_nodes(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the context in which the engine is started. Blocks, and may raise SettingsError."""
+        return contextlib.nullcontext()
+
+    async def watch(self, llm: Any) -> None:
+        """End the engine's processes here when those of another node are lost, until cancelled."""
+
+    def close(self) -> None:
+        """Let ``wait_for_nodes`` fail: the model is being unloaded. Any thread."""
+
+
+class MultiNode(SingleNode):
+    """The head's view of the nodes that vLLM itself joins."""
 
     def __init__(self, rendezvous: Rendezvous | None, seconds: float) -> None:
         """Wait ``seconds`` for all nodes at the ``rendezvous``; None: this is not the head node."""

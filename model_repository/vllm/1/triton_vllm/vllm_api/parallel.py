@@ -5,6 +5,7 @@ Importing this file imports vLLM, so do it late.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from vllm.config import ParallelConfig
@@ -14,9 +15,10 @@ from vllm.v1.executor import Executor
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.cluster import Cluster, RayCluster, SingleNode
 from triton_vllm.topology.gpus import Parallelism, check_gpus
-from triton_vllm.topology.nodes import MultiNode, Rendezvous
+from triton_vllm.topology.nodes import MultiNode, Rendezvous, SingleNode
+
+JOIN_TIMEOUT = "TRITON_VLLM_JOIN_TIMEOUT"  # environment variable of the engine core, in seconds
 
 
 def visible_gpus() -> int | None:
@@ -27,11 +29,6 @@ def visible_gpus() -> int | None:
     if current_platform.is_cuda_alike():
         return int(current_platform.device_count())
     return 0 if current_platform.is_unspecified() else None
-
-
-def ray_device() -> str:
-    """Return what Ray calls this vLLM's devices; empty where Ray has no name for them."""
-    return str(current_platform.ray_device_key)
 
 
 def executor_class(config: Any) -> Any:
@@ -59,11 +56,11 @@ def rendezvous(args: AsyncEngineArgs) -> Rendezvous | None:
     return Rendezvous(address, port, args.data_parallel_size, "engines")
 
 
-def cluster_of(args: Any, devices: str, settings: ModelSettings) -> Cluster:
-    """Return the machines that vLLM's engine arguments ask for.
+def cluster_of(args: Any, devices: str, settings: ModelSettings) -> SingleNode:
+    """Return the nodes that vLLM's engine arguments ask for.
 
     ``devices`` are the GPUs that config.pbtxt gives to the engine, if any. Raises SettingsError
-    where this machine has fewer than asked for, vLLM cannot use Ray, or its engine cores would be
+    where this node has fewer than asked for, vLLM cannot use Ray, or its engine cores would be
     Ray's actors: then the front end is a driver of Ray's, and nothing here notices when they die.
     """
     where = str(settings.engine_args_path)
@@ -71,20 +68,18 @@ def cluster_of(args: Any, devices: str, settings: ModelSettings) -> Cluster:
         raise SettingsError(
             f'{where}: "data_parallel_backend": "ray" is not supported, as the death of such an '
             'engine would not be noticed: use "data_parallel_size_local", and '
-            "scripts/join_cluster.sh on the other machines"
+            "scripts/join_cluster.sh on the other nodes"
         )
     parallelism = Parallelism.of(args)
     check_gpus(parallelism, devices, visible_gpus, where)
     seconds = settings.serving.cluster_join_timeout_seconds
     if parallelism.here is None:
-        device = ray_device()
-        if not device:
+        if not current_platform.ray_device_key:
             raise SettingsError(
                 f'{where}: "distributed_executor_backend": "ray" needs GPUs, and this vLLM is '
                 "built for a device that it does not use with Ray"
             )
-        fits = parallelism.workers <= (visible_gpus() or 0)
-        return RayCluster(parallelism.workers, device, seconds, fits_here=fits)
-    if args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
+        os.environ[JOIN_TIMEOUT] = str(seconds)
+    elif args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
         return MultiNode(rendezvous(args), seconds)
     return SingleNode()
