@@ -85,6 +85,7 @@ def test_every_output_is_made_of_vllms_own() -> None:
         "stop_reason": [b'"."'],
         "prompt_logprobs": [b"null"],
         "num_cached_tokens": [2],
+        "schema_errors": [b"null"],
     }
     end = completion(finish_reason="stop", stop_reason=".")
     assert expected == encoded(request_output(end, finished=True))

@@ -22,7 +22,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from triton_vllm.errors import CancelledError, RequestError, UnavailableError
 from triton_vllm.vllm_api import api as vllm_api
-from triton_vllm.vllm_api.guard import GuardedLLM
+from triton_vllm.vllm_api.guard import GuardedLLM, check_pairs
 
 
 def caused_by(cause: Exception) -> Exception:
@@ -160,6 +160,47 @@ def test_more_sequences_than_allowed_are_refused_by_vllms_own_error(
     llm.max_sequences = 128
     with pytest.raises(vllm_exceptions.VLLMValidationError, match=r"at most 128 .* got 16384"):
         asyncio.run(llm.add_request("1", "Hello", vllm_api.SamplingParams(n=16384)))
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ({"prompt_logprobs": 0, "skip_reading_prefix_cache": False}, True),
+        ({"prompt_logprobs": 0, "skip_reading_prefix_cache": True}, False),
+        ({"prompt_logprobs": 0}, False),
+        ({"skip_reading_prefix_cache": False}, False),
+    ],
+    ids=["both", "the default, said", "one", "the other"],
+)
+def test_parameters_that_exclude_each_other_are_refused(
+    given: dict[str, Any], refused: bool
+) -> None:
+    """In whatever protocol they came, before the engine sees them."""
+    params = vllm_api.SamplingParams(**given)
+    if not refused:
+        check_pairs(params)
+        return
+    with pytest.raises(RequestError, match="exclude each other"):
+        check_pairs(params)
+
+
+def test_a_reader_that_has_ended_is_a_failed_engine() -> None:
+    """Whatever vLLM says of the engine, which may be well."""
+
+    async def read() -> None:
+        await asyncio.sleep(60)
+
+    async def look() -> list[bool]:
+        llm: Any = SimpleNamespace(errored=False, output_handler=None)
+        seen = [vllm_api.has_failed(llm)]
+        llm.output_handler = asyncio.create_task(read())
+        seen.append(vllm_api.has_failed(llm))
+        llm.output_handler.cancel()
+        await asyncio.wait([llm.output_handler])
+        return [*seen, vllm_api.has_failed(llm)]
+
+    assert [False, False, True] == asyncio.run(look())
+    assert vllm_api.has_failed(SimpleNamespace(errored=True, output_handler=None))
 
 
 def test_a_grammar_that_cannot_be_tried_is_told_to_the_door(

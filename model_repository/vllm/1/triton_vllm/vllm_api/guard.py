@@ -42,6 +42,7 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
         grammar = getattr(params, "structured_outputs", None)
         try:
             check_sequences(getattr(params, "n", 1), self.max_sequences, "n")
+            check_pairs(params)
             if grammar is not None and self.check_grammar is not None:
                 await self.check_grammar(grammar)
         except RequestError as error:
@@ -55,3 +56,10 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
             await self.get_supported_tasks()
             self.join_queue()
         return await super().add_request(request_id, prompt, params, *args, **kwargs)
+
+
+def check_pairs(params: Any) -> None:
+    """Raise RequestError for two parameters that vLLM takes apart, and not together."""
+    asks_for_prompt = getattr(params, "prompt_logprobs", None) is not None
+    if asks_for_prompt and getattr(params, "skip_reading_prefix_cache", None) is False:
+        raise RequestError('"prompt_logprobs" and "skip_reading_prefix_cache": exclude each other')
