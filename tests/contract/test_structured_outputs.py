@@ -25,10 +25,8 @@ pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = Path(os.environ.get("TRITON_VLLM_CACHE", ROOT / ".cache")) / "models"
 MEASURED = json.loads(CELLS.read_text(encoding="utf-8"))
-UNKNOWN = {
-    "type": "object",
-    "properties": {"a": {"type": "string", "pattern": "^a+$", "maxLength": 3}},
-}
+# No supported vLLM takes it for xgrammar.
+UNKNOWN = {"type": "string", "format": "regex"}
 PLAIN = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 NEGATED = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}, "required": ["a"]}
 

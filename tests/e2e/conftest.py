@@ -40,6 +40,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "test_generate",
         "test_outputs",
         "test_parameters",
+        "test_structured_outputs",
         "test_other_clients",
         "test_openai",
         "test_traces",
