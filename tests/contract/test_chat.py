@@ -21,6 +21,7 @@ from triton_vllm.protocol.outputs import CHAT_OUTPUTS
 from triton_vllm.protocol.requests import ChatPrompt, EngineOptions, GenerationRequest
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.arguments import parse_engine_args
+from triton_vllm.vllm_api.compat import cli_args
 from triton_vllm.vllm_api.render.chat import ChatRenderer, parse_chat_args
 from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
@@ -90,16 +91,17 @@ def render(
 ) -> Generation:
     """Return the work that a chat request makes."""
     params, engine_options = SamplingParser({}).parse(parameters or {}, stream=stream, where="p")
+    prompt = ChatPrompt(messages or [{"role": "user", "content": "Hi"}], options)
     request = GenerationRequest(
         request_id="r",
-        prompt=ChatPrompt(messages or [{"role": "user", "content": "Hi"}], options),
+        prompt=prompt,
         stream=stream,
         sampling_params=params,
         options=engine_options or EngineOptions(),
         outputs=CHAT_OUTPUTS,
     )
     renderer = ChatRenderer(engine, chat_args(**(args or {})))
-    return asyncio.run(renderer.render(engine, request, None))
+    return asyncio.run(renderer.render(prompt, request, None))
 
 
 def output(engine: FakeEngine, text: str, *, finished: bool = True) -> RequestOutput:
@@ -335,7 +337,21 @@ def test_each_key_of_ours_is_an_option_of_this_vllm() -> None:
     from dataclasses import fields
 
     from triton_vllm.config.settings import CHAT_KEYS
-    from triton_vllm.vllm_api.compat import cli_args
 
     known = {field.name for field in fields(cli_args.BaseFrontendArgs)}
-    assert set(CHAT_KEYS) - known <= {"tool_strict_level"}
+    assert set(CHAT_KEYS) - known <= {"tool_strict_level", "reasoning_effort_map"}
+
+
+@pytest.mark.skipif(
+    not hasattr(cli_args, "validate_reasoning_effort_map"), reason="newer than vLLM 0.32"
+)
+def test_reasoning_efforts_are_mapped(engine: FakeEngine) -> None:
+    """The template and the parsers get what the operator's map makes of a client's effort."""
+    args = {"reasoning_effort_map": {"low": "tiny"}, "reasoning_parser": "qwen3"}
+    for effort, expected in (("low", "tiny"), ("other", "other")):
+        kwargs = {"reasoning_effort": effort}
+        work = asked(engine, render(engine, args=dict(args), chat_template_kwargs=kwargs))
+        parsers = work["reasoning_parser_kwargs"]["chat_template_kwargs"]
+        assert expected == parsers["reasoning_effort"]
+    with pytest.raises(SettingsError, match="unknown efforts"):
+        chat_args(reasoning_effort_map={"lowest": "tiny"})

@@ -8,18 +8,20 @@ import http.server
 import io
 import threading
 from collections.abc import Iterator
+from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 from vllm import envs
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
 from triton_vllm.errors import RequestError
 from triton_vllm.vllm_api.render import fetch as vllm_fetch
-from triton_vllm.vllm_api.render.fetch import GuardedConnector, is_public
+from triton_vllm.vllm_api.render.fetch import GuardedConnection, GuardedConnector, is_public
 
-BODY = 100_000
+BODY = 1_100_000
 
 
 def png() -> bytes:
@@ -127,8 +129,8 @@ def test_anything_else_is_refused(
 
 def test_size_and_time_are_bounded(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an endless body nor a server that says nothing holds a request up."""
-    monkeypatch.setattr(vllm_fetch, "_MAX_BYTES", BODY // 2)
-    with pytest.raises(RequestError, match="the operator's limit"):
+    monkeypatch.setenv("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "1")
+    with pytest.raises(RequestError, match=r"more than 1 MB \(the server's limit\)"):
         fetch(f"{site}/large", "127.0.0.1")
     monkeypatch.setenv("VLLM_IMAGE_FETCH_TIMEOUT", "1")
     with pytest.raises(RequestError, match="too long to fetch"):
@@ -168,3 +170,42 @@ def test_a_decompression_bomb_is_refused() -> None:
 def test_public_addresses(address: str, expected: bool) -> None:
     """Only addresses of the internet count, and no private one in disguise."""
     assert expected == is_public(address)
+
+
+@pytest.mark.parametrize(
+    ("operators", "vllms", "expected"),
+    [("1", None, 2**20), ("0", None, None), ("0", BODY - 1, BODY - 1), ("1", 9, 9)],
+    ids=["the operator's", "none", "vLLM's", "the smaller"],
+)
+def test_a_download_is_bounded_by_the_operator_and_by_vllm(
+    site: str,
+    monkeypatch: pytest.MonkeyPatch,
+    operators: str,
+    vllms: int | None,
+    expected: int | None,
+) -> None:
+    """0 is no limit, as to vLLM; the budget of the request is charged with what has come."""
+    monkeypatch.setenv("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", operators)
+    charged: list[int] = []
+    budget = SimpleNamespace(charge=charged.append)
+    getting = GuardedConnection(["127.0.0.1"]).async_get_bytes(
+        f"{site}/large", max_bytes=vllms, request_budget=budget
+    )
+    if expected is None:
+        assert BODY == len(asyncio.run(getting)) == sum(charged)
+    else:
+        with pytest.raises(RequestError, match="the server's limit"):
+            asyncio.run(getting)
+        assert sum(charged) <= expected
+
+
+def test_the_budgets_of_a_request_are_kept() -> None:
+    """All that this vLLM passes to its loader is kept; what it does not know is refused."""
+    budgets = vllm_fetch.request_budgets()
+    connector = MEDIA_CONNECTOR_REGISTRY.load(envs.VLLM_MEDIA_CONNECTOR, **budgets)
+    assert budgets == {name: getattr(connector, name) for name in budgets}
+    ours = {"self", "media_io_kwargs", "connection"}
+    ours |= {"allowed_local_media_path", "allowed_media_domains"}
+    assert budgets.keys() == signature(MediaConnector.__init__).parameters.keys() - ours
+    with pytest.raises(TypeError, match="no_such_budget"):
+        MEDIA_CONNECTOR_REGISTRY.load(envs.VLLM_MEDIA_CONNECTOR, no_such_budget=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import importlib
 import io
 import wave
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.audio import AudioResampler
 from vllm.multimodal.inputs import PlaceholderRange
 from vllm.utils.import_utils import PlaceholderModule
 
 from triton_vllm.errors import MediaError, RequestError
 from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.guard import GuardedLLM
 from triton_vllm.vllm_api.render.fetch import GuardedConnector
 from triton_vllm.vllm_api.render.media import guard
 from triton_vllm.vllm_api.versions import first
@@ -49,19 +52,9 @@ class Renderer:
         return Renderer.process_for_engine(self, prompt, arrival_time)
 
 
-def engine(renderer: Any, refusal: Exception | None = None) -> Any:
-    """Return an engine of media, which refuses each request with ``refusal`` if there is one."""
-
-    def process_inputs(request_id: str, prompt: Any, params: Any) -> Any:
-        if refusal is not None:
-            raise refusal
-        return prompt
-
-    return SimpleNamespace(
-        renderer=renderer,
-        model_config=SimpleNamespace(multimodal_config=1),
-        input_processor=SimpleNamespace(process_inputs=process_inputs),
-    )
+def engine(renderer: Any) -> Any:
+    """Return an engine of media."""
+    return SimpleNamespace(renderer=renderer, model_config=SimpleNamespace(multimodal_config=1))
 
 
 def process(what: Any, prompt: Any, *, wait: bool) -> Any:
@@ -80,49 +73,93 @@ def place(*is_embed: bool) -> PlaceholderRange:
 WITH_MEDIA = {"prompt": "x", "multi_modal_data": {"image": [1]}}
 
 
+class Queue:
+    """What the guarded engine adds requests to; refuses all of them where it is full."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        self._full = full
+        self.added: list[Any] = []
+
+    async def add_request(self, request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> None:
+        if self._full:
+            raise ValueError("too long")
+        self.added.append(prompt)
+
+
+def add(monkeypatch: pytest.MonkeyPatch, made: Any, queue: Queue) -> bool:
+    """Add what a processor has made to a guarded engine; return whether its cache was cleared."""
+    renderer = Renderer(None)
+    monkeypatch.setattr(vllm_api.AsyncLLM, "__del__", lambda self: None)
+    monkeypatch.setattr(vllm_api.AsyncLLM, "add_request", staticmethod(queue.add_request))
+    monkeypatch.setattr(GuardedLLM, "renderer", renderer, raising=False)
+    llm = object.__new__(GuardedLLM)
+    with contextlib.suppress(VLLMValidationError, ValueError):
+        asyncio.run(llm.add_request("1", made, vllm_api.SamplingParams()))
+    return renderer.cleared
+
+
+def item(pixels: Any) -> Any:
+    return {
+        "pixel_values": SimpleNamespace(data=pixels),
+        "sizes": SimpleNamespace(data=torch.zeros(0, dtype=torch.int64)),
+    }
+
+
+def placed(item: Any) -> Any:
+    return {"mm_placeholders": {"image": [place(True)]}, "mm_kwargs": {"image": [item]}}
+
+
+@pytest.mark.parametrize(
+    ("made", "passes"),
+    [
+        ({"mm_placeholders": {"image": [place(False, True), PlaceholderRange(2, 4)]}}, True),
+        ({"prompt_token_ids": [1]}, True),
+        ("Hello", True),
+        ({"mm_placeholders": {"image": [place(True), place(False, False)]}}, False),
+        ({"encoder_prompt": {"mm_placeholders": {"image": [place(False)]}}}, False),
+        (placed(None), True),
+        (placed(item(torch.zeros(1, 3))), True),
+        (placed(item([torch.zeros(0, 3), torch.zeros(1, 3)])), True),
+        (placed(item(torch.zeros(0, 3))), False),
+        (placed(item([torch.zeros(0, 3)])), False),
+    ],
+    ids=[
+        "images",
+        "token ids",
+        "text",
+        "no place",
+        "no place in the encoder",
+        "in the cache of vLLM",
+        "pixels",
+        "pixels in a part",
+        "no pixels",
+        "no pixels in any part",
+    ],
+)
+def test_an_item_of_which_nothing_is_left_does_not_reach_the_engine(
+    monkeypatch: pytest.MonkeyPatch, made: Any, passes: bool
+) -> None:
+    """It is the client's error; and vLLM's cache forgets it, as the engine never had it."""
+    queue = Queue()
+    assert (not passes) == add(monkeypatch, made, queue)
+    assert ([made] if passes else []) == queue.added
+
+
+@pytest.mark.parametrize("items", [0, 1])
+def test_what_is_refused_later_is_forgotten(monkeypatch: pytest.MonkeyPatch, items: int) -> None:
+    """Else vLLM's cache would take the engine for a holder of it; text leaves the cache alone."""
+    made = {"mm_placeholders": {"image": [place(True)] * items}}
+    assert bool(items) == add(monkeypatch, made, Queue(full=True))
+
+
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "awaited"])
-class TestTheGuard:
-    """Both of the renderer's ways to the engine pass it."""
+class TestErrorsOfAProcessor:
+    """Both of the renderer's ways to the engine explain them."""
 
     def test_what_has_its_place_passes(self, wait: bool) -> None:
-        """Nothing of it is changed, and text passes as it is."""
-        for engine_input in (
-            {"mm_placeholders": {"image": [place(False, True), PlaceholderRange(2, 4)]}},
-            {"prompt_token_ids": [1]},
-        ):
-            assert engine_input is process(engine_input, WITH_MEDIA, wait=wait)
-
-    @pytest.mark.parametrize("encoder", [False, True])
-    def test_an_item_without_a_token_is_refused(self, wait: bool, encoder: bool) -> None:
-        """The engine would look for its features, and die of finding none."""
-        made: Any = {"mm_placeholders": {"image": [place(True), place(False, False)]}}
-        with pytest.raises(MediaError, match=r"^image\[1\]: the model's processor makes nothing"):
-            process({"encoder_prompt": made} if encoder else made, WITH_MEDIA, wait=wait)
-
-    @pytest.mark.parametrize(
-        ("pixels", "passes"),
-        [
-            (torch.zeros(1, 3), True),
-            (torch.zeros(0, 3), False),
-            ([torch.zeros(0, 3), torch.zeros(1, 3)], True),
-            ([torch.zeros(0, 3)], False),
-        ],
-    )
-    def test_an_item_without_pixels_is_refused(self, wait: bool, pixels: Any, passes: bool) -> None:
-        """Whatever place it has taken; what is no pixel may be empty, and what is cached is not."""
-        item = {
-            "pixel_values": SimpleNamespace(data=pixels),
-            "sizes": SimpleNamespace(data=torch.zeros(0, dtype=torch.int64)),
-        }
-        made = {
-            "mm_placeholders": {"image": [place(True), place(True)]},
-            "mm_kwargs": {"image": [None, item]},
-        }
-        if passes:
-            assert made is process(made, WITH_MEDIA, wait=wait)
-        else:
-            with pytest.raises(MediaError, match=r"^image\[1\]:"):
-                process(made, WITH_MEDIA, wait=wait)
+        """Nothing of it is changed."""
+        made = {"mm_placeholders": {"image": [place(False, True)]}}
+        assert made is process(made, WITH_MEDIA, wait=wait)
 
     @pytest.mark.parametrize("error", [KeyError("k"), RuntimeError("r"), ZeroDivisionError("z")])
     def test_what_a_processor_raises_is_the_clients(self, wait: bool, error: Exception) -> None:
@@ -138,26 +175,6 @@ class TestTheGuard:
         error = ModuleNotFoundError("No module named 'soxr'", name="soxr")
         with pytest.raises(MediaError, match=r"image: this server's .* no package soxr"):
             process(error, WITH_MEDIA, wait=wait)
-
-
-@pytest.mark.parametrize(
-    ("refusal", "items", "cleared"),
-    [(None, 1, False), (ValueError("too long"), 1, True), (ValueError("too long"), 0, False)],
-)
-def test_what_is_refused_later_is_forgotten(
-    refusal: Exception | None, items: int, cleared: bool
-) -> None:
-    """To the cache of vLLM the engine would be a holder of it."""
-    renderer = Renderer({})
-    llm = engine(renderer, refusal)
-    guard(llm)
-    prompt = {"mm_placeholders": {"image": [place(True)] * items}}
-    if refusal is None:
-        assert prompt is llm.input_processor.process_inputs("r", prompt, None)
-    else:
-        with pytest.raises(ValueError, match="too long"):
-            llm.input_processor.process_inputs("r", prompt, None)
-    assert cleared == renderer.cleared
 
 
 def test_an_openai_client_is_answered_that_it_is_its_mistake() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from triton_vllm.errors import RequestError
+from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.pooling_parameters import PoolingParser
 from triton_vllm.vllm_api.render import pooling as vllm_pooling
 
@@ -38,6 +39,27 @@ def test_wrong_parameters_are_refused(given: dict[str, Any], expected: str) -> N
     with pytest.raises(RequestError) as raised:
         parse(given)
     assert expected in str(raised.value)
+
+
+CHUNKS = "late_chunking_params"
+
+
+@pytest.mark.skipif(CHUNKS not in vllm_api.pooling_param_types(), reason="newer than vLLM 0.32")
+def test_a_struct_of_vllms_is_made_of_an_object() -> None:
+    """Its members are checked as parameters are."""
+    for given in ({"chunk_size": 8}, '{"chunk_size": "8"}'):
+        params, _ = parse({CHUNKS: given})
+        assert 8 == params.late_chunking_params.chunk_size
+    for wrong, expected in (
+        ({"size": 8}, 'unknown key "size"'),
+        ({"chunk_size": "many"}, f'"{CHUNKS}": "chunk_size": Input should be a valid integer'),
+        ({"chunk_size": 0}, f'"{CHUNKS}": chunk_size must be a positive integer'),
+        ({}, f'"{CHUNKS}": Missing required argument'),
+        (8, f'"{CHUNKS}": '),
+    ):
+        with pytest.raises(RequestError) as raised:
+            parse({CHUNKS: wrong})
+        assert expected in str(raised.value)
 
 
 def test_the_scores_are_read() -> None:

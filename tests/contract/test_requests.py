@@ -12,10 +12,11 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import FINISH_REASON_STRINGS
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from triton_vllm.errors import GenerationError
+from triton_vllm.errors import GenerationError, RequestError
 from triton_vllm.protocol.delta import DeltaReader
 from triton_vllm.protocol.outputs import OUTPUTS
 from triton_vllm.protocol.requests import EngineOptions
@@ -144,6 +145,53 @@ def test_the_parameters_of_a_beam_search() -> None:
     assert (3, 9, 0.5) == (beams.beam_width, beams.max_tokens, beams.length_penalty)
     limited, _ = SamplingParser({}).parse({"max_tokens": 4}, stream=False, where="w")
     assert 4 == beam_search_params(limited, EngineOptions(), context_left=9).max_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("structured_outputs", {"regex": "a"}),
+        ("stop", ["a"]),
+        ("stop_token_ids", [1]),
+        ("logit_bias", {"1": 1.0}),
+        ("min_tokens", 1),
+        ("bad_words", ["a"]),
+        ("repetition_penalty", 1.1),
+        ("top_p", 0.5),
+        ("data_parallel_rank", 0),
+        ("on_timeout", "finish"),
+    ],
+)
+def test_what_beam_search_ignores_is_refused(name: str, value: Any) -> None:
+    """By its name, in every supported version."""
+    with pytest.raises(RequestError, match=f'w: "{name}": does not go with "use_beam_search"'):
+        SamplingParser({}).parse({"use_beam_search": True, name: value}, stream=False, where="w")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("allowed_token_ids", [1, 2]), ("skip_special_tokens", False), ("priority", 1)],
+)
+def test_what_newer_beam_search_heeds_is_passed_on(name: str, value: Any) -> None:
+    """Found by looking; refused by its name where this vLLM's beam search does not know it."""
+    given = {"use_beam_search": True, name: value}
+    takes = inspect.signature(BeamSearchOnlineMixin.beam_search).parameters
+    if name not in takes and not hasattr(BeamSearchParams(1, 1), name):
+        with pytest.raises(RequestError, match=f'"{name}": does not go'):
+            SamplingParser({}).parse(given, stream=False, where="w")
+        return
+    params, options = SamplingParser({}).parse(given, stream=False, where="w")
+    beams = beam_search_params(params, options, context_left=9)
+    assert value == getattr(options if name in takes else beams, name)
+
+
+def test_defaults_go_with_beam_search() -> None:
+    """As clients send all they have; the model's own defaults are not the client's wish."""
+    plain = vllm_api.SamplingParams()
+    names = set(SamplingParser({}).names).intersection(plain.__struct_fields__)
+    given = {name: getattr(plain, name) for name in names} | {"use_beam_search": True}
+    params, _ = SamplingParser({"top_p": 0.5}).parse(given, stream=False, where="w")
+    assert 1 == params.n
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def caused_by(cause: Exception) -> Exception:
 
 
 def test_the_version_is_a_supported_one() -> None:
-    """The environment holds a vLLM from 0.26 to 0.32."""
+    """The environment holds a vLLM from 0.26 to 0.33."""
     found = re.match(r"(\d+)\.(\d+)", vllm_api.version())
     assert found
-    assert (0, 26) <= tuple(int(part) for part in found.groups()) < (0, 33)
+    assert (0, 26) <= tuple(int(part) for part in found.groups()) < (0, 34)
 
 
 @pytest.mark.parametrize(

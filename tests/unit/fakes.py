@@ -380,5 +380,6 @@ def fake_vllm_api() -> SimpleNamespace:
         sampling_param_types=lambda: typing.get_type_hints(FakeSamplingParams),
         AsyncEngineArgs=FakeEngineArgs,
         EngineArgsParser=FakeEngineArgsParser,
+        beam_search_names=lambda: frozenset({"n", "max_tokens", "temperature", "use_beam_search"}),
         engine_arg_types=lambda: typing.get_type_hints(FakeEngineArgs),
     )

@@ -59,5 +59,5 @@ def test_a_front_end_that_has_moved_is_said_in_a_line(monkeypatch: pytest.Monkey
         make(OpenAISettings(port=9000))
     line = str(raised.value)
     assert line.startswith('/m/vllm_engine_args.json: "serving.openai": vLLM 9.9.9 has its OpenAI')
-    assert "elsewhere than vLLM 0.26 to 0.32" in line
+    assert "elsewhere than vLLM 0.26 to 0.33" in line
     assert 1 == len(line.splitlines())

@@ -204,6 +204,24 @@ def test_private_keys_of_a_whole_dataclass_are_dropped(sampling: SamplingParser)
     assert FakeStructuredOutputs(json="{}") == params.structured_outputs
 
 
+@pytest.mark.parametrize("name", ["stop", "logit_bias", "structured_outputs", "priority"])
+def test_what_beam_search_ignores_is_refused(sampling: SamplingParser, name: str) -> None:
+    """By its name; the value that changes nothing passes, as clients send all they have."""
+    values = {
+        "stop": ["x"],
+        "logit_bias": {"1": 1.0},
+        "structured_outputs": {"regex": "a"},
+        "priority": 1,
+    }
+    neutral = {"stop": [], "logit_bias": {}, "structured_outputs": None, "priority": 0}
+    with pytest.raises(RequestError, match=f'w: "{name}": does not go with "use_beam_search"'):
+        sampling.parse({"use_beam_search": True, name: values[name]}, stream=False, where="w")
+    params, _ = sampling.parse(
+        {"use_beam_search": True, name: neutral[name]}, stream=False, where="w"
+    )
+    assert 1 == params.n
+
+
 def test_greedy_beams_are_allowed(sampling: SamplingParser) -> None:
     """Temperature 0 with several sequences is wrong for sampling, and nothing to beam search."""
     given = {"use_beam_search": True, "temperature": 0, "n": 2}

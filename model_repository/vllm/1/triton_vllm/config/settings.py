@@ -31,6 +31,7 @@ CHAT_KEYS = (
     "default_chat_template_kwargs",
     "enable_auto_tool_choice",
     "exclude_tools_when_tool_choice_none",
+    "reasoning_effort_map",
     "tool_call_parser",
     "tool_parser_plugin",
     "tool_strict_level",

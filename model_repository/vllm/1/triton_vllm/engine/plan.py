@@ -12,7 +12,6 @@ from triton_vllm.errors import SettingsError, one_line
 from triton_vllm.log import StartupTimer
 from triton_vllm.topology.cpus import parse_cpus
 from triton_vllm.topology.instances import Instance
-from triton_vllm.vllm_api.render.chat_options import ChatOptions
 from triton_vllm.vllm_api.versions import unusable_vllm
 
 logger = logging.getLogger(__name__)
@@ -77,8 +76,10 @@ class Launch:
             raise SettingsError(
                 f'{self._where}: model "{self.args.model}": {one_line(error)}'
             ) from error
+        from triton_vllm.vllm_api.render.chat import parse_chat_args
+
         self._config_is_new = True
-        self.chat = ChatOptions(self.settings.chat, self.args, self._where)
+        self.chat = parse_chat_args(self.settings.chat, self.args, self._where)
         timer.lap(f"configuration of {self.args.model} resolved")
         if self.vllm.is_pooling(self.config):
             return

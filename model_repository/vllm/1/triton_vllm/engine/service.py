@@ -14,7 +14,6 @@ from triton_vllm.limits.grammar import GrammarSandbox, NoGrammarSandbox, grammar
 from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.protocol.schema_errors import checked
-from triton_vllm.vllm_api.render.renderers import Renderers
 
 
 class Service:
@@ -46,6 +45,7 @@ class Service:
 
     async def open(self, life: EngineLife) -> None:
         """Guard the door of what lives, then let requests in, at the HTTP port too."""
+        from triton_vllm.vllm_api.render.renderers import Renderers
         from triton_vllm.vllm_api.structured_outputs import StructuredOutputsCheck
 
         serving = self._settings.serving
@@ -63,7 +63,7 @@ class Service:
         life.llm.join_queue = self._admission.join_queue
         life.llm.turn_away = self._admission.turn_away
         life.llm.max_sequences = serving.max_n
-        self._renderers = Renderers(self._vllm, life.llm, self._adapters)
+        self._renderers = Renderers(life.llm, self._adapters)
         await self._renderers.prepare(self._chat)
         await self._openai.serve(life.llm)
 

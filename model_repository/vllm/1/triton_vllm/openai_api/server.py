@@ -101,7 +101,7 @@ def moved(where: str, error: ImportError) -> SettingsError:
 
     return SettingsError(
         f"{where}: vLLM {vllm_api.version()} has its OpenAI-compatible front end elsewhere than "
-        f"vLLM 0.26 to 0.32 ({one_line(error)}); without this object the model serves Triton's "
+        f"vLLM 0.26 to 0.33 ({one_line(error)}); without this object the model serves Triton's "
         "protocols as ever"
     )
 

@@ -21,12 +21,14 @@ class Parameter:
     """How a client's value for one parameter is checked.
 
     ``types`` are the JSON types that it takes. ``keys`` are those of an object with fixed keys,
-    such as ``structured_outputs``; empty for other parameters.
+    such as ``structured_outputs``; empty for other parameters. ``struct`` is the class that such an
+    object becomes where pydantic does not know how: a msgspec Struct, as ``late_chunking_params``.
     """
 
     validate: Callable[[Any], Any]
     types: frozenset[type]
     keys: frozenset[str]
+    struct: Any = None
 
     @classmethod
     def of(cls, hint: Any) -> Parameter:
@@ -34,12 +36,15 @@ class Parameter:
         from pydantic import ConfigDict, TypeAdapter
 
         config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-        classes = [c for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)]
+        hints = (hint, *typing.get_args(hint))
+        classes = [c for c in hints if dataclasses.is_dataclass(c)]
         keys = {f.name for c in classes for f in dataclasses.fields(c) if f.name[0] != "_"}
+        structs = [c for c in hints if hasattr(c, "__struct_fields__")]
         return cls(
             TypeAdapter(hint, config=config).validate_python,
             frozenset(json_types(hint)),
-            frozenset(keys),
+            frozenset(keys.union(*(c.__struct_fields__ for c in structs))),
+            structs[0] if structs else None,
         )
 
 
@@ -99,7 +104,12 @@ class ParameterValidator:
             raise RequestError(f"{where_exactly}: must not be a boolean, got {_shown(value)}")
         if isinstance(value, dict) and parameter.keys:
             value = _known_keys(value, parameter.keys, where_exactly)
+        if isinstance(value, dict) and parameter.struct is not None:
+            members = ParameterValidator(typing.get_type_hints(parameter.struct))
+            value = members.check(value, where_exactly)
         try:
+            if isinstance(value, dict) and parameter.struct is not None:
+                value = parameter.struct(**value)
             checked = parameter.validate(value)
         except Exception as error:
             if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):

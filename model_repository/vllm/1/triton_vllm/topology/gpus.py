@@ -1,6 +1,9 @@
 """How many GPUs the engine arguments ask for, and whether they are there: before anything loads.
 
-vLLM itself notices a missing GPU when a worker does not find it: minutes later, in many lines.
+The arguments are read here, and not from vLLM's ``ParallelConfig``, which has the same numbers but
+only exists once the model's files have been read. Its own check (0.26 to 0.33) counts the GPUs of
+one data-parallel rank, so two ranks that need four GPUs pass it on a node with two, and its error
+has four lines that do not name the arguments. A worker then fails minutes later.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """vLLM's engine, its arguments and its errors, and what differs between its versions.
 
-Supported: vLLM 0.26 to 0.32. A difference is found by looking for the feature, never by
+Supported: vLLM 0.26 to 0.33. A difference is found by looking for the feature, never by
 comparing version numbers. Importing this file imports vLLM (seconds), so do it late.
 """
 
@@ -37,6 +37,7 @@ from triton_vllm.errors import (
     UnavailableError,
     one_line,
 )
+from triton_vllm.vllm_api.render.beam_search import beam_search_names
 from triton_vllm.vllm_api.start import (
     EngineCores,
     as_front_end,
@@ -49,7 +50,7 @@ from triton_vllm.vllm_api.structured_outputs import library_of
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
 __all__ += ["EngineCores", "as_front_end", "create_config", "create_engine", "engine_processes"]
-__all__ += ["library_of", "shut_down"]
+__all__ += ["beam_search_names", "library_of", "shut_down"]
 __all__ += ["SamplingParams"]
 
 

@@ -11,6 +11,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from triton_vllm.errors import RequestError, UnavailableError
 from triton_vllm.limits.admission import check_sequences
 from triton_vllm.vllm_api.parallel import executor_class
+from triton_vllm.vllm_api.render.media import check_media, has_media
 
 
 class GuardedLLM(AsyncLLM):  # type: ignore[misc]
@@ -39,10 +40,23 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
 
         Raises vLLM's own error for a wrong request, UnavailableError for one that would wait.
         """
+        try:
+            await self._check(prompt, params)
+            return await super().add_request(request_id, prompt, params, *args, **kwargs)
+        except Exception:
+            # vLLM's cache of items takes the engine for a holder of them, which it is not. The next
+            # request with one of them would fail.
+            if has_media(prompt):
+                await self.renderer.clear_mm_cache_async()
+            raise
+
+    async def _check(self, prompt: Any, params: Any) -> None:
+        """Raise what keeps a request from the engine. Its prompt has been rendered."""
         grammar = getattr(params, "structured_outputs", None)
         try:
             check_sequences(getattr(params, "n", 1), self.max_sequences, "n")
             check_pairs(params)
+            check_media(prompt)
             if grammar is not None and self.check_grammar is not None:
                 await self.check_grammar(grammar)
         except RequestError as error:
@@ -52,10 +66,9 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
                 self.turn_away(why)
             raise
         if self.join_queue is not None:
-            # Asked once. Then nobody comes in between, as every protocol renders its prompts first.
+            # Asked once. Then nothing comes in between, as every protocol renders prompts first.
             await self.get_supported_tasks()
             self.join_queue()
-        return await super().add_request(request_id, prompt, params, *args, **kwargs)
 
 
 def check_pairs(params: Any) -> None:

@@ -1,6 +1,6 @@
 """The one file that imports vLLM's OpenAI-compatible front end, and knows where it is.
 
-vLLM does not promise these names. Supported: vLLM 0.26 to 0.32; where they have moved on, importing
+vLLM does not promise these names. Supported: vLLM 0.26 to 0.33; where they have moved on, importing
 this file raises ImportError.
 """
 

@@ -50,6 +50,8 @@ class SamplingParser:
         self.parameters = ParameterValidator(hints | options)
         self._options = options.keys()
         self._class: Any = vllm_api.SamplingParams
+        owners = ((vllm_api.SamplingParams(), hints), (EngineOptions(), options))
+        self._neutral = {name: getattr(owner, name) for owner, names in owners for name in names}
         kinds = vllm_api.RequestOutputKind
         self._kind_of_stream = {True: kinds.DELTA, False: kinds.FINAL_ONLY}
         self._defaults = {"max_tokens": None, **defaults, "skip_clone": True}
@@ -72,6 +74,8 @@ class SamplingParser:
         """
         checked = self.parameters.check(given, where)
         check_sequences(checked.get("n", 1), self._max_sequences, f'{where}: "n"')
+        if checked.get("use_beam_search"):
+            self._check_beam_search(checked, stream=stream, where=where)
         options = EngineOptions(
             **{name: checked.pop(name) for name in self._options & checked.keys()}
         )
@@ -80,11 +84,21 @@ class SamplingParser:
         if limit is not None:
             values["max_tokens"] = limit if wanted is None else min(wanted, limit)
         if options.use_beam_search:
-            if stream:
-                raise RequestError(f'{where}: "use_beam_search": cannot be streamed')
             # Greedy, several sequences would be refused; to beam search, 0 and 1 are the same.
             values["temperature"] = values.get("temperature") or 1.0
         try:
             return self._class(**values), options
         except Exception as error:  # vLLM's own checks of ranges and combinations
             raise RequestError(f"{where}: {one_line(error)}") from None
+
+    def _check_beam_search(self, checked: Mapping[str, Any], *, stream: bool, where: str) -> None:
+        """Raise RequestError for a stream, and for a parameter that beam search would ignore."""
+        if stream:
+            raise RequestError(f'{where}: "use_beam_search": cannot be streamed')
+        for name, value in checked.items():
+            heeded = name in vllm_api.beam_search_names()
+            if not heeded and value not in (self._neutral[name], [], {}):
+                raise RequestError(
+                    f'{where}: "{name}": does not go with "use_beam_search", as beam search of '
+                    f"vLLM {vllm_api.version()} ignores it"
+                )

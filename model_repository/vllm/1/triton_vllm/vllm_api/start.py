@@ -25,7 +25,6 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from triton_vllm.topology.front_ends import EngineAddresses
 from triton_vllm.vllm_api.guard import GuardedLLM
 from triton_vllm.vllm_api.parallel import executor_class
-from triton_vllm.vllm_api.render.text_encoder import text_encoder
 from triton_vllm.vllm_api.structured_outputs import choose_library
 
 # `max_num_batched_tokens` and friends default by usage context: take the ones of `vllm serve`.
@@ -74,7 +73,6 @@ def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -
         disable_log_stats=engine_args.disable_log_stats,
         **front_end,
     )
-    text_encoder(llm.renderer.tokenizer)  # so that no request waits until it is made
     return llm
 
 

@@ -1,4 +1,4 @@
-"""What differs between the supported versions of vLLM, 0.26 to 0.32. Imports no vLLM by itself."""
+"""What differs between the supported versions of vLLM, 0.26 to 0.33. Imports no vLLM by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 from triton_vllm.errors import SettingsError, one_line
 
-SUPPORTED = "0.26 to 0.32"
+SUPPORTED = "0.26 to 0.33"
 
 
 def first(*modules: str) -> ModuleType:

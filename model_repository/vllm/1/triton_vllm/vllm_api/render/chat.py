@@ -1,7 +1,4 @@
-"""From messages to a generation: the file that imports vLLM's chat.
-
-Supported: vLLM 0.26 to 0.32.
-"""
+"""From messages to a generation: the file that imports vLLM's chat."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import argparse
 import copy
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -49,6 +46,8 @@ def parse_chat_args(given: Mapping[str, Any], engine_args: Any, where: str) -> a
         ParserManager.get_tool_parser(args.tool_call_parser, args.enable_auto_tool_choice)
         args.reasoning_parser = engine_args.reasoning_parser
         ParserManager.get_reasoning_parser(args.reasoning_parser)
+        if hasattr(cli_args, "validate_reasoning_effort_map"):  # newer than 0.32
+            cli_args.validate_reasoning_effort_map(args.reasoning_effort_map)
         chat_utils.validate_chat_template(args.chat_template)
         args.chat_template = chat_utils.load_chat_template(args.chat_template)
     except Exception as error:  # of vLLM's own checks, whose classes differ
@@ -63,6 +62,7 @@ class ChatRenderer:
         """``args`` are those of ``parse_chat_args``."""
         self._llm = llm
         self._args = args
+        self._efforts = frozenset(getattr(args, "reasoning_effort_map", None) or ())
         options = {
             "request_logger": None,
             "enable_auto_tools": args.enable_auto_tool_choice,
@@ -76,9 +76,9 @@ class ChatRenderer:
             **{name: value for name, value in options.items() if name in takes},
         )
 
-    async def render(self, llm: Any, request: GenerationRequest, lora: Any) -> Generation:
+    async def render(self, prompt: ChatPrompt, request: GenerationRequest, lora: Any) -> Generation:
         """Apply the chat template and tokenize. Raises RequestError for wrong messages or tools."""
-        chat = _checked(request)
+        chat = _checked(prompt, request, self._efforts)
         before = chat.to_sampling_params(1, {})
         try:
             rendered = await self._online.render_chat(chat)
@@ -94,13 +94,17 @@ class ChatRenderer:
         reasoning = _reasoning_state(chat, parsers[0], kwargs, engine_input)
         reader = ChatReader(chat, parsers, params, stream=request.stream)
         return Generation(
-            lambda: vllm_text.generate(llm, engine_input, request, params, lora, **reasoning),
+            lambda: vllm_text.generate(self._llm, engine_input, request, params, lora, **reasoning),
             reader.read,
         )
 
     def _template_kwargs(self, chat: Any) -> dict[str, Any]:
         args = self._args
-        params = chat.build_chat_params(args.chat_template, args.chat_template_content_format)
+        # newer than 0.32
+        mapped = {"reasoning_effort_map": args.reasoning_effort_map} if self._efforts else {}
+        params = chat.build_chat_params(
+            args.chat_template, args.chat_template_content_format, **mapped
+        )
         kwargs: dict[str, Any] = params.with_defaults(
             args.default_chat_template_kwargs
         ).chat_template_kwargs
@@ -118,16 +122,20 @@ class ChatRenderer:
         )
 
 
-def _checked(request: GenerationRequest) -> Any:
-    """Return vLLM's form of the request. It holds of the sampling what vLLM's parsers look at."""
-    prompt = request.prompt
-    assert isinstance(prompt, ChatPrompt), "as Renderers says"
+def _checked(prompt: ChatPrompt, request: GenerationRequest, efforts: Collection[str]) -> Any:
+    """Return vLLM's form of the request. It holds of the sampling what vLLM's parsers look at.
+
+    A reasoning effort among the template's arguments that is one of ``efforts``, the keys of the
+    operator's ``reasoning_effort_map``, becomes the request's own: only that is mapped by vLLM.
+    """
     params = request.sampling_params
+    effort = prompt.options.get("chat_template_kwargs", {}).get("reasoning_effort")
     try:
         return ChatCompletionRequest.model_validate(
             {
                 "messages": prompt.messages,
                 **prompt.options,
+                **({"reasoning_effort": effort} if effort in efforts else {}),
                 "n": params.n,
                 "stream": request.stream,
                 "skip_special_tokens": params.skip_special_tokens,

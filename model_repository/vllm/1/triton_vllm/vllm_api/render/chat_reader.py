@@ -1,7 +1,4 @@
-"""What a model says in a chat, taken apart by vLLM's parsers of reasoning and tool calls.
-
-Supported: vLLM 0.26 to 0.32.
-"""
+"""What a model says in a chat, taken apart by vLLM's parsers of reasoning and tool calls."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The file that imports vLLM's loading of images, audio and video, and keeps it within bounds.
+"""Load images, audio and video through vLLM's loader, within bounds.
 
-vLLM's own loader takes any URL where the operator lists no domains, follows redirects to anywhere,
-and in some versions downloads without end. Ours stands in its place, for all requests of this
-process. Supported: vLLM 0.26 to 0.32.
+vLLM's loader fetches any URL where the operator lists no domains, follows redirects to any host,
+and in 0.26 limits no download. ``GuardedConnector`` replaces it for all requests of this process.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from vllm.connections import HTTPConnection
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from vllm import connections
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, base
 from yarl import URL
 
 from triton_vllm.errors import MediaError, RequestError, one_line
 
-_MAX_BYTES = int(os.environ.get("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "256")) << 20
 _TIMEOUT = 30.0  # seconds, where vLLM names none
 _CHUNK = 65536
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # may lead to any IPv4 address
@@ -59,7 +57,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-class GuardedConnection(HTTPConnection):  # type: ignore[misc]
+class GuardedConnection(connections.HTTPConnection):  # type: ignore[misc]
     """Fetches from listed hosts, without following redirects, in bounded size and time.
 
     A private address counts as listed only where it stands in the list itself, as an address.
@@ -74,9 +72,15 @@ class GuardedConnection(HTTPConnection):  # type: ignore[misc]
         url: str,
         *,
         timeout: float | None = None,
-        **ignored: Any,
+        allow_redirects: bool = False,
+        max_bytes: int | None = None,
+        request_budget: Any = None,
     ) -> bytes:
-        """Return what is at ``url``. Raises RequestError."""
+        """Return what is at ``url``. Raises RequestError.
+
+        ``max_bytes`` and ``request_budget``, what one request may download, are vLLM's limits, and
+        hold beside the operator's. No redirect is followed, whatever ``allow_redirects`` is.
+        """
         target = URL(url)
         check_host(target, self._hosts)
         limit = aiohttp.ClientTimeout(total=timeout or _TIMEOUT)
@@ -88,11 +92,32 @@ class GuardedConnection(HTTPConnection):  # type: ignore[misc]
             if response.status != 200:
                 raise RequestError(f"{target.host} answered with HTTP status {response.status}")
             content = bytearray()
+            limits = [size for size in (max_bytes, _max_bytes()) if size is not None]
             async for chunk in response.content.iter_chunked(_CHUNK):
                 content += chunk
-                if len(content) > _MAX_BYTES:
-                    raise RequestError(f"more than {_MAX_BYTES >> 20} MB (the operator's limit)")
+                if limits and len(content) > min(limits):
+                    raise RequestError(f"more than {min(limits) / 2**20:g} MB (the server's limit)")
+                if request_budget is not None:
+                    request_budget.charge(len(chunk))
             return bytes(content)
+
+
+def _max_bytes() -> int | None:
+    """Return the operator's limit of one download, by the name of vLLM's; None for no limit."""
+    megabytes = int(os.environ.get("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "256"))
+    return megabytes << 20 if megabytes > 0 else None
+
+
+def request_budgets() -> dict[str, Any]:
+    """Return limits for all media of one request together, as options of ``GuardedConnector``.
+
+    vLLM has them since 0.33, and makes them for each chat; {} where it has none.
+    """
+    known = {
+        "decoded_budget": getattr(base, "MediaDecodedBudget", None),
+        "download_budget": getattr(connections, "MediaRequestDownloadBudget", None),
+    }
+    return {name: budget() for name, budget in known.items() if budget is not None}
 
 
 def check_host(url: URL, hosts: Collection[str]) -> None:
@@ -108,13 +133,24 @@ def check_host(url: URL, hosts: Collection[str]) -> None:
 class GuardedConnector(MediaConnector):  # type: ignore[misc]
     """vLLM's media loader, within bounds; no file is ever read. Registered in its place."""
 
-    def __init__(self, media_io_kwargs: Any = None, **options: Any) -> None:
-        """Allow the hosts of ``allowed_media_domains``, none by default."""
-        domains = options.get("allowed_media_domains") or []
+    def __init__(
+        self,
+        media_io_kwargs: Any = None,
+        *,
+        allowed_local_media_path: str = "",
+        allowed_media_domains: list[str] | None = None,
+        **budgets: Any,
+    ) -> None:
+        """Allow the hosts of ``allowed_media_domains``, none by default.
+
+        No file is read, whatever ``allowed_local_media_path`` is. ``budgets`` are vLLM's own.
+        """
+        domains = allowed_media_domains or []
         super().__init__(
             media_io_kwargs,
             connection=GuardedConnection(domains),
             allowed_media_domains=domains,
+            **budgets,
         )
 
     async def load_from_url_async(

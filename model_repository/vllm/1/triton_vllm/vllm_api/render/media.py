@@ -1,13 +1,10 @@
-"""The file that renders prompts with images, audio and video, and keeps harm from the engine.
-
-Supported: vLLM 0.26 to 0.32.
-"""
+"""Render prompts with images, audio and video, and keep from the engine what it cannot bear."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,15 +16,18 @@ from triton_vllm.errors import MediaError, RequestError, ServingError, one_line
 from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest, MediaPrompt
 from triton_vllm.vllm_api.render import text as vllm_text
-from triton_vllm.vllm_api.render.fetch import GuardedConnector, missing_package
+from triton_vllm.vllm_api.render.fetch import (
+    GuardedConnector,
+    missing_package,
+    request_budgets,
+)
 
 
 def guard(llm: Any) -> None:
-    """Check what vLLM makes of media before the engine gets it, for all requests of this process.
+    """Have every error of the model's own media processor be the client's, as a MediaError.
 
-    vLLM's engine core ends with the first exception in a model's code, and with it every request.
-    So an item of which nothing is left, which some models' code cannot bear, is the client's error;
-    and so is whatever a model's own processor raises.
+    vLLM would answer such an error as one of the server. Whatever way a prompt takes, its media are
+    processed by one of these two methods of the renderer.
     """
     if llm.model_config.multimodal_config is None:
         return
@@ -35,52 +35,16 @@ def guard(llm: Any) -> None:
     _resample_with_what_there_is(renderer)
     whole, whole_async = renderer.process_for_engine, renderer.process_for_engine_async
 
-    # After a refusal vLLM's cache of items is cleared: it takes the engine for a holder of them.
-    def process_for_engine(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
-        try:
-            made = whole(prompt, *args, **options)
-        except Exception as error:
-            if (explained := _explained(error, prompt)) is None:
-                raise
-            raise explained from error
-        if (lost := _lost(made)) is not None:
-            self.clear_mm_cache()
-            raise lost
-        return made
+    def process_for_engine(prompt: Any, *args: Any, **options: Any) -> Any:
+        with _explained(prompt):
+            return whole(prompt, *args, **options)
 
-    async def process_for_engine_async(self: Any, prompt: Any, *args: Any, **options: Any) -> Any:
-        try:
-            made = await whole_async(prompt, *args, **options)
-        except Exception as error:
-            if (explained := _explained(error, prompt)) is None:
-                raise
-            raise explained from error
-        if (lost := _lost(made)) is not None:
-            await self.clear_mm_cache_async()
-            raise lost
-        return made
+    async def process_for_engine_async(prompt: Any, *args: Any, **options: Any) -> Any:
+        with _explained(prompt):
+            return await whole_async(prompt, *args, **options)
 
-    renderer.process_for_engine = types.MethodType(process_for_engine, renderer)
-    renderer.process_for_engine_async = types.MethodType(process_for_engine_async, renderer)
-    _forget_what_is_refused(llm)
-
-
-def _forget_what_is_refused(llm: Any) -> None:
-    """Clear vLLM's cache of items when a request with some is refused after they were made.
-
-    It takes the engine for a holder of them, and the next request with one of them would fail.
-    """
-    process_inputs = llm.input_processor.process_inputs
-
-    def process(request_id: str, prompt: Any, *args: Any, **options: Any) -> Any:
-        try:
-            return process_inputs(request_id, prompt, *args, **options)
-        except Exception:
-            if any(_items(prompt)):
-                llm.renderer.clear_mm_cache()
-            raise
-
-    llm.input_processor.process_inputs = process
+    renderer.process_for_engine = process_for_engine
+    renderer.process_for_engine_async = process_for_engine_async
 
 
 def _resample_with_what_there_is(renderer: Any) -> None:
@@ -90,20 +54,29 @@ def _resample_with_what_there_is(renderer: Any) -> None:
         resampler.method = "pyav"
 
 
-def _lost(engine_input: Any) -> MediaError | None:
-    """Return the error for the first item of which nothing is left, if there is one."""
+def has_media(engine_input: Any) -> bool:
+    """Return whether there are images, audio or video in vLLM's engine input."""
+    return any(_items(engine_input))
+
+
+def check_media(engine_input: Any) -> None:
+    """Raise MediaError for the first item of which the model's processor has left nothing.
+
+    vLLM's engine core ends with the first exception in a model's code, and with it every request;
+    some models' code fails on an empty item.
+    """
     for kind, place, taken, item in _items(engine_input):
         if taken.get_num_embeds() == 0 or _is_empty(item):
-            return MediaError(
+            raise MediaError(
                 f"{kind}[{place}]: the model's processor makes nothing of it: it is too small, or "
                 "the processor's options leave nothing"
             )
-    return None
 
 
 def _items(engine_input: Any) -> Iterator[tuple[str, int, Any, Any]]:
     """Yield what each item takes of the prompt, and what is made of it, None where cached."""
-    prompt = engine_input.get("encoder_prompt", engine_input)
+    given = engine_input if isinstance(engine_input, dict) else {}
+    prompt = given.get("encoder_prompt", given)
     for kind, ranges in prompt.get("mm_placeholders", {}).items():
         items = prompt.get("mm_kwargs", {}).get(kind) or [None] * len(ranges)
         for place, (taken, item) in enumerate(zip(ranges, items, strict=True)):
@@ -125,16 +98,22 @@ def _tensors(data: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(each)
 
 
-def _explained(error: Exception, prompt: Any) -> MediaError | None:
-    """Return the error as the client is to see it; None where it is not about media."""
+@contextlib.contextmanager
+def _explained(prompt: Any) -> Iterator[None]:
+    """Raise an error of the media in ``prompt`` as a MediaError; others as they are."""
     given = prompt.get("encoder_prompt", prompt)
     media = given.get("multi_modal_data") if isinstance(given, dict) else None
-    if isinstance(error, ServingError) or not media:
-        return None
-    kinds = ", ".join(media)
-    if isinstance(error, ImportError):
-        return MediaError(f"{kinds}: {missing_package(error)}")
-    return MediaError(f"{kinds}: the model's processor does not take it: {_innermost(error)}")
+    try:
+        yield
+    except ServingError:
+        raise
+    except Exception as error:
+        if not media:
+            raise
+        what = f"the model's processor does not take it: {_innermost(error)}"
+        if isinstance(error, ImportError):
+            what = missing_package(error)
+        raise MediaError(f"{', '.join(media)}: {what}") from error
 
 
 def _innermost(error: BaseException) -> str:
@@ -144,10 +123,10 @@ def _innermost(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-async def render(llm: Any, request: GenerationRequest, lora: Any) -> Generation:
+async def render(
+    llm: Any, prompt: MediaPrompt, request: GenerationRequest, lora: Any
+) -> Generation:
     """Load what the prompt speaks of, and turn both into an engine input."""
-    prompt = request.prompt
-    assert isinstance(prompt, MediaPrompt), "as Renderers says"
     config = llm.model_config.multimodal_config
     if config is None:
         raise RequestError(f"{', '.join(prompt.media)}: this model takes text only")
@@ -155,7 +134,9 @@ async def render(llm: Any, request: GenerationRequest, lora: Any) -> Generation:
     for kind in prompt.media.keys() - known.keys():
         raise RequestError(f"{kind}: this model takes {', '.join(sorted(known))} only")
     connector = GuardedConnector(
-        config.media_io_kwargs, allowed_media_domains=llm.model_config.allowed_media_domains
+        config.media_io_kwargs,
+        allowed_media_domains=llm.model_config.allowed_media_domains,
+        **request_budgets(),
     )
     # The model's own processor says which frames of a video it wants.
     video = {"video_processor": get_video_processor_cls_name(llm.model_config)}

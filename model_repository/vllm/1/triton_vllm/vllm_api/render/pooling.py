@@ -1,7 +1,4 @@
-"""The file that imports what vLLM has for models that answer with embeddings or scores.
-
-Supported: vLLM 0.26 to 0.32.
-"""
+"""The file that imports what vLLM has for models that answer with embeddings or scores."""
 
 from __future__ import annotations
 
@@ -40,6 +37,7 @@ class PoolingRenderer:
         ``chat_template`` formats the pairs for a model that wants it.
         """
         config = llm.model_config
+        self._llm = llm
         self._task = config.get_pooling_task(tuple(tasks))
         self._scores: Any = None
         if enable_scoring_api(tuple(tasks), config):
@@ -52,10 +50,11 @@ class PoolingRenderer:
                 chat_template_config=chat_utils.ChatTemplateConfig(chat_template),
             )
 
-    async def render_texts(self, llm: Any, request: GenerationRequest, lora: Any) -> Generation:
+    async def render_texts(
+        self, texts: EmbedRequest, request: GenerationRequest, lora: Any
+    ) -> Generation:
         """Tokenize the texts, off the event loop."""
-        texts = request.prompt
-        assert isinstance(texts, EmbedRequest), "as Renderers says"
+        llm = self._llm
         if texts.as_json and self._task != "embed":
             raise RequestError(f"embedding_request: this model does not embed: {self._task}")
         if self._task not in ("embed", "classify") and len(texts.inputs) > 1:
@@ -94,10 +93,10 @@ class PoolingRenderer:
 
         return Generation(outputs, read_json if texts.as_json else read_vectors)
 
-    async def render_pairs(self, llm: Any, request: GenerationRequest, lora: Any) -> Generation:
+    async def render_pairs(
+        self, pairs: ScoreRequest, request: GenerationRequest, lora: Any
+    ) -> Generation:
         """Prepare the scoring, which vLLM does as a whole."""
-        pairs = request.prompt
-        assert isinstance(pairs, ScoreRequest), "as Renderers says"
         if self._scores is None:
             raise RequestError(f"queries: this model does not score pairs: {self._task}")
         if lora is not None:

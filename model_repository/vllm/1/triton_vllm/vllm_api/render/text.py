@@ -14,16 +14,24 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.protocol.delta import DeltaReader
 from triton_vllm.protocol.generation import Generation
-from triton_vllm.protocol.requests import GenerationRequest, TextPrompt, TokenPrompt
-from triton_vllm.vllm_api.render.text_encoder import text_encoder
+from triton_vllm.protocol.requests import (
+    GenerationRequest,
+    TextPrompt,
+    TokenPrompt,
+)
+from triton_vllm.vllm_api.render.beam_search import beam_search
 
 _SHORT_PROMPT = 4096  # characters: about a millisecond to tokenize
 
 
-async def render(llm: AsyncLLM, request: GenerationRequest, lora: LoRARequest | None) -> Generation:
+async def render(
+    llm: AsyncLLM,
+    prompt: TextPrompt | TokenPrompt,
+    request: GenerationRequest,
+    lora: LoRARequest | None,
+) -> Generation:
     """Return the generation of text after a prompt of text or token ids."""
-    assert isinstance(request.prompt, TextPrompt | TokenPrompt), "as Renderers says"
-    engine_input = await tokenize(llm, request.prompt, request.options.cache_salt)
+    engine_input = await tokenize(llm, prompt, request.options.cache_salt)
     return generation(llm, engine_input, request, lora)
 
 
@@ -39,11 +47,10 @@ async def tokenize(
     """
     given = _as_vllm_prompt(prompt, cache_salt)
     params = llm.renderer.default_cmpl_tok_params
+    parsed = parse_model_prompt(llm.model_config, given)
     if len(given.get("prompt", "")) <= _SHORT_PROMPT:
-        parsed = parse_model_prompt(llm.model_config, _with_token_ids(llm, given, params))
         (engine_input,) = llm.renderer.render_cmpl([parsed], params)
     else:
-        parsed = parse_model_prompt(llm.model_config, given)
         (engine_input,) = await llm.renderer.render_cmpl_async([parsed], params)
     return engine_input
 
@@ -71,22 +78,6 @@ def _as_vllm_prompt(prompt: TextPrompt | TokenPrompt, cache_salt: str | None) ->
     return {**given, "cache_salt": cache_salt} if cache_salt else given
 
 
-def _with_token_ids(llm: AsyncLLM, prompt: dict[str, Any], params: Any) -> dict[str, Any]:
-    """Return the prompt with its token ids, if there is a shorter way to them than the renderer's.
-
-    The renderer takes it from there: it checks the length, for instance.
-    """
-    encode = text_encoder(llm.renderer.tokenizer)
-    if (
-        encode is None
-        or "prompt_token_ids" in prompt
-        or params.do_lower_case
-        or llm.model_config.is_encoder_decoder
-    ):
-        return prompt
-    return {**prompt, "prompt_token_ids": encode(prompt["prompt"], params.add_special_tokens)}
-
-
 def generate(
     llm: AsyncLLM,
     engine_input: Any,
@@ -100,8 +91,6 @@ def generate(
     ``reasoning`` is what the engine should know of a reasoning model's state.
     """
     if request.options.use_beam_search:
-        from triton_vllm.vllm_api.render.beam_search import beam_search
-
         return beam_search(llm, engine_input, request, lora, trace_headers(llm, request))
     outputs = llm.generate(
         engine_input,
