@@ -16,7 +16,7 @@ import vllm
 from transformers import AutoTokenizer
 from vllm.sampling_params import StructuredOutputsParams
 
-from scripts.structured_outputs_table import CELLS, LIBRARIES, VLLM_CHECKS, cells_of, vllm_refuses
+from structured_outputs_table import CELLS, LIBRARIES, VLLM_CHECKS, cells_of, vllm_refuses
 from triton_vllm.errors import RequestError
 from triton_vllm.vllm_api.structured_outputs import StructuredOutputsCheck, choose_library
 
@@ -83,7 +83,12 @@ def test_the_first_request_does_not_choose_the_library(backend: str) -> None:
 
 def test_the_result_does_not_depend_on_what_came_before(tokenizer: Any) -> None:
     """In every order, on one check and on several, as front ends have."""
-    requests = [{"json": UNKNOWN}, {"json": PLAIN}, {"regex": "a(?=b)b"}, {"choice": ["a", "b"]}]
+    requests: list[dict[str, Any]] = [
+        {"json": UNKNOWN},
+        {"json": PLAIN},
+        {"regex": "a(?=b)b"},
+        {"choice": ["a", "b"]},
+    ]
     alone = [result(check_of(tokenizer), **each) for each in requests]
     assert [True, False, True, False] == [bool(each) for each in alone]
     for order in itertools.permutations(range(len(requests))):

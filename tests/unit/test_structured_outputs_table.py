@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jsonschema
 import pytest
 
-from scripts.structured_outputs_cases import SCHEMAS, Case
-from scripts.structured_outputs_table import BEGIN, CELLS, DOCS, END, table
+from structured_outputs_cases import SCHEMAS, Case
+from structured_outputs_table import BEGIN, CELLS, DOCS, END, table
 from triton_vllm.limits.schema_support import departures
 
 MEASURED = json.loads(CELLS.read_text(encoding="utf-8"))
@@ -82,6 +83,6 @@ def test_the_docs_have_the_table() -> None:
 
 def test_a_place_is_a_json_pointer() -> None:
     """With keys escaped, however deep the keyword is."""
-    schema = {"properties": {"a/b": {"items": {"anyOf": [{"not": {}}]}}}}
+    schema: dict[str, Any] = {"properties": {"a/b": {"items": {"anyOf": [{"not": {}}]}}}}
     (found,) = departures(schema, "xgrammar")
     assert ("/properties/a~1b/items/anyOf/0/not", "not") == (found.pointer, found.keyword)
