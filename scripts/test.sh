@@ -204,14 +204,18 @@ EOP
 contract_tests() {
     local cases=2000
     [ "$run" != all ] || cases=20000
-    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 HOSTILE_CASES=$cases PYTHONPATH="$1$CONTRACT_DEPS" \
+    # By its version the newest is a build for CUDA.
+    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_TARGET_DEVICE=cpu HOSTILE_CASES=$cases \
+        PYTHONPATH="$1$CONTRACT_DEPS" \
         "$ENVIRONMENT/bin/python" -m pytest -q tests/contract
 }
 
-# get_vllm NAME REQUIREMENT SHA256: the Python code of that wheel in NAME-vllm/wheel.
+# get_vllm FOLDER REQUIREMENT SHA256: the Python code of that wheel in FOLDER/wheel, and the kernels
+# of the environment.
 get_vllm() {
-    local folder=$CACHE/$1-vllm
-    [ "$(cat "$folder/stamp" 2>/dev/null)" != "$2" ] || return 0
+    local folder="$1" stamp
+    stamp="$2 $(readlink -f "$ENVIRONMENT")"
+    [ "$(cat "$folder/stamp" 2>/dev/null)" != "$stamp" ] || return 0
     rm -rf "$folder"
     mkdir -p "$folder"
     download_wheel "$folder" "$2" "$3"
@@ -222,16 +226,17 @@ from pathlib import Path
 folder = Path(sys.argv[1])
 (wheel,) = folder.glob("*.whl")
 with zipfile.ZipFile(wheel) as archive:
-    kept = (".py", ".json", ".jinja", "METADATA", "entry_points.txt")
-    archive.extractall(folder / "wheel", [n for n in archive.namelist() if n.endswith(kept)])
+    left_out = (".so", ".h", ".hpp", ".cuh", ".cu", ".inl", "vllm-rs")
+    archive.extractall(folder / "wheel", [n for n in archive.namelist() if not n.endswith(left_out)])
 EOP
     rm "$folder"/*.whl
-    printf '%s\n' "$2" >"$folder/stamp"
+    ln -s "$ENVIRONMENT"/lib/python3.*/site-packages/vllm/*.so "$folder/wheel/vllm/"
+    printf '%s\n' "$stamp" >"$folder/stamp"
 }
 
 get_other_vllms() {
-    get_vllm oldest "$OLDEST" "$OLDEST_SHA256"
-    get_vllm newest "$NEWEST" "$NEWEST_SHA256"
+    get_vllm "$CACHE/oldest-vllm" "$OLDEST" "$OLDEST_SHA256"
+    get_vllm "$CACHE/newest-vllm" "$NEWEST" "$NEWEST_SHA256"
     make_package_folder "$CONTRACT_DEPS" contract.lock "$ENVIRONMENT/bin/python"
 }
 
