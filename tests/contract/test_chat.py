@@ -283,7 +283,7 @@ def test_wrong_chats_are_refused(
     """In one line, and before the engine hears of it."""
     with pytest.raises(Exception) as raised:  # noqa: PT011 (ours, or vLLM's)
         render(engine, **options)
-    explained = vllm_api.explain(raised.value)
+    explained = vllm_api.to_serving_error(raised.value)
     assert isinstance(explained, RequestError)
     assert expected in str(explained)
 

@@ -185,7 +185,7 @@ def test_an_openai_client_is_answered_that_it_is_its_mistake() -> None:
     ).create_error_response
     error = MediaError("image[0]: x")
     assert 400 == respond(error).error.code
-    assert isinstance(vllm_api.explain(error), RequestError)
+    assert isinstance(vllm_api.to_serving_error(error), RequestError)
 
 
 def test_pyav_resamples_where_torchaudio_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

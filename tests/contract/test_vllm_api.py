@@ -67,7 +67,7 @@ def test_the_version_is_a_supported_one() -> None:
 )
 def test_errors_are_mapped_to_statuses(error: Exception, expected: str) -> None:
     """What vLLM raises for a request gets the status that tells the client what to do."""
-    explained = vllm_api.explain(error)
+    explained = vllm_api.to_serving_error(error)
     assert expected == explained.status
     assert str(explained)
     assert "codec" not in str(explained)
@@ -83,7 +83,7 @@ def test_errors_are_mapped_to_statuses(error: Exception, expected: str) -> None:
 )
 def test_a_flag_in_vllms_words_becomes_a_key(text: str, expected: str) -> None:
     """There is no command line here; the operator has a file."""
-    assert expected == str(vllm_api.explain(ValueError(text)))
+    assert expected == str(vllm_api.to_serving_error(ValueError(text)))
 
 
 @pytest.mark.parametrize("name", ["QueueOverflowError", "MaxQueuedTokensError"])
@@ -91,12 +91,12 @@ def test_overload_is_unavailable(name: str) -> None:
     """Where this vLLM refuses requests for load, the client may try again."""
     if not hasattr(vllm_exceptions, name):
         pytest.skip(f"this vLLM has no {name}")
-    assert "UNAVAILABLE" == vllm_api.explain(getattr(vllm_exceptions, name)()).status
+    assert "UNAVAILABLE" == vllm_api.to_serving_error(getattr(vllm_exceptions, name)()).status
 
 
 def test_an_unexpected_errors_class_is_named() -> None:
     """An error nobody foresaw keeps its class's name, its only clue."""
-    assert "RuntimeError: lost" == str(vllm_api.explain(RuntimeError("lost")))
+    assert "RuntimeError: lost" == str(vllm_api.to_serving_error(RuntimeError("lost")))
 
 
 def test_every_grammar_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_prompts_that_would_wait_are_refused_where_they_join_the_queue(
     llm.join_queue = refuse
     with pytest.raises(Exception) as raised:  # noqa: PT011 (whatever vLLM makes of it)
         asyncio.run(ask())
-    assert why is vllm_api.explain(raised.value)
+    assert why is vllm_api.to_serving_error(raised.value)
 
 
 def test_more_sequences_than_allowed_are_refused_by_vllms_own_error(

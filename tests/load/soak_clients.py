@@ -55,7 +55,7 @@ def hurried(soak: Soak) -> None:
             limit = random.uniform(0.05, 0.5)
             parameters = sampling(max_tokens=4000, ignore_eos=True, timeout_seconds=limit)
             end = connection.ask(prompt_request("Hello", parameters))
-            if isinstance(end, Refused) and "its time limit" in end.error:
+            if isinstance(end, Refused) and "request timed out" in end.error:
                 soak.count("hurried: right")
             else:
                 error = end.error if isinstance(end, Refused) else "no error, in spite of the limit"

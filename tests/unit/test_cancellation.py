@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeSender, fake_pb_utils, generation_request, logged
+from triton_vllm.errors import CancelledError
+from triton_vllm.limits.admission import Admission
 from triton_vllm.protocol.cancellation import CancellationWatcher
 from triton_vllm.protocol.encode import ResponseEncoder
 from triton_vllm.protocol.stream import ResponseStream
+from triton_vllm.topology.load_balancing import NoLoadBalancer
 
 PERIOD = 0.01
 
@@ -22,7 +26,7 @@ PERIOD = 0.01
 @pytest.fixture
 def watcher() -> Iterator[CancellationWatcher]:
     """A watcher that asks a hundred times a second."""
-    watcher = CancellationWatcher(PERIOD, asyncio.Task.cancel)
+    watcher = CancellationWatcher(PERIOD)
     yield watcher
     watcher.stop()
 
@@ -41,6 +45,14 @@ class Restless(dict[Any, Any]):
         return super().items()
 
 
+@contextlib.contextmanager
+def watched(watcher: CancellationWatcher, sender: Any) -> Iterator[None]:
+    """Be a live request whose client is watched."""
+    admission = Admission(0, 0, lambda: 0, NoLoadBalancer())
+    with admission.admit() as live, watcher.watch(stream_of(sender), live):
+        yield
+
+
 def stream_of(sender: Any) -> ResponseStream:
     return ResponseStream(
         ResponseEncoder(fake_pb_utils), sender, SimpleQueue(), generation_request()
@@ -52,7 +64,7 @@ def test_the_task_of_a_client_that_left_is_cancelled(watcher: CancellationWatche
     leaving, staying = FakeSender(), FakeSender()
 
     async def request(sender: FakeSender, answered: asyncio.Event) -> None:
-        with watcher.watch(stream_of(sender)):
+        with watched(watcher, sender):
             await answered.wait()
 
     async def main() -> None:
@@ -60,7 +72,7 @@ def test_the_task_of_a_client_that_left_is_cancelled(watcher: CancellationWatche
         tasks = [asyncio.create_task(request(sender, answered)) for sender in (leaving, staying)]
         await asyncio.sleep(5 * PERIOD)
         leaving.cancelled = True
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(CancelledError):
             await tasks[0]
         answered.set()
         await tasks[1]
@@ -75,7 +87,7 @@ def test_a_task_is_cancelled_once(watcher: CancellationWatcher) -> None:
     cleaned_up: list[str] = []
 
     async def request() -> None:
-        with watcher.watch(stream_of(sender)):
+        with watched(watcher, sender):
             try:
                 await asyncio.sleep(60)
             finally:
@@ -83,7 +95,7 @@ def test_a_task_is_cancelled_once(watcher: CancellationWatcher) -> None:
                 cleaned_up.append("aborted in the engine")
 
     async def main() -> None:
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(CancelledError):
             await asyncio.create_task(request())
 
     asyncio.run(main())
@@ -95,7 +107,7 @@ def test_a_request_that_has_ended_is_not_cancelled(watcher: CancellationWatcher)
     sender = FakeSender(slow=PERIOD / 2)
 
     async def request() -> None:
-        with watcher.watch(stream_of(sender)):
+        with watched(watcher, sender):
             await asyncio.sleep(3 * PERIOD)
             sender.cancelled = True
         await asyncio.sleep(10 * PERIOD)
@@ -117,7 +129,7 @@ def test_a_failing_question_is_logged_and_the_others_are_asked(
     leaving = FakeSender()
 
     async def request(sender: FakeSender) -> None:
-        with watcher.watch(stream_of(sender)):
+        with watched(watcher, sender):
             await asyncio.sleep(60)
 
     async def main() -> None:
@@ -125,7 +137,7 @@ def test_a_failing_question_is_logged_and_the_others_are_asked(
         good = asyncio.create_task(request(leaving))
         await asyncio.sleep(5 * PERIOD)
         leaving.cancelled = True
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(CancelledError):
             await good
         assert not broken.done()
         broken.cancel()
@@ -142,12 +154,12 @@ def test_requests_that_come_while_it_lists_them_do_not_end_it(
     leaving = FakeSender()
 
     async def main() -> None:
-        with watcher.watch(stream_of(leaving)):
+        with watched(watcher, leaving):
             leaving.cancelled = True
             await asyncio.sleep(60)
 
     async def cancelled() -> None:
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(CancelledError):
             await asyncio.wait_for(asyncio.create_task(main()), 30)
 
     asyncio.run(cancelled())
@@ -167,10 +179,10 @@ def test_a_question_without_an_answer_does_not_hold_up_the_end(
             answer.wait(30)
             return False
 
-    watcher = CancellationWatcher(PERIOD, asyncio.Task.cancel)
+    watcher = CancellationWatcher(PERIOD)
 
     async def main() -> None:
-        with watcher.watch(stream_of(Stuck())):
+        with watched(watcher, Stuck()):
             await asyncio.to_thread(asked.wait, 30)
 
     asyncio.run(main())

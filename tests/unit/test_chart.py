@@ -18,7 +18,6 @@ from tests.chart_resources import complaint
 from tests.e2e.triton_server import ROOT
 from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
-from triton_vllm.limits.drain import drain_timeout_seconds
 
 # The oldest release that Chart.yaml allows, and the newest that the validator knows.
 KUBERNETES = ("1.27", "1.37")
@@ -125,7 +124,10 @@ def test_the_grace_period_covers_the_drain(case: str, tmp_path: Path) -> None:
             assert int(stop) < spec["terminationGracePeriodSeconds"]
             continue
         server = ServerOptions(http=("127.0.0.1", 8000), exit_timeout_seconds=exit_timeout(case))
-        drain = drain_timeout_seconds(model_settings(case, tmp_path), server)
+        settings = model_settings(case, tmp_path)
+        drain = server.drain_timeout_seconds(
+            settings.serving.drain_timeout_seconds, settings.placement.instances
+        )
         assert wanted["drainSeconds"] == drain
         assert drain < server.exit_timeout_seconds
         over = spec["terminationGracePeriodSeconds"] - int(stop) - server.exit_timeout_seconds

@@ -1,196 +1,102 @@
-"""How the end of serving is noticed, and what happens to the requests."""
+"""What the drain does to requests: those that run get their time, new ones are refused."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import resource
-import socket
-import threading
-import time
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from triton_vllm.errors import UnavailableError
-from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.limits.admission import Admission
-from triton_vllm.limits.drain import Answer, Drain, Judge, ServerWatch, ask_server
-
-READY, NOT_READY, GONE, UNCLEAR = Answer.READY, Answer.NOT_READY, Answer.GONE, Answer.UNCLEAR
+from triton_vllm.limits.admission import OPENAI, TRITON, Admission
+from triton_vllm.limits.drain import Drain
+from triton_vllm.topology.load_balancing import NoLoadBalancer
 
 
-@pytest.mark.parametrize(
-    ("answers", "expected"),
-    [
-        ([NOT_READY, GONE, GONE], []),
-        ([READY, READY], []),
-        ([READY, NOT_READY, NOT_READY, NOT_READY], [False]),
-        ([READY, GONE, GONE], [False]),
-        ([READY, GONE, READY, GONE, READY], []),
-        ([READY, UNCLEAR, UNCLEAR, UNCLEAR], []),
-        ([READY, NOT_READY, UNCLEAR, NOT_READY], [False]),
-        ([READY, GONE, GONE, READY, GONE, GONE], [False, True, False]),
-    ],
-    ids=["loading", "serving", "unload", "stop", "hiccups", "busy", "busy unload", "back again"],
-)
-def test_changes_follow_from_answers(answers: list[Answer], expected: list[bool]) -> None:
-    """Only a model that was ready can leave; one odd answer says nothing."""
-    judge = Judge()
-    heard = [judge.hear(answer, in_use=False) for answer in answers]
-    assert expected == [change for change in heard if change is not None]
+async def serve(admission: Admission, api: str, seconds: float) -> str:
+    """Be live for some seconds; return how that ended."""
+    try:
+        with admission.admit(api):
+            await asyncio.sleep(seconds)
+    except UnavailableError as why:
+        return str(why)
+    return "finished"
 
 
-def test_a_model_in_use_has_been_ready() -> None:
-    """A server that stops before it was ever asked is noticed all the same."""
-    judge = Judge()
-    assert [None, False] == [judge.hear(GONE, in_use=True) for _ in range(2)]
+def make(**seconds: float) -> tuple[Admission, Drain]:
+    admission = Admission(0, 0, lambda: 0, NoLoadBalancer())
+    return admission, Drain(admission, seconds, "vllm")
 
 
-@contextlib.contextmanager
-def answering(reply: bytes | None) -> Iterator[tuple[str, int]]:
-    """Run a server that answers one request, or closes the connection without an answer."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1000)
-                if reply is not None:
-                    connection.sendall(reply)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield server.getsockname()
-        thread.join()
+def run(main: Any) -> Any:
+    return asyncio.run(asyncio.wait_for(main, 30))
 
 
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
-        (b"HTTP/1.1 200 OK\r\n\r\n", READY),
-        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", NOT_READY),
-        (b"HTTP/1.1 403 Forbidden\r\n\r\n", UNCLEAR),
-        (None, GONE),
-    ],
-    ids=["ready", "not ready", "restricted", "no answer"],
-)
-def test_the_server_is_asked(reply: bytes | None, expected: Answer) -> None:
-    """Statuses are Triton's; a server that stops closes the connection without one."""
-    with answering(reply) as http:
-        assert expected == ask_server(http, "/v2/models/vllm/versions/1")
+def test_what_runs_may_finish_until_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """A short request finishes, a long one is ended with the reason, a new one refused.
+
+    Each API has a time of its own.
+    """
+    admission, drain = make(**{TRITON: 0.5, OPENAI: 0.1})
+
+    async def main() -> list[str]:
+        how = [(TRITON, 60), (TRITON, 0.2), (OPENAI, 0.2), (OPENAI, 0.01)]
+        tasks = [asyncio.create_task(serve(admission, api, s)) for api, s in how]
+        await asyncio.sleep(0)
+        drain.begin()
+        with pytest.raises(UnavailableError, match="unloaded or the server stopped"):
+            admission.check()
+        return await asyncio.gather(*tasks)
+
+    why = "the model is being unloaded or the server stopped, and {} s of grace are over"
+    assert [why.format(0.5), "finished", why.format(0.1), "finished"] == run(main())
+    reason = "the model is being unloaded or the server stopped"
+    expected = [
+        f"vllm: {reason}: 4 requests may run for 0.5 s more",
+        f"vllm: 1 OpenAI requests aborted: {reason}",
+        f"vllm: 1 requests aborted: {reason}",
+    ]
+    assert expected == caplog.messages
 
 
-def test_a_closed_port_is_a_server_that_stops() -> None:
-    """At SIGTERM Triton closes its HTTP port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        http = server.getsockname()
-    assert GONE == ask_server(http, "/")
+def test_a_server_that_is_ready_again_cancels_the_drain() -> None:
+    """Nothing is ended, and new requests are admitted; the next drain has all its time again."""
+    admission, drain = make(**{TRITON: 0.05})
 
-
-def test_our_own_trouble_is_no_servers_end() -> None:
-    """Without a descriptor, or a way to the address, nobody knows: no drain follows from it."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with answering(None) as http:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        try:
-            asked_without_descriptors = ask_server(http, "/")
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert GONE == ask_server(http, "/")  # which the server waits for
-    nowhere = ("255.255.255.255", 80)
-    assert (UNCLEAR, UNCLEAR) == (asked_without_descriptors, ask_server(nowhere, "/"))
-
-
-def test_the_watch_tells_of_changes(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The callback is called once a change."""
-    monkeypatch.setattr("triton_vllm.limits.drain._PERIOD", 0.01)
-    answers = iter([READY, GONE, GONE])
-    changes: list[bool] = []
-    watch = ServerWatch(lambda: next(answers, GONE), lambda: False, changes.append)
-    deadline = time.monotonic() + 5
-    while not changes and time.monotonic() < deadline:
-        time.sleep(0.01)
-    watch.stop()
-    assert ([False], []) == (changes, caplog.messages)
-
-
-@pytest.fixture
-def loop() -> Iterator[EventLoopThread]:
-    loop = EventLoopThread("engine")
-    yield loop
-    loop.stop()
-
-
-class OtherDoor:
-    """The OpenAI-compatible server, as far as the drain speaks to it."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def begin_drain(self, why: UnavailableError) -> None:
-        self.heard.append("begin")
-
-    def take_back(self) -> None:
-        self.heard.append("take back")
-
-
-class Served:
-    """A request's coroutine: enters, waits, and says how it ended."""
-
-    def __init__(self, admission: Admission, loop: EventLoopThread, seconds: float) -> None:
-        self.end = ""
-        self.ended = threading.Event()
-        entered = threading.Event()
-
-        async def request() -> None:
-            try:
-                with admission.admit():
-                    entered.set()
-                    await asyncio.sleep(seconds)
-                self.end = "finished"
-            except asyncio.CancelledError:
-                self.end = "aborted"
-            finally:
-                self.ended.set()
-
-        loop.spawn(request())
-        assert entered.wait(5)
-
-
-def test_what_runs_may_finish_until_the_limit(
-    loop: EventLoopThread, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A short request finishes, a long one is aborted and counted, a new one refused."""
-    admission = Admission(0, 0, lambda: 0)
-    http = OtherDoor()
-    drain = Drain(admission, loop, 0.3, http, "vllm")
-    long, short = Served(admission, loop, 60), Served(admission, loop, 0.1)
-    loop.call_soon(drain.begin)
-    assert short.ended.wait(5)
-    assert long.ended.wait(5)
-    assert ("finished", "aborted") == (short.end, long.end)
-    with pytest.raises(UnavailableError, match="unloaded or the server stopped"):
+    async def main() -> None:
+        request = asyncio.create_task(serve(admission, TRITON, 0.2))
+        await asyncio.sleep(0)
+        drain.begin()
+        drain.cancel()
+        assert "finished" == await request
         admission.check()
-    lines = caplog.messages
-    assert any("2 requests may run for 0.3 s more" in line for line in lines)
-    assert any("1 requests aborted" in line for line in lines)
-    assert drain.ended is not None
-    assert ["begin"] == http.heard
+        drain.begin()
+        assert pytest.approx(0.05, abs=0.04) == drain.time_left(TRITON)
+
+    run(main())
 
 
-def test_a_server_that_is_ready_again_takes_the_drain_back(loop: EventLoopThread) -> None:
-    """Nothing is aborted, and new requests are admitted."""
-    admission = Admission(0, 0, lambda: 0)
-    http = OtherDoor()
-    drain = Drain(admission, loop, 0.2, http, "vllm")
-    request = Served(admission, loop, 0.5)
-    loop.call_soon(drain.begin)
-    loop.call_soon(drain.take_back)
-    assert request.ended.wait(5)
-    assert "finished" == request.end
-    admission.check()
-    assert drain.ended is None
-    assert ["begin", "take back"] == http.heard
+def test_a_drain_that_has_begun_goes_on() -> None:
+    """``finalize`` comes when some of the time is over: it adds none."""
+    _, drain = make(**{TRITON: 0.2})
+
+    async def main() -> None:
+        drain.begin()
+        await asyncio.sleep(0.1)
+        drain.begin(final=True)
+        assert drain.time_left(TRITON) <= 0.1
+
+    run(main())
+
+
+def test_a_final_drain_is_not_cancelled() -> None:
+    """The server may be ready with another instance of the model."""
+    admission, drain = make(**{TRITON: 60.0})
+
+    async def main() -> None:
+        drain.begin(final=True)
+        drain.cancel()
+        with pytest.raises(UnavailableError):
+            admission.check()
+
+    run(main())

@@ -6,10 +6,10 @@ import pytest
 
 from triton_vllm.errors import (
     CancelledError,
-    DeadlineError,
     GenerationError,
     MediaError,
     RequestError,
+    RequestTimeoutError,
     ServingError,
     UnavailableError,
     did_you_mean,
@@ -30,7 +30,7 @@ class Mute(Exception):
         (RequestError, "INVALID_ARG"),
         (UnavailableError, "UNAVAILABLE"),
         (CancelledError, "CANCELLED"),
-        (DeadlineError, "UNAVAILABLE"),
+        (RequestTimeoutError, "UNAVAILABLE"),
         (GenerationError, "INTERNAL"),
     ],
     ids=lambda value: getattr(value, "__name__", value),

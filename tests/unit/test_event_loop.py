@@ -7,7 +7,6 @@ import contextlib
 import gc
 import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -83,60 +82,6 @@ def test_a_loop_that_cannot_start_raises(monkeypatch: pytest.MonkeyPatch) -> Non
         EventLoopThread("engine")
 
 
-def test_ending_the_requests_cancels_and_counts_them() -> None:
-    """Requests are cancelled, run their own clean-up, and are counted."""
-    cleaned_up = threading.Event()
-
-    async def request() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0)
-            cleaned_up.set()
-
-    loop = EventLoopThread("engine")
-    loop.spawn(request())
-    assert 1 == loop.call(loop.end_requests(5))
-    assert cleaned_up.is_set()
-    loop.stop()
-
-
-def test_a_request_that_has_not_begun_is_cancelled_inside() -> None:
-    """A request that arrives as all are cancelled still gets to answer."""
-    answered: list[str] = []
-
-    async def request() -> None:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            answered.append("cancelled")
-
-    loop = EventLoopThread("engine")
-
-    async def arrive_and_cancel() -> None:
-        loop._start(request(), loop._requests)
-        loop.cancel_requests()
-        await asyncio.sleep(0.01)
-
-    loop.call(arrive_and_cancel())
-    assert ["cancelled"] == answered
-    loop.stop()
-
-
-def test_ending_no_requests_returns_at_once() -> None:
-    """Without requests there is nothing to wait for, whatever runs in the background."""
-
-    async def background() -> None:
-        await asyncio.sleep(60)
-
-    loop = EventLoopThread("engine")
-    loop.spawn_background(background())
-    start = time.monotonic()
-    assert 0 == loop.call(loop.end_requests(60))
-    assert time.monotonic() - start < 5
-    loop.stop()
-
-
 def test_an_exit_is_an_error_and_not_a_hang() -> None:
     """A library that calls sys.exit in the loop fails the call, and the loop goes on."""
 
@@ -166,7 +111,7 @@ def test_stop_cancels_what_is_left() -> None:
             cleaned_up.set()
 
     loop = EventLoopThread("engine-to-stop")
-    loop.spawn_background(background())
+    loop.spawn(background())
     assert running.wait(5)
     loop.stop()
     assert cleaned_up.is_set()
@@ -190,29 +135,6 @@ def test_a_failing_request_does_not_end_the_loop() -> None:
     loop.spawn(fail())
     assert 42 == loop.call(answer())
     loop.stop()
-
-
-def test_a_request_is_cancelled_once() -> None:
-    """Whoever comes second is told so, and the clean-up after the first is not interrupted."""
-    loop = EventLoopThread("engine")
-    cancels: list[bool] = []
-    cleaned_up = threading.Event()
-
-    async def request() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        cancels.extend([loop.cancel(task), loop.cancel(task)])
-        try:
-            await asyncio.sleep(60)
-        finally:
-            loop.cancel_requests()
-            await asyncio.sleep(0.05)
-            cleaned_up.set()
-
-    loop.spawn(request())
-    assert cleaned_up.wait(5)
-    loop.stop()
-    assert [True, False] == cancels
 
 
 def _loops() -> list[Any]:

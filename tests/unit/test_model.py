@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.unit.fakes import FakeRequest, FakeSender, Sent, fake_pb_utils, logged
 from triton_vllm.config.settings import ServingSettings
+from triton_vllm.counters import LoopLag
 from triton_vllm.engine.engine import Engine
-from triton_vllm.errors import GenerationError, ServingError, one_line
+from triton_vllm.errors import GenerationError, ServingError, UnavailableError, one_line
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission
+from triton_vllm.limits.answer_check import AnswerCheck
+from triton_vllm.limits.server_watch import NoWatch
+from triton_vllm.openai_api.server import NoOpenAIServer
 from triton_vllm.protocol.cancellation import CancellationWatcher
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.host import Host
 from triton_vllm.protocol.stream import SenderPool
+from triton_vllm.topology.load_balancing import NoLoadBalancer
 from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 
@@ -32,31 +38,55 @@ async def _one_delta() -> AsyncGenerator[Any, None]:
     yield Delta((" upon",), 1, final=True)
 
 
-class FakeEngine(Engine):
-    """An engine without vLLM: what it generates is ``outputs``."""
+class FakeRenderers:
+    """Renders what the engine below generates."""
 
-    def __init__(self, parser: Any) -> None:
+    def __init__(self) -> None:
         self.outputs: Callable[[], AsyncGenerator[Any, None]] = _one_delta
-        self.parser = parser
-        self.admission = Admission(0, 0, lambda: 0)
-        self._loop = EventLoopThread("engine")
-        self._settings: Any = SimpleNamespace(serving=ServingSettings())
-        self._supervisor: Any = SimpleNamespace(down=None)
-        self._drain: Any = SimpleNamespace(ended=None)
-        nothing = lambda: None  # noqa: E731
-        self._balancer: Any = SimpleNamespace(
-            accepted=nothing, finished=nothing, backpressure=nothing
-        )
-        self._vllm: Any = SimpleNamespace(explain=_explain, came_with_outputs=lambda _: False)
 
     async def render(self, request: Any) -> Generation:
         return Generation(self.outputs, lambda output: output)
+
+
+class FakeEngine(Engine):
+    """An engine without vLLM: what it generates is ``renders.outputs``."""
+
+    def __init__(self, parser: Any) -> None:
+        self.renders = FakeRenderers()
+        aborted: list[str] = []
+
+        async def abort(llm: Any, request_id: str) -> None:
+            aborted.append(request_id)
+
+        self.aborted = aborted
+        vllm = SimpleNamespace(
+            to_serving_error=_to_serving_error, abort=abort, came_with_outputs=lambda _: False
+        )
+        plan = SimpleNamespace(
+            vllm=vllm,
+            balancer=NoLoadBalancer(),
+            settings=SimpleNamespace(serving=ServingSettings()),
+        )
+        supervisor = SimpleNamespace(run=SimpleNamespace(renderers=self.renders, llm=None))
+        super().__init__(
+            plan=cast(Any, plan),
+            loop=EventLoopThread("engine"),
+            admission=Admission(0, 0, lambda: 0, plan.balancer),
+            drain=cast(Any, None),
+            supervisor=cast(Any, supervisor),
+            openai=NoOpenAIServer(),
+            parser=parser,
+            answers=AnswerCheck(),
+            lag=LoopLag(),
+            watch=NoWatch(),
+            held=contextlib.ExitStack(),
+        )
 
     def stop(self) -> None:
         self._loop.stop()
 
 
-def _explain(error: Exception) -> ServingError:
+def _to_serving_error(error: Exception) -> ServingError:
     return error if isinstance(error, ServingError) else GenerationError(one_line(error))
 
 
@@ -74,7 +104,7 @@ def model(model_py: ModuleType, engine: FakeEngine) -> Iterator[Any]:
     model._engine = engine
     model._host = Host()
     model._responses = SenderPool(fake_pb_utils, 1, 0)
-    model._cancellations = CancellationWatcher(0.01, engine.cancel)
+    model._cancellations = CancellationWatcher(0.01)
     yield model
     model._cancellations.stop()
     model._responses.stop(5)
@@ -113,14 +143,14 @@ def test_what_is_no_exception_is_answered_too(
         raise error
         yield
 
-    engine.outputs = fail
+    engine.renders.outputs = fail
     (sent,) = ask(model)
     assert ("INTERNAL", True) == (sent.status, sent.final)
     assert type(error).__name__ in sent.error
     assert any(level == "ERROR" and sent.error in line for level, line in logged(caplog))
-    engine.outputs = _one_delta
+    engine.renders.outputs = _one_delta
     assert not ask(model)[-1].error
-    assert 0 == engine.admission.live
+    assert 0 == engine.admission.count()
 
 
 def test_a_panic_while_decoding_is_answered(
@@ -150,7 +180,7 @@ def test_an_error_that_cannot_be_explained_is_answered(
     def explain(*_: Any) -> Any:
         raise UnicodeError("no words")
 
-    monkeypatch.setattr(engine, "explain", explain)
+    monkeypatch.setattr(engine, "to_serving_error", explain)
     (sent,) = ask(model, temperature="x", nonsense="y")
     assert ("INTERNAL", "RequestError, not explained: no words") == (sent.status, sent.error)
 
@@ -164,5 +194,72 @@ def test_a_client_that_cancels_is_told_so(model: Any, engine: FakeEngine) -> Non
         yield
 
     client = FakeSender()
-    engine.outputs = wait
+    engine.renders.outputs = wait
     assert "CANCELLED" == ask(model, client)[-1].status
+
+
+async def _never() -> AsyncGenerator[Any, None]:
+    await asyncio.sleep(60)
+    yield
+
+
+def test_a_timeout_is_answered_in_words(model: Any, engine: FakeEngine) -> None:
+    """With the limit that has passed."""
+    engine.renders.outputs = _never
+    (sent,) = ask(model, sampling_parameters='{"timeout_seconds": 0.05}')
+    assert ("UNAVAILABLE", "request timed out after 0.05 s") == (sent.status, sent.error)
+
+
+def test_a_request_may_ask_for_the_text_so_far(model: Any, engine: FakeEngine) -> None:
+    """At its timeout the engine is asked to end it."""
+
+    async def until_aborted() -> AsyncGenerator[Any, None]:
+        while not engine.aborted:  # noqa: ASYNC110 (the fake's list)
+            await asyncio.sleep(0.01)
+        yield Delta((" upon",), 1, final=True)
+
+    engine.renders.outputs = until_aborted
+    parameters = '{"timeout_seconds": 0.05, "on_timeout": "finish"}'
+    (sent,) = ask(model, sampling_parameters=parameters, exclude_input_in_output=True)
+    assert Sent((" upon",), final=True) == sent
+    assert [True] == [request_id.startswith("r-1") for request_id in engine.aborted]
+
+
+@pytest.mark.parametrize("reason", ["drained", "the engine died"])
+def test_whatever_ends_a_request_is_what_its_client_gets(
+    model: Any, engine: FakeEngine, reason: str
+) -> None:
+    """At a drain and at a death."""
+
+    async def end() -> AsyncGenerator[Any, None]:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(engine.admission.end_all, UnavailableError(reason))
+        await asyncio.sleep(60)
+        yield
+
+    engine.renders.outputs = end
+    (sent,) = ask(model)
+    assert ("UNAVAILABLE", reason) == (sent.status, sent.error)
+
+
+def test_a_request_that_arrives_while_the_engine_is_down_is_answered(
+    model: Any, engine: FakeEngine
+) -> None:
+    """One that was accepted before, and whose coroutine starts after."""
+    engine._loop.call(_set_down_then_serve(model, engine))
+
+
+async def _set_down_then_serve(model: Any, engine: FakeEngine) -> None:
+    sender = FakeSender()
+    request: Any = FakeRequest({"text_input": "Once"}, request_id="r-2")
+    request.get_response_sender = lambda: sender
+    model.execute([request])  # its coroutine has not had its first step
+    engine.admission.down = UnavailableError("the engine died")
+    engine.admission.end_all(engine.admission.down)
+    while not sender.sent:  # noqa: ASYNC110 (a sender thread)
+        await asyncio.sleep(0.01)
+    assert ("UNAVAILABLE", "the engine died", True) == (
+        sender.sent[0].status,
+        sender.sent[0].error,
+        sender.sent[0].final,
+    )

@@ -15,7 +15,8 @@ def loaded(model_py: ModuleType, engine: Any, monkeypatch: pytest.MonkeyPatch) -
     stand_ins = {
         "prepare_process": lambda: None,
         "ModelSettings": SimpleNamespace(from_triton=lambda args: settings),
-        "Engine": lambda settings: engine,
+        "load_engine": lambda settings, server: engine,
+        "Host": SimpleNamespace(of=lambda *how: None),
         "SenderPool": lambda *how: SimpleNamespace(traffic=[]),
         "CancellationWatcher": lambda *how: None,
         "export_metrics": lambda *how: None,
@@ -23,7 +24,7 @@ def loaded(model_py: ModuleType, engine: Any, monkeypatch: pytest.MonkeyPatch) -
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(model_py, name, stand_in)
     model = model_py.TritonPythonModel()
-    model.initialize({})
+    model.initialize({"model_config": "{}"})
     return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -12,24 +11,15 @@ from tests.unit.fakes import FakeEngineArgs
 from triton_vllm.config.openai import OpenAISettings
 from triton_vllm.config.settings import ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.limits.admission import Place
+from triton_vllm.limits.admission import Admission
 from triton_vllm.limits.answer_check import AnswerCheck
-from triton_vllm.openai_api.server import NoOpenAIServer, OpenAIServer, openai_server
+from triton_vllm.limits.drain import Drain
+from triton_vllm.openai_api.server import NoOpenAIServer, openai_server
 from triton_vllm.topology.front_ends import SingleFrontEnd
+from triton_vllm.topology.load_balancing import NoLoadBalancer
 
 
-class FakeDoor:
-    """The engine as the gate sees it, always open."""
-
-    def check_up(self) -> None: ...
-
-    def check_open(self) -> None: ...
-
-    def admit_http(self) -> contextlib.AbstractContextManager[Place]:
-        return contextlib.nullcontext(Place())
-
-
-def make(openai: OpenAISettings | None) -> OpenAIServer | NoOpenAIServer:
+def make(openai: OpenAISettings | None) -> NoOpenAIServer:
     settings = ModelSettings(
         name="vllm",
         version="1",
@@ -37,19 +27,16 @@ def make(openai: OpenAISettings | None) -> OpenAIServer | NoOpenAIServer:
         engine_args={"model": "m"},
         serving=ServingSettings(openai=openai),
     )
-    args = FakeEngineArgs()
+    admission = Admission(0, 0, lambda: 0, NoLoadBalancer())
+    drain = Drain(admission, {}, "vllm")
     return openai_server(
-        settings,
-        args,
-        SingleFrontEnd(),
-        FakeDoor(),
-        AnswerCheck(),
+        settings, FakeEngineArgs(), SingleFrontEnd(), admission, drain, AnswerCheck(), None
     )
 
 
 def test_without_settings_there_is_no_server() -> None:
     """Nothing is imported, opened or paid for."""
-    assert isinstance(make(None), NoOpenAIServer)
+    assert NoOpenAIServer is type(make(None))
 
 
 def test_a_front_end_that_has_moved_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
-from triton_vllm.engine.engine import Engine
+from triton_vllm.engine.engine import load_engine
 from triton_vllm.errors import GenerationError, ServingError, SettingsError, one_line
 from triton_vllm.log import log_to_triton
 from triton_vllm.metrics.export import export_metrics
@@ -38,19 +38,18 @@ class TritonPythonModel:
         """Load the model. A load that fails has one line with what to change."""
         prepare_process()
         log_to_triton(pb_utils.Logger)
+        server = ServerOptions.read()
         try:
             settings = ModelSettings.from_triton(args)
-            self._engine = Engine(settings)
+            self._engine = load_engine(settings, server)
         except SettingsError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        self._host = Host.of(args["model_config"], ServerOptions.read())
+        self._host = Host.of(args["model_config"], server)
         serving = settings.serving
         self._responses = SenderPool(
             pb_utils, settings.sender_threads, serving.max_tokens_per_response
         )
-        self._cancellations = CancellationWatcher(
-            serving.cancellation_poll_seconds, self._engine.cancel
-        )
+        self._cancellations = CancellationWatcher(serving.cancellation_poll_seconds)
         self._metrics = export_metrics(pb_utils, settings, self._engine, self._responses.traffic)
 
     def execute(self, requests: list[Any]) -> None:
@@ -58,7 +57,7 @@ class TritonPythonModel:
         for request in requests:
             sender, request_id = request.get_response_sender(), "request"
             try:
-                self._engine.check()
+                self._engine.admission.check()
                 request_id = read_request_id(request) or request_id
                 decoded = decode(request, self._engine.parser, self._host)  # 1. decode
             except BaseException as error:  # a panic of Rust's, such as pydantic's, is no Exception
@@ -75,9 +74,8 @@ class TritonPythonModel:
         """Answer one request. Whatever happens, its stream is closed exactly once."""
         try:
             with (
-                self._engine.admit(),
-                self._cancellations.watch(stream),
-                self._engine.deadline(request, stream),
+                self._engine.admit(request, stream) as live,
+                self._cancellations.watch(stream, live),
             ):
                 work = await self._engine.render(request)  # 2. tokenize
                 async for output in work.outputs():  # 3. generate
@@ -92,7 +90,7 @@ class TritonPythonModel:
     def _explained(self, error: BaseException, request_id: str) -> ServingError:
         """Return what ends a request, as an error to send, whatever fails in explaining it."""
         try:
-            return self._engine.explain(error, request_id)
+            return self._engine.to_serving_error(error, request_id)
         except Exception as failure:
             return GenerationError(f"{type(error).__name__}, not explained: {one_line(failure)}")
 

@@ -7,7 +7,7 @@ ServingError
 ├── UnavailableError   the engine cannot take or finish it now  UNAVAILABLE
 │   └── EngineDownError    the engine died                      UNAVAILABLE
 ├── CancelledError     the client cancelled or went away        CANCELLED
-├── DeadlineError      the request timed out                    UNAVAILABLE
+├── RequestTimeoutError the request timed out                   UNAVAILABLE
 ├── GenerationError    the engine failed on this request        INTERNAL
 └── SettingsError      the operator's files are wrong           (the load fails)
 """
@@ -72,7 +72,7 @@ class CancelledError(ServingError):
     outcome = "cancelled"
 
 
-class DeadlineError(ServingError):
+class RequestTimeoutError(ServingError):
     """The request timed out.
 
     Triton has no status for it; its own scheduler uses UNAVAILABLE for a request that timed out.

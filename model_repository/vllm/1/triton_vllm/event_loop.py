@@ -19,9 +19,7 @@ class EventLoopThread:
     def __init__(self, name: str) -> None:
         """Start the loop. Raises what kept it from starting."""
         started: Future[asyncio.AbstractEventLoop] = Future()
-        self._requests: set[asyncio.Task[None]] = set()
-        self._cancelled: set[asyncio.Task[Any]] = set()
-        self._background: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps no reference to them
         self._ended = False
         # For as long as the loop lives: Linux ends a thread's children with it (child_process.py).
         self._blocking = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-blocking")
@@ -43,49 +41,12 @@ class EventLoopThread:
         return await self._loop.run_in_executor(self._blocking, function)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Start a request's coroutine in the loop and return at once."""
-        self._loop.call_soon_threadsafe(self._start, coroutine, self._requests)
+        """Start a coroutine in the loop and return at once; ``stop`` cancels it. Any thread."""
+        self._loop.call_soon_threadsafe(self._start, coroutine)
 
-    def spawn_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Start a coroutine that runs until ``stop``."""
-        self._loop.call_soon_threadsafe(self._start, coroutine, self._background)
-
-    @property
-    def has_requests(self) -> bool:
-        """Whether a request's coroutine is running. Any thread."""
-        return bool(self._requests)
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` in the loop, soon."""
-        self._loop.call_soon_threadsafe(callback)
-
-    def cancel(self, task: asyncio.Task[Any]) -> bool:
-        """Cancel a request's coroutine, unless it was cancelled before. Event loop only.
-
-        Once only: a second cancel would interrupt the engine's abort. Returns whether it did.
-        """
-        if task not in self._requests or task in self._cancelled:
-            return False
-        self._cancelled.add(task)
-        # Not now: a coroutine that is cancelled before its first step never runs at all, and its
-        # request would stay unanswered. Its first step was scheduled before this.
-        self._loop.call_soon(task.cancel)
-        return True
-
-    def cancel_requests(self) -> int:
-        """Cancel every request's coroutine; return how many were not before. Event loop only."""
-        return sum(self.cancel(task) for task in list(self._requests))
-
-    async def end_requests(self, timeout: float) -> int:
-        """Cancel every request's coroutine; wait ``timeout`` seconds at most for their ends.
-
-        Returns how many there were.
-        """
-        requests = set(self._requests)
-        if requests:
-            self.cancel_requests()
-            await asyncio.wait(requests, timeout=timeout)
-        return len(requests)
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call ``callback`` in the loop, soon. Any thread."""
+        self._loop.call_soon_threadsafe(callback, *args)
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> Callable[[], None]:
         """Call ``callback(pid)`` once when the process ``pid`` exits. Event loop only.
@@ -115,11 +76,10 @@ class EventLoopThread:
         self._ended = True
         self._loop.stop()
 
-    def _start(self, coroutine: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        task.add_done_callback(self._cancelled.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _run(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         try:

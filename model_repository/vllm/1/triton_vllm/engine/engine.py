@@ -1,7 +1,7 @@
 """The engine as requests see it: vLLM's AsyncLLM in an event loop of its own.
 
-What it is to be says ``Launch``, its life and its restarts are the ``Supervisor``'s; here is how a
-request is admitted, rendered, limited, cancelled and, when it fails, explained.
+``plan.resolve`` reads the configuration and the ``Supervisor`` keeps the engine running; this
+module loads both, admits requests, explains their failures, and shuts everything down.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import contextlib
 import gc
 import logging
 import traceback
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from triton_vllm.config.lora import Adapters, NoAdapters
 from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.counters import LoopLag
-from triton_vllm.engine.plan import Launch
-from triton_vllm.engine.service import Service
+from triton_vllm.engine.plan import EnginePlan, resolve
 from triton_vllm.engine.supervisor import Supervisor
 from triton_vllm.errors import (
-    CancelledError,
     EngineDownError,
     GenerationError,
     ServingError,
@@ -30,18 +29,17 @@ from triton_vllm.errors import (
     one_line,
 )
 from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.limits.admission import Admission, Place
+from triton_vllm.limits.admission import OPENAI, TRITON, Admission, LiveRequest
 from triton_vllm.limits.answer_check import AnswerCheck
-from triton_vllm.limits.drain import Drain, drain_timeout_seconds, watch_server
-from triton_vllm.limits.timeout import Deadline, NoDeadline
+from triton_vllm.limits.drain import UNLOADING, Drain
+from triton_vllm.limits.server_watch import NoWatch, ServerWatch, watch_server
 from triton_vllm.log import StartupTimer
-from triton_vllm.openai_api.server import openai_server
+from triton_vllm.openai_api.server import NoOpenAIServer, openai_server
 from triton_vllm.protocol.decode import Parser
 from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest
+from triton_vllm.protocol.schema_errors import checked
 from triton_vllm.protocol.stream import ResponseStream
-from triton_vllm.topology.front_ends import FrontEndSlot
-from triton_vllm.topology.stub_process import EngineErrors
 
 logger = logging.getLogger(__name__)
 
@@ -49,261 +47,243 @@ if TYPE_CHECKING:
     from triton_vllm.vllm_api import api as vllm_api
 
 _LOG_STATS_SECONDS = 10.0
+_END_SECONDS = 1.0  # for requests that are being cancelled
 
 
 class Engine:
     """One vLLM engine, seen from one front end.
 
-    Coroutines run in the engine's event loop; the other methods may be called by any thread.
-    ``slot`` is the place among the front ends, ``label`` tells the metrics of the model's engines
-    apart, ``lag`` is the event loop's, ``openai`` the HTTP server. A request is inside
-    ``admission`` from its first step to its last.
+    ``plan`` is its configuration, ``parser`` reads the parameters of a request, ``openai`` is the
+    HTTP server, ``answers`` checks what is generated against its schema, ``lag`` is the event
+    loop's. Methods may be called by any thread, except where stated.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
-        """Import vLLM, load the model, warm it up: seconds to minutes.
-
-        Raises SettingsError, one line with what the operator can mend, or what vLLM raised.
-        """
-        self._settings = settings
-        self._server = ServerOptions.read()
-        self._cleanup = contextlib.ExitStack()
-        self._errors: EngineErrors | None = None
-        self.lag = LoopLag()
-        where = str(settings.engine_args_path)
-        try:
-            self._start()
-        except SettingsError:
-            self._cleanup.close()
-            raise
-        except Exception as error:
-            cause = self._errors.first() if self._errors else ""
-            self._cleanup.close()
-            logger.error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
-            cause = cause or f"{type(error).__name__}: {error}"
-            raise SettingsError(f"{where}: the engine did not start: {cause}") from error
-
-    def _start(self) -> None:
-        timer = StartupTimer(self._settings.name)
-        launch = Launch(
-            self._settings,
-            server_metrics=self._server.metrics,
-            cleanup=self._cleanup,
-            timer=timer,
-        )
-        self._settings = settings = launch.settings
-        self._errors = launch.errors
-        self._vllm = launch.vllm
-        self._args = launch.args
-        self.slot, self.label, self._balancer = launch.slot, launch.label, launch.balancer
-        self.reports_metrics = launch.reports_metrics
-        self.admission = Admission(
-            -(-settings.serving.max_concurrent_requests // settings.placement.instances),
-            settings.serving.max_queued_tokens,
-            lambda: self._vllm.queued_tokens(self._llm),
-        )
-        self.answers = AnswerCheck()
-        self._cleanup.callback(self.answers.stop)
-        self.openai = openai_server(settings, self._args, self.slot, self, self.answers)
-        self._cleanup.callback(self.openai.close)
-        launch.resolve(timer)
-        self._service = Service(launch, self.admission, self.openai, self.answers, self._cleanup)
-        self.parser = self._parser(launch.config)
-        self._bring_to_life(launch)
-        timer.lap("engine started: weights, compilation, warm-up as vLLM's lines say")
-        self._guard()
-        timer.total("ready")
-
-    def _bring_to_life(self, launch: Launch) -> None:
-        """Start the event loop, and in it the engine and what watches it."""
-        self._loop = EventLoopThread("engine")
-        self._cleanup.callback(self._loop.stop)
-        self._supervisor = Supervisor(
-            launch,
-            self._loop,
-            self._settings.name,
-            self._settings.serving.max_engine_restarts,
-            begun=self._service.open,
-            died=self.openai.engine_died,
-            ending=self.openai.end_requests,
-        )
-        self._cleanup.callback(lambda: self._loop.call(self._supervisor.end()))
-        if isinstance(self.slot, FrontEndSlot) and self.slot.is_leader:
-            self._cleanup.callback(self.slot.announce_closing)
-        self._loop.call(self._supervisor.begin())
-        self._loop.spawn_background(
-            self._balancer.heartbeat(lambda: self.is_up and self.admission.has_room_in_queue)
-        )
-        if self.reports_metrics:
-            self._loop.spawn_background(self.lag.measure())
-        if not self._args.disable_log_stats:
-            self._loop.spawn_background(self._log_stats())
-
-    def _guard(self) -> None:
-        """Put in place what keeps requests from doing harm, and from being lost at the end."""
-        self._drain = Drain(
-            self.admission,
-            self._loop,
-            drain_timeout_seconds(self._settings, self._server),
-            self.openai,
-            self._settings.name,
-        )
-        watch = watch_server(
-            self._settings,
-            self._server,
-            in_use=lambda: self._loop.has_requests,
-            changed=self._on_readiness,
-        )
-        self._cleanup.callback(watch.stop)
-
-    def _parser(self, config: Any) -> Parser:
-        """Return the parser of a request's parameters, that of the model's kind."""
-        from triton_vllm.vllm_api.pooling_parameters import PoolingParser
-        from triton_vllm.vllm_api.sampling_parameters import SamplingParser
-
-        if self._vllm.is_pooling(config):
-            return PoolingParser()
-        return SamplingParser(
-            self._vllm.default_sampling_params(config),
-            self._settings.serving.default_max_tokens,
-            self._vllm.max_tokens_limit(config),
-            self._settings.serving.max_n,
-        )
-
-    async def _log_stats(self) -> None:
-        while True:
-            await asyncio.sleep(_LOG_STATS_SECONDS)
-            if self.is_up:
-                await self._llm.do_log_stats()
-
-    @property
-    def _llm(self) -> vllm_api.AsyncLLM:
-        return self._supervisor.life.llm
+    def __init__(
+        self,
+        plan: EnginePlan,
+        loop: EventLoopThread,
+        admission: Admission,
+        drain: Drain,
+        supervisor: Supervisor,
+        openai: NoOpenAIServer,
+        parser: Parser,
+        answers: AnswerCheck,
+        lag: LoopLag,
+        watch: ServerWatch | NoWatch,
+        held: contextlib.ExitStack,
+    ) -> None:
+        """Use ``load_engine``. ``held`` holds what ``shutdown`` releases last."""
+        self.plan = plan
+        self.openai = openai
+        self.parser = parser
+        self.answers = answers
+        self.lag = lag
+        self.admission = admission
+        self._loop = loop
+        self._drain = drain
+        self._supervisor = supervisor
+        self._watch = watch
+        self._held = held
 
     @property
     def is_up(self) -> bool:
         """Whether the engine serves."""
-        return self._supervisor.down is None
+        return self.admission.down is None
 
     @property
     def restarts(self) -> int:
         """How often the engine was restarted."""
-        return self._supervisor.restarts
+        return self._supervisor.policy.restarts
 
     @property
     def restarts_exhausted(self) -> bool:
-        """Whether an engine that died is not started again."""
+        """Whether an engine that died is not restarted any more."""
         return self._supervisor.restarts_exhausted
 
     def vllm_metrics(self) -> vllm_api.Metrics:
         """Return vLLM's own metrics, of all front ends."""
-        metrics: vllm_api.Metrics = self._vllm.Metrics()
+        metrics: vllm_api.Metrics = self.plan.vllm.Metrics()
         return metrics
 
-    def check(self) -> None:
-        """Raise what would keep a request that came now from being served, if anything."""
-        self.check_up()
-        self.admission.check()
-
-    def check_open(self) -> None:
-        """Raise what keeps requests out for another reason than want of room."""
-        self.check_up()
-        self.admission.check_open()
-
-    def check_up(self) -> None:
-        """Raise EngineDownError, or why the engine is ended, unless it serves."""
-        if self._supervisor.down is not None:
-            raise self._supervisor.down
-
-    @contextlib.contextmanager
-    def admit(self) -> Iterator[Place]:
-        """Hold the place of one request to its end; raise what keeps it out. Event loop only."""
-        try:
-            self.check_up()
-            with self.admission.admit() as place:
-                yield place
-        finally:
-            self._balancer.finished()
-
-    def admit_http(self) -> contextlib.AbstractContextManager[Place]:
-        """Count and admit a request that comes in the event loop, not through ``spawn``."""
-        self._balancer.accepted_http()
-        return self.admit()
-
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Start the coroutine of a request, which is to ``admit`` it, in the event loop."""
-        self._balancer.accepted()
+        """Start the coroutine of a request, which must ``admit`` it, in the event loop."""
+        self.plan.balancer.accepted()
         self._loop.spawn(coroutine)
 
-    def backpressure(self) -> None:
-        """Leave the next request to another engine of the model that has less to do, if any."""
-        self._balancer.backpressure()
+    def admit(
+        self, request: GenerationRequest, stream: ResponseStream
+    ) -> contextlib.AbstractContextManager[LiveRequest]:
+        """Return the context in which ``request`` is live and has its timeout. Event loop only."""
+        options = request.options
+
+        def finish() -> None:
+            """Have vLLM end it with the text so far."""
+            stream.outcome = "timeout"
+            vllm, llm = self.plan.vllm, self._supervisor.run.llm
+            self._loop.spawn(vllm.abort(llm, request.request_id))
+
+        return self.admission.admit(
+            TRITON,
+            options.timeout_seconds or self.plan.settings.serving.default_timeout_seconds,
+            finish=finish if options.on_timeout == "finish" else None,
+        )
 
     async def render(self, request: GenerationRequest) -> Generation:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
-        self.check_up()
-        return await self._service.render(request)
+        generation = await self._supervisor.run.renderers.render(request)
+        return checked(generation, request, self.answers.check)
 
-    def cancel(self, task: asyncio.Task[Any]) -> bool:
-        """Cancel a request's task, unless somebody else has. Event loop only."""
-        return self._loop.cancel(task)
+    def backpressure(self) -> None:
+        """Delay the return of ``execute`` while this engine has more requests than another."""
+        self.plan.balancer.backpressure()
 
-    def deadline(self, request: GenerationRequest, stream: ResponseStream) -> Deadline | NoDeadline:
-        """Return the context in which the request has as much time as it may take."""
-        options = request.options
-        seconds = options.timeout_seconds or self._settings.serving.default_timeout_seconds
-        if not seconds:
-            return NoDeadline()
-        if options.on_timeout == "error":
-            return Deadline(seconds, self.cancel)
-
-        def finish() -> None:
-            stream.outcome = "timeout"
-            self._loop.spawn_background(self._vllm.abort(self._llm, request.request_id))
-
-        return Deadline(seconds, self.cancel, finish)
-
-    def explain(self, error: BaseException, request_id: str) -> ServingError:
-        """Say to the client what ended its request; to the log, what the operator should know."""
-        if isinstance(error, asyncio.CancelledError):
-            return (
-                self._supervisor.down
-                or self._drain.ended
-                or CancelledError("cancelled by the client")
-            )
+    def to_serving_error(self, error: BaseException, request_id: str) -> ServingError:
+        """Return the error that a client gets; log what the operator should know of it."""
+        if isinstance(error, asyncio.CancelledError):  # the event loop is being stopped
+            return self.admission.down or UnavailableError(UNLOADING)
         if isinstance(error, Exception):
-            explained: ServingError = self._vllm.explain(error)
+            explained: ServingError = self.plan.vllm.to_serving_error(error)
         else:  # a panic of Rust's, as in tokenizers, or a library that calls sys.exit
             explained = GenerationError(f"{type(error).__name__}: {one_line(error)}")
-        if self._vllm.came_with_outputs(error):
-            self._supervisor.notice()  # vLLM may have told this request of the engine's death
-            if self._supervisor.down or isinstance(explained, EngineDownError):
-                return self._supervisor.down or explained
+        if self.plan.vllm.came_with_outputs(error):
+            self._supervisor.check()  # vLLM may have told this request of the engine's death
+            if self.admission.down or isinstance(explained, EngineDownError):
+                return self.admission.down or explained
         if isinstance(explained, GenerationError):
             logger.error(f"{request_id}: generation failed: {explained}")
         elif type(error) in (TypeError, ValueError):
             # Before vLLM had errors of its own for it, these meant a wrong request; they may also
-            # mean a mistake of ours, so let the operator see them.
+            # mean a fault of this package, so let the operator see them.
             logger.warning(f"{request_id}: refused: {type(error).__name__}: {one_line(error)}")
         return explained
 
-    def _on_readiness(self, ready: bool) -> None:
-        """Follow what the server says of this model. Any thread."""
-        self._loop.call_soon(self._drain.take_back if ready else self._drain.begin)
-
     def shutdown(self) -> None:
-        """End the engine, and what there may be of requests.
+        """End the engine and what may be left of requests. Called once.
 
         Triton calls this only when every request has had its FINAL flag: its response objects keep
-        the model alive. So there is nothing to wait for here but HTTP requests.
+        the model alive. So only HTTP requests have to be waited for.
         """
+        # 1. No restart and no drain begins from now on.
         self._supervisor.close()
-        self._loop.call(self.openai.drain())
-        self._supervisor.refuse(UnavailableError("the model is being unloaded"))
-        aborted = self._loop.call(self._loop.end_requests(timeout=1.0))
-        if aborted:
-            logger.warning(f"{self._settings.name}: {aborted} requests aborted by the unload")
-        self._cleanup.close()
-        # Else Python walks all that vLLM has imported once more before the process ends: seconds,
+        self._watch.stop()
+        # 2. The OpenAI port is closed, by all front ends of the engine; its requests get time.
+        self._loop.call(self.openai.shut_down())
+        # 3. What is left is ended.
+        ended = self._loop.call(self._end_requests())
+        if ended:
+            logger.warning(f"{self.plan.settings.name}: {ended} requests aborted by the unload")
+        # 4. The engine ends, or is left to the front end that has started it.
+        self._loop.call(self._supervisor.shut_down())
+        # 5. The event loop's thread ends, its background work with it.
+        self._loop.stop()
+        # 6. The port, the front end's slot and its folders are released.
+        self._held.close()
+        # 7. Or Python walks all that vLLM has imported once more before the process ends: seconds,
         # for which Triton waits, of one front end after the other.
         gc.freeze()
+
+    async def _end_requests(self) -> int:
+        admission = self.admission
+        admission.down = admission.down or UnavailableError("the model is being unloaded")
+        ended = admission.end_all(admission.down)
+        await admission.wait(_END_SECONDS)
+        return ended
+
+
+def load_engine(settings: ModelSettings, server: ServerOptions) -> Engine:
+    """Import vLLM, load the model, warm it up: seconds to minutes.
+
+    Raises SettingsError, one line with what the operator can mend, or what vLLM raised.
+    """
+    timer = StartupTimer(settings.name)
+    with contextlib.ExitStack() as held:
+        plan: EnginePlan | None = None
+        try:
+            plan = resolve(settings, server.metrics, held, timer)
+            engine = _start(plan, server, held, timer)
+        except SettingsError:
+            raise
+        except Exception as error:
+            logger.error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
+            cause = (plan and plan.errors.first()) or f"{type(error).__name__}: {error}"
+            where = settings.engine_args_path
+            raise SettingsError(f"{where}: the engine did not start: {cause}") from error
+    timer.total("ready")
+    return engine
+
+
+def _start(
+    plan: EnginePlan, server: ServerOptions, held: contextlib.ExitStack, timer: StartupTimer
+) -> Engine:
+    """Start what ``plan`` says, in the order in which one part needs the other."""
+    settings, serving = plan.settings, plan.settings.serving
+    instances = settings.placement.instances
+    admission = Admission(
+        -(-serving.max_concurrent_requests // instances),
+        serving.max_queued_tokens,
+        lambda: int(plan.vllm.queued_tokens(supervisor.run.llm)),
+        plan.balancer,
+    )
+    drain_seconds = {TRITON: serving.drain_timeout_seconds}
+    if serving.openai is not None:
+        drain_seconds[OPENAI] = serving.openai.drain_timeout_seconds
+    drain = Drain(
+        admission,
+        {api: server.drain_timeout_seconds(s, instances) for api, s in drain_seconds.items()},
+        settings.name,
+    )
+    answers = AnswerCheck()
+    held.callback(answers.stop)
+    openai = openai_server(settings, plan.args, plan.slot, admission, drain, answers, plan.port)
+    adapters: Adapters | NoAdapters = NoAdapters()
+    if plan.args.enable_lora:
+        adapters = Adapters.of_model(settings.directory, settings.version)
+    parser = _parser(plan)
+    with contextlib.ExitStack() as started:
+        loop = EventLoopThread("engine")
+        started.callback(loop.stop)
+        supervisor = Supervisor(plan, loop, adapters, admission, openai)
+        started.callback(lambda: loop.call(supervisor.shut_down()))
+        loop.call(supervisor.start())
+        started.pop_all()
+    timer.lap("engine started: weights, compilation, warm-up as vLLM's lines say")
+    lag = LoopLag()
+    loop.spawn(
+        plan.balancer.heartbeat(lambda: admission.down is None and admission.has_room_in_queue)
+    )
+    if plan.reports_metrics:
+        loop.spawn(lag.measure())
+    if not plan.args.disable_log_stats:
+        loop.spawn(_log_stats(supervisor, admission))
+    watch = watch_server(
+        settings,
+        server,
+        in_use=lambda: admission.count(TRITON) > 0,
+        changed=lambda ready: loop.call_soon(drain.cancel if ready else drain.begin),
+    )
+    held = held.pop_all()
+    return Engine(
+        plan, loop, admission, drain, supervisor, openai, parser, answers, lag, watch, held
+    )
+
+
+def _parser(plan: EnginePlan) -> Parser:
+    """Return the parser of a request's parameters, that of the model's kind."""
+    from triton_vllm.vllm_api.pooling_parameters import PoolingParser
+    from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+
+    if plan.vllm.is_pooling(plan.config):
+        return PoolingParser()
+    return SamplingParser(
+        plan.vllm.default_sampling_params(plan.config),
+        plan.settings.serving.default_max_tokens,
+        plan.vllm.max_tokens_limit(plan.config),
+        plan.settings.serving.max_n,
+    )
+
+
+async def _log_stats(supervisor: Supervisor, admission: Admission) -> None:
+    while True:
+        await asyncio.sleep(_LOG_STATS_SECONDS)
+        if admission.down is None:
+            await supervisor.run.llm.do_log_stats()

@@ -1,140 +1,194 @@
-"""Keeps an engine alive: begins its life, notices its death, and brings it back."""
+"""Keeps an engine running: starts it, notices its death, and restarts it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
-from triton_vllm.engine.plan import Launch
-from triton_vllm.engine.restarts import Restarts
-from triton_vllm.engine.run import EngineLife
-from triton_vllm.errors import EngineDownError, ServingError, one_line
+from triton_vllm.config.lora import Adapters, NoAdapters
+from triton_vllm.engine.plan import EnginePlan
+from triton_vllm.engine.run import EngineRun
+from triton_vllm.errors import EngineDownError, one_line
 from triton_vllm.event_loop import EventLoopThread
+from triton_vllm.limits.admission import Admission
+from triton_vllm.limits.grammar import GrammarSandbox, NoGrammarSandbox, grammar_sandbox
 from triton_vllm.log import StartupTimer
+from triton_vllm.openai_api.server import NoOpenAIServer
 from triton_vllm.topology.nodes import end_engine
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_END_SECONDS = 1.0  # for requests that are being cancelled
+_LONGEST_WAIT = 30.0  # seconds between two attempts
+_RESET_AFTER = 300.0  # seconds of running that make the next death the first one again
+
+
+class RestartPolicy:
+    """Says whether, and how soon, a dead engine is restarted.
+
+    ``attempts`` counts those in a row, of which ``limit`` are allowed; ``restarts`` those that
+    succeeded, in all.
+    """
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
+        self.attempts = 0
+        self.restarts = 0
+        self._clock = clock
+        self._running_since: float | None = clock()
+
+    def may_try(self) -> bool:
+        """Return whether one more attempt is allowed."""
+        self._reset()
+        return self.attempts < self.limit
+
+    def start_attempt(self) -> float:
+        """Count an attempt, allowed or not; return the seconds before it: 1, 2, 4, up to 30."""
+        self._reset()
+        self.attempts += 1
+        self._running_since = None  # however long the attempt takes
+        return min(_LONGEST_WAIT, 2.0 ** min(self.attempts - 1, 10))
+
+    def _reset(self) -> None:
+        if self._running_since is not None and self._clock() - self._running_since > _RESET_AFTER:
+            self.attempts = 0
+
+    def succeeded(self) -> None:
+        """Count a restart: the engine runs again."""
+        self.restarts += 1
+        self._running_since = self._clock()
 
 
 class Supervisor:
-    """The lives of one front end's engine, one after the other. Its coroutines are the loop's.
+    """The runs of one front end's engine, one after the other. Event loop only.
 
-    ``down`` is why the engine does not serve, None while it does; ``restarts_exhausted`` whether it
-    stays so. The leader of several front ends restarts the engine, the others follow it.
+    ``admission.down`` says why there is none now. ``restarts_exhausted``: there will be no other.
+    The leader of several front ends restarts the engine, the others follow it.
     """
 
     def __init__(
         self,
-        launch: Launch,
+        plan: EnginePlan,
         loop: EventLoopThread,
-        name: str,
-        restarts: int,
-        *,
-        begun: Callable[[EngineLife], Coroutine[Any, Any, None]],
-        died: Callable[[ServingError], object],
-        ending: Callable[[], Awaitable[None]],
+        adapters: Adapters | NoAdapters,
+        admission: Admission,
+        openai: NoOpenAIServer,
     ) -> None:
-        """``begun`` follows each start of the engine, ``ending`` precedes each end.
-
-        ``died`` is told of a death at once, to end the requests that are not the event loop's.
-
-        ``restarts`` is how many tries in a row a dead engine is worth.
-        """
-        self._launch = launch
-        self._slot = launch.slot
+        self._plan = plan
+        self._slot = plan.slot
+        self._name = plan.settings.name
         self._loop = loop
-        self._name = name
-        self._restarts = Restarts(restarts)
-        self._begun = begun
-        self._died = died
-        self._ending = ending
-        self._life: EngineLife | None = None
+        self._adapters = adapters
+        self._admission = admission
+        self._openai = openai
+        self._run: EngineRun | None = None
+        self._grammars: GrammarSandbox | NoGrammarSandbox | None = None
         self._changes = asyncio.Lock()
         self._closing = False
-        self.down: ServingError | None = None
+        self.policy = RestartPolicy(plan.settings.serving.max_engine_restarts)
         self.restarts_exhausted = False
 
     @property
-    def life(self) -> EngineLife:
-        """The life that is, or was the last."""
-        assert self._life is not None, "as begin() has been called first"
-        return self._life
+    def run(self) -> EngineRun:
+        """The run of now, or the last one."""
+        assert self._run is not None, "as start() has been called first"
+        return self._run
 
-    @property
-    def restarts(self) -> int:
-        """How often the engine was restarted."""
-        return self._restarts.done
-
-    async def begin(self) -> None:
-        """Start the engine, or join the one that another front end starts."""
+    async def start(self) -> None:
+        """Start the engine, or join the one that another front end starts; open it to requests."""
+        plan = self._plan
         async with self._changes:
-            died = self._life.addresses if self._life else None
-            life = EngineLife(self._launch, self._loop, self._on_death)
-            await life.begin(died)
-            self._life = life
-            await life.lasts(self._begun(life))
+            config, replaced = plan.config, None
+            if self._run is not None:
+                config = await self._loop.in_thread(lambda: plan.vllm.create_config(plan.args))
+                replaced = self._run.addresses
+            run = self._run = await EngineRun.start(
+                plan, config, self._loop, self._adapters, replaced, self._on_failure
+            )
+            await run.until_failure(self._open(run))
         if self._slot.count > 1:
             front_end = f"front end {self._slot.index + 1} of {self._slot.count}"
             logger.info(f"{self._name}: {front_end} joins the engine")
 
-    async def end(self) -> None:
-        """End the engine, or leave it to the front end that started it."""
-        while self._closing and self._changes.locked():
-            end_engine()  # a restart, whose engine nobody wants any more
-            await asyncio.sleep(_POLL_SECONDS)
-        async with self._changes:
-            await self._ending()
-            if self._life is not None:
-                self._life.end()
+    async def _open(self, run: EngineRun) -> None:
+        """Attach the guards to a started engine, then let requests in, over HTTP too."""
+        from triton_vllm.vllm_api.structured_outputs import StructuredOutputsCheck
+
+        serving = self._plan.settings.serving
+        if self._grammars is None:
+            self._grammars = grammar_sandbox(
+                serving.grammar_compile_timeout_seconds, self._plan.vllm.grammar_tokenizer(run.llm)
+            )
+        run.llm.check_grammar = StructuredOutputsCheck(
+            run.llm,
+            self._grammars.check,
+            refuse=serving.unsupported_schema_keywords == "refuse",
+        ).check
+        run.llm.join_queue = self._admission.join_queue
+        run.llm.turn_away = self._admission.end_current
+        run.llm.max_sequences = serving.max_n
+        await run.renderers.prepare(self._plan.chat)
+        await self._openai.serve(run.llm)
 
     def close(self) -> None:
         """Restart the engine no more. Any thread."""
         self._closing = True
-        self._launch.cluster.close()
+        self._plan.cluster.close()
         self._slot.stop_waiting()
 
-    def refuse(self, why: ServingError) -> None:
-        """Let the engine serve no more. Any thread."""
-        self.down = self.down or why
+    async def shut_down(self) -> None:
+        """End the engine for good, or leave it to the front end that has started it."""
+        if self._slot.is_leader:
+            self._slot.announce_closing()
+        while self._closing and self._changes.locked():
+            end_engine()  # one that is being restarted
+            await asyncio.sleep(_POLL_SECONDS)
+        await self._end()
+        if self._grammars is not None:
+            self._grammars.stop()
 
-    def notice(self) -> None:
-        """Look now whether the engine has failed. Event loop only."""
-        if self._life is not None:
-            self._life.notice()
+    async def _end(self) -> None:
+        async with self._changes:
+            await self._admission.wait(_END_SECONDS)
+            if self._run is not None:
+                self._run.end()
+
+    def check(self) -> None:
+        """Look now whether the engine has failed."""
+        if self._run is not None:
+            self._run.check()
 
     def _may_try(self) -> bool:
-        """Return whether the engine may come back, which is for the leader to say."""
+        """Return whether the engine may come back, which the leader decides."""
         slot = self._slot
         if slot.is_leader:
-            return self._restarts.may_try()
+            return self.policy.may_try()
         return slot.leader_lives() and not slot.restarts_exhausted and not slot.is_closing
 
-    def _on_death(self, life: EngineLife) -> None:
-        """End all requests, and restart: the engine has failed. Event loop only."""
-        if self.down is not None or life is not self._life or self._slot.is_closing:
+    def _on_failure(self, run: EngineRun) -> None:
+        """End all requests, and restart: the engine has failed."""
+        admission = self._admission
+        if admission.down is not None or run is not self._run or self._slot.is_closing:
             return
-        if self._changes.locked():  # it is just beginning, and begin() fails
+        if self._changes.locked():  # it is just starting, and start() fails
             return
-        self.down = EngineDownError(f"the engine died ({life.failure})")
-        logger.error(f"{self._name}: {self.down}")
-        why = str(self.down)
-        if self._may_try():
-            self.down = EngineDownError(f"{why} and is being restarted")
-        self._died(self.down)
-        self._loop.spawn_background(self._restart(life, why))
+        why = f"the engine died ({run.failure})"
+        logger.error(f"{self._name}: {why}")
+        down = f"{why} and is being restarted" if self._may_try() else why
+        admission.down = EngineDownError(down)
+        admission.end_all(admission.down)
+        self._loop.spawn(self._restart(run, why))
 
-    async def _restart(self, life: EngineLife, why: str) -> None:
-        """Bring the engine back, with growing patience, as often as the operator allows."""
-        await self._loop.end_requests(timeout=1.0)
-        await life.end_processes()
+    async def _restart(self, run: EngineRun, why: str) -> None:
+        """Restart the engine, after growing delays, as often as the operator allows."""
+        await self._admission.wait(_END_SECONDS)
+        await run.end_processes()
         while self._may_try() and not self._closing:
-            seconds = self._restarts.start_try()
-            number = f"{self._restarts.tries} of {self._restarts.limit}"
+            seconds = self.policy.start_attempt()
+            number = f"{self.policy.attempts} of {self.policy.limit}"
             what = f"restarting the engine, try {number}," if self._slot.is_leader else "joining it"
             logger.warning(f"{self._name}: {what} in {seconds:.0f} s")
             await asyncio.sleep(seconds)
@@ -142,19 +196,19 @@ class Supervisor:
                 return
             timer, began = StartupTimer(self._name), time.monotonic()
             try:
-                await self.end()
-                await self.begin()
+                await self._end()
+                await self.start()
             except Exception as failed:
-                logged = self._launch.errors.first(seconds=time.monotonic() - began)
+                logged = self._plan.errors.first(seconds=time.monotonic() - began)
                 cause = logged or one_line(failed)
                 why = f"the engine died and could not be restarted: {cause}"
                 logger.error(f"{self._name}: no restart: {cause}")
             else:
-                self._restarts.succeeded()
-                self.down = None
+                self.policy.succeeded()
+                self._admission.down = None
                 timer.lap("engine restarted")
                 return
-        if not self._closing and not self._slot.is_closing:  # an unload ends the tries, too
+        if not self._closing and not self._slot.is_closing:  # an unload ends the attempts, too
             self._slot.announce_restarts_exhausted()  # so that the others stop waiting
             self.restarts_exhausted = True
-            self.down = EngineDownError(why)
+            self._admission.down = EngineDownError(why)

@@ -1,91 +1,192 @@
-"""Who may enter: a bounded number of requests, and nobody while the model is being drained.
+"""The registry of live requests: how a request of either API is admitted, and how it is ended.
 
-Being refused is cheap and comes at once; waiting in a queue that never empties is neither.
+A request is admitted once and ends once. Whatever ends it before its time (its client left, its
+timeout, a drain, the engine's death, a full queue) calls ``LiveRequest.end`` with the error that
+the client gets; the first one wins. Being refused is cheap and immediate; waiting in a queue that
+never empties is neither.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import Protocol
 
-from triton_vllm.errors import RequestError, UnavailableError
+from triton_vllm.errors import RequestError, RequestTimeoutError, ServingError, UnavailableError
+
+TRITON, OPENAI = "Triton", "OpenAI"  # the APIs
+
+_GRACE = 1.0  # seconds that the engine has to return the text generated before the timeout
 
 
-def _nobody(why: UnavailableError) -> None:
-    """Tell nobody."""
+class Balancer(Protocol):
+    """What admission needs of ``topology.load_balancing``: it counts the live requests."""
+
+    def accepted_http(self) -> None:
+        """Count a request that arrives in the event loop."""
+
+    def finished(self) -> None:
+        """Count the end of a request."""
 
 
-@dataclass(slots=True)
-class Place:
-    """One request inside. Event loop only.
+class LiveRequest:
+    """A request that has been admitted and has not ended. Event loop only.
 
-    ``in_queue``: a prompt of it has joined those that wait for their prefill. ``turned_away`` is
-    told why, where the first of them may not.
+    ``why`` is what has ended it before its time, None otherwise. ``is_queued``: one of its prompts
+    has joined those that wait for their prefill.
     """
 
-    in_queue: bool = False
-    turned_away: Callable[[UnavailableError], None] = _nobody
+    def __init__(self, api: str, stop: Callable[[], bool] | None) -> None:
+        """``stop`` ends the work on it, False if it is complete; None cancels the current task."""
+        task = asyncio.current_task()
+        assert task is not None, "a request is served by a task"
+        self.api = api
+        self.task = task
+        self.why: ServingError | None = None
+        self.is_queued = False
+        self._stop = stop or self._cancel
+
+    def end(self, why: ServingError) -> bool:
+        """End it with ``why``; return False if it is complete or has been ended already."""
+        if self.why is not None or not self._stop():
+            return False
+        self.why = why
+        return True
+
+    def _cancel(self) -> bool:
+        # Once only, as `end` sees to: a second cancel would interrupt the engine's abort. And not
+        # the task that refuses itself: it raises what it is refused with.
+        if asyncio.current_task() is not self.task:
+            self.task.cancel()
+        return True
 
 
-# Of the request that the current task works on, and of the tasks that it starts.
-_place: ContextVar[Place | None] = ContextVar("place", default=None)
+# The one that the current task works on, and the tasks that it starts.
+_current: ContextVar[LiveRequest | None] = ContextVar("live_request", default=None)
 
 
 class Admission:
-    """The requests of one front end, running and queued. Event loop only, but for ``check``.
+    """Admits the requests of one front end and keeps those that run or wait. Event loop only.
 
-    ``live`` is how many there are.
+    ``down`` is why the engine does not serve, None while it does: the supervisor sets it.
     """
 
     def __init__(
-        self, max_concurrent_requests: int, max_queued_tokens: int, queued_tokens: Callable[[], int]
+        self,
+        max_concurrent_requests: int,
+        max_queued_tokens: int,
+        queued_tokens: Callable[[], int],
+        balancer: Balancer,
     ) -> None:
-        """Admit ``max_concurrent_requests`` at once, and none while ``max_queued_tokens`` wait.
+        """Admit up to ``max_concurrent_requests``, none while ``max_queued_tokens`` wait.
 
         0 is no limit. ``queued_tokens`` returns how many prompt tokens wait for their prefill.
         """
         self._max_requests = max_concurrent_requests
         self._max_queued_tokens = max_queued_tokens
         self._queued_tokens = queued_tokens
+        self._balancer = balancer
+        self._live: set[LiveRequest] = set()
         self._closed: UnavailableError | None = None
-        self.live = 0
+        self.down: ServingError | None = None
 
     @contextlib.contextmanager
-    def admit(self) -> Iterator[Place]:
-        """Let one request in until the context ends. Raises UnavailableError with the limit."""
-        self.check()
-        self._check_queue()
-        place = Place()
-        _place.set(place)
-        self.live += 1
+    def admit(
+        self,
+        api: str = TRITON,
+        timeout: float | None = None,
+        *,
+        finish: Callable[[], object] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Iterator[LiveRequest]:
+        """Admit one request until the context ends. Raises the error that keeps it out.
+
+        It is ended ``timeout`` seconds from now (None, 0: no limit); where ``finish`` is given,
+        that is called first, and may complete the request with what there is within a second.
+        Leaving the context raises what has ended the request, whatever came of that.
+        """
+        if api == OPENAI:
+            self._balancer.accepted_http()
         try:
-            yield place
+            self.check()
+            self._check_queue()
+            request = LiveRequest(api, stop)
+            self._live.add(request)
+            _current.set(request)
+            try:
+                with _time_limit(request, timeout, finish):
+                    yield request
+            finally:
+                self._live.discard(request)
+                _current.set(None)
+                if request.why is not None:
+                    raise request.why from None
         finally:
-            self.live -= 1
-            _place.set(None)
+            self._balancer.finished()
+
+    def end_all(self, why: ServingError, api: str = "") -> int:
+        """End all live requests (of ``api``, if given) with ``why``; return how many."""
+        return sum(request.end(why) for request in self._of(api))
+
+    async def wait(self, timeout: float) -> None:
+        """Wait ``timeout`` seconds at most until no live request is left."""
+        if tasks := {request.task for request in self._live}:
+            await asyncio.wait(tasks, timeout=timeout)
+
+    def count(self, api: str = "") -> int:
+        """Return how many requests (of ``api``, if given) are live. Any thread."""
+        return len(self._of(api)) if api else len(self._live)
+
+    def _of(self, api: str) -> list[LiveRequest]:
+        return [request for request in self._live.copy() if api in ("", request.api)]
 
     def join_queue(self) -> None:
         """Let a prompt of the current request wait for its prefill. Raises UnavailableError.
 
-        Many may have been admitted before the first of their prompts was tokenized. Where a request
-        has several prompts, as with beam search, it is refused at the first one or not at all.
+        Many may have been admitted before the first of their prompts was tokenized. A request with
+        several prompts, as with beam search, is refused at the first one or not at all.
         """
-        place = _place.get() or Place()
-        if place.in_queue:
+        request = _current.get()
+        if request is not None and request.is_queued:
             return
         try:
             self._check_queue()
         except UnavailableError as why:
-            self.turn_away(why)
+            self.end_current(why)
             raise
-        place.in_queue = True
+        if request is not None:
+            request.is_queued = True
 
-    def turn_away(self, why: UnavailableError) -> None:
-        """Tell the door through which the current request came why it may not stay."""
-        if (place := _place.get()) is not None:
-            place.turned_away(why)
+    def end_current(self, why: UnavailableError) -> None:
+        """End the request that the current task works on, if any, with ``why``."""
+        if (request := _current.get()) is not None:
+            request.end(why)
+
+    def check(self) -> None:
+        """Raise the error that would keep a new request out, a full queue apart. Any thread.
+
+        Most refusals cost neither decoding nor a coroutine, as this is checked before both.
+        """
+        self.check_open()
+        live = len(self._live)
+        if self._max_requests and live >= self._max_requests:
+            raise UnavailableError(
+                f"{live} requests run or wait, the limit of this front end is "
+                f"{self._max_requests} (max_concurrent_requests): try again later"
+            )
+
+    def check_open(self) -> None:
+        """Raise the error that keeps requests out for other reasons than load. Any thread."""
+        self.check_up()
+        if self._closed is not None:
+            raise self._closed
+
+    def check_up(self) -> None:
+        """Raise why the engine does not serve, unless it does. Any thread."""
+        if self.down is not None:
+            raise self.down
 
     def _check_queue(self) -> None:
         if queued := self._full_queue():
@@ -94,40 +195,43 @@ class Admission:
                 f"{self._max_queued_tokens} (max_queued_tokens): try again later"
             )
 
-    def check(self) -> None:
-        """Raise UnavailableError if a request that came now would be refused.
-
-        Any thread may ask, so that most refusals cost neither decoding nor a coroutine.
-        """
-        self.check_open()
-        if self._max_requests and self.live >= self._max_requests:
-            raise UnavailableError(
-                f"{self.live} requests run or wait, the limit of this front end is "
-                f"{self._max_requests} (max_concurrent_requests): try again later"
-            )
-
-    def check_open(self) -> None:
-        """Raise UnavailableError if requests are refused, whatever room there is. Any thread."""
-        if self._closed is not None:
-            raise self._closed
-
     @property
     def has_room_in_queue(self) -> bool:
-        """Whether prompts may join those that wait for their prefill. Event loop only."""
+        """Whether prompts may join those that wait for their prefill."""
         return not self._full_queue()
 
     def _full_queue(self) -> int:
-        """Return how many prompt tokens wait where no more may join them, else 0."""
+        """Return how many prompt tokens wait if no more may join them, else 0."""
         queued = self._queued_tokens() if self._max_queued_tokens else 0
         return queued if queued >= self._max_queued_tokens else 0
 
     def close(self, why: UnavailableError) -> None:
-        """Refuse all that come from now on; those inside stay."""
+        """Refuse new requests with ``why``; live ones continue."""
         self._closed = why
 
     def reopen(self) -> None:
-        """Admit again."""
+        """Admit requests again."""
         self._closed = None
+
+
+@contextlib.contextmanager
+def _time_limit(
+    request: LiveRequest, seconds: float | None, finish: Callable[[], object] | None
+) -> Iterator[None]:
+    """End ``request`` after ``seconds``, which include its time in the queue."""
+    if not seconds:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    late = RequestTimeoutError(f"request timed out after {seconds:g} s")
+    timers = [loop.call_later(seconds, finish or request.end, *(() if finish else (late,)))]
+    if finish is not None:
+        timers.append(loop.call_later(seconds + _GRACE, request.end, late))
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def check_sequences(n: int, limit: int, where: str) -> None:

@@ -41,9 +41,9 @@ def export_metrics(
     pb_utils: Any, settings: ModelSettings, engine: Engine, traffic: Sequence[Traffic]
 ) -> MetricsExport | NoMetrics:
     """Start to export what vLLM and this front end count, unless nobody wants to see it."""
-    if not engine.reports_metrics:
+    if not engine.plan.reports_metrics:
         return NoMetrics()
-    slot = engine.slot
+    slot = engine.plan.slot
     own = FrontEndMetrics(
         slot.index,
         [*traffic, engine.openai.traffic],
@@ -55,8 +55,8 @@ def export_metrics(
         engine.answers.found,
     )
     labels = {"model": settings.name, "version": settings.version}
-    if engine.label:  # the model has several engines, and vLLM counts in each from 0
-        labels["gpu_set"] = engine.label
+    if engine.plan.label:  # the model has several engines, and vLLM counts in each from 0
+        labels["gpu_set"] = engine.plan.label
     return MetricsExport(
         pb_utils,
         # The leader reads what all front ends count for vLLM.

@@ -1,4 +1,4 @@
-"""One request and its response as they pass the gate before vLLM's OpenAI-compatible app."""
+"""One request and its response as they pass the middleware before vLLM's app."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
-from triton_vllm.errors import DeadlineError, ServingError
+from triton_vllm.errors import RequestTimeoutError, ServingError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Coroutine[Any, Any, Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 # vLLM's names; it has no time limits.
 _TYPES = {401: "AuthenticationError", 404: "NotFoundError"}
@@ -21,50 +22,49 @@ _GRACE = 1.0  # seconds that the app has to see that its client has gone
 
 
 class Exchange:
-    """One request and its response, as far as the gate has seen them pass.
+    """One request and its response, as far as the middleware has seen them pass.
 
-    ``ended`` is why the gate has ended it, None where it has not.
+    ``cors`` adds to an answer of the middleware's what lets a browser's page read it. ``outcome``
+    is the request's, if it is not that of its status.
     """
 
-    def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Message, receive: Receive, send: Send, cors: Callable[[App], App]
+    ) -> None:
         self.outcome = ""
-        self.ended: ServingError | None = None
         self.is_websocket = scope["type"] == "websocket"
+        self._scope = scope
         self._receive = receive
         self._send = send
-        self._end = asyncio.get_running_loop().create_future()
+        self._cors = cors
+        self._stopped = asyncio.get_running_loop().create_future()
         self._task = asyncio.current_task()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._grace: asyncio.TimerHandle | None = None
         self._status = 0
         self._is_event_stream = False
         self._complete = False
         self._client_left = False
 
-    def end(self, why: ServingError) -> None:
-        """End an unfinished exchange: to the app, its client has gone; its client is told why.
+    def stop(self) -> bool:
+        """Make the app believe that its client has gone; return False if it has answered.
 
-        So the app takes what it has begun back from the engine. One that does not notice is
-        cancelled.
+        So the app aborts in the engine what it has begun. One that does not notice is cancelled.
         """
-        if self._complete or self.ended is not None:
-            return
-        self.ended = why
-        self._end.set_result(None)
+        if self._complete or self._stopped.done():
+            return False
+        self._stopped.set_result(None)
         assert self._task is not None, "ASGI is served by a task"
-        self.call_later(_GRACE, self._task.cancel)
+        self._grace = asyncio.get_running_loop().call_later(_GRACE, self._task.cancel)
+        return True
 
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
-        """Call ``callback`` unless ``stop_timers`` comes first."""
-        self._timers.append(asyncio.get_running_loop().call_later(seconds, callback))
-
-    def stop_timers(self) -> None:
-        """Call nothing any more."""
-        for timer in self._timers:
-            timer.cancel()
+    def app_returned(self) -> None:
+        """Cancel the app no more: it has returned."""
+        if self._grace is not None:
+            self._grace.cancel()
 
     async def receive(self) -> Message:
         """Return the client's next message to the app."""
-        message = await self._unless_ended(self._receive())
+        message = await self._unless_stopped(self._receive())
         if message is None:
             return {"type": "websocket.disconnect" if self.is_websocket else "http.disconnect"}
         if message["type"] == "http.disconnect":
@@ -73,18 +73,18 @@ class Exchange:
             self._complete = True
         return message
 
-    async def _unless_ended(self, received: Coroutine[Any, Any, Message]) -> Message | None:
-        """Return the next message; None if the exchange is ended before there is one."""
+    async def _unless_stopped(self, received: Coroutine[Any, Any, Message]) -> Message | None:
+        """Return the next message; None if the exchange is stopped before there is one."""
         receiving = asyncio.ensure_future(received)
         try:
-            await asyncio.wait((receiving, self._end), return_when=asyncio.FIRST_COMPLETED)
-            return None if self._end.done() else receiving.result()
+            await asyncio.wait((receiving, self._stopped), return_when=asyncio.FIRST_COMPLETED)
+            return None if self._stopped.done() else receiving.result()
         finally:
             receiving.cancel()
 
     async def send(self, message: Message) -> None:
         """Pass on what the app sends, as long as its client is there for it."""
-        if self.ended is None:
+        if not self._stopped.done():
             await self._pass_on(message)
 
     def _pass_on(self, message: Message) -> Awaitable[None]:
@@ -101,28 +101,21 @@ class Exchange:
         return self._send(message)
 
     async def refuse_with(self, error: ServingError) -> None:
-        """Answer with an error of ours, as which the request then counts."""
-        status = 504 if isinstance(error, DeadlineError) else 503
+        """Answer with ``error``, whose outcome the request then has."""
+        status = 504 if isinstance(error, RequestTimeoutError) else 503
         await self.refuse(status, str(error))
         self.outcome = error.outcome
 
     async def refuse(self, status: int, message: str) -> None:
-        """Answer with an error in OpenAI's form, or end with it a stream that has begun."""
-        error = {"message": message, "type": _TYPES[status], "param": None, "code": status}
-        body = json.dumps({"error": error}).encode()
+        """Answer with an error in OpenAI's form, or end a stream that has begun with it."""
         if self._complete:
             return
+        error = {"message": message, "type": _TYPES[status], "param": None, "code": status}
+        body = json.dumps({"error": error}).encode()
         if self.is_websocket:
             await self._pass_on({"type": "websocket.close", "code": 1013, "reason": message[:100]})
         elif not self._status:
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-            ]
-            await self._pass_on(
-                {"type": "http.response.start", "status": status, "headers": headers}
-            )
-            await self._pass_on({"type": "http.response.body", "body": body})
+            await self._cors(_answer(status, body))(self._scope, self._receive, self._pass_on)
         elif self._is_event_stream:
             await self._pass_on({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
 
@@ -135,3 +128,17 @@ class Exchange:
         if self._status >= 500 or not (self._status or self.is_websocket):
             return "engine_error"
         return "client_error" if self._status >= 400 else "ok"
+
+
+def _answer(status: int, body: bytes) -> App:
+    """Return an app that answers with some JSON."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app

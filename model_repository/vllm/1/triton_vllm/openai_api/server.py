@@ -1,9 +1,9 @@
-"""OpenAI-compatible HTTP: vLLM's own app on a port of its own, in the engine's event loop.
+"""OpenAI-compatible HTTP: vLLM's own app on a second port, in the engine's event loop.
 
-    uvicorn (one a front end) ── Gate ── vLLM's app ── the AsyncLLM that lives
+    uvicorn (one per front end) ── RequestMiddleware ── vLLM's app ── the running AsyncLLM
 
-The port is taken before the model is loaded and opened when it is; it stays open while a dead
-engine is restarted, and is given back when the model has been unloaded.
+The port is bound before the model is loaded and opened when it is; it stays open while a dead
+engine is restarted, and is closed when the model is unloaded.
 """
 
 from __future__ import annotations
@@ -11,64 +11,59 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from typing import TYPE_CHECKING, Any
 
-from triton_vllm.config.server_options import ServerOptions
+from triton_vllm.config.openai import OpenAISettings
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.counters import Traffic
-from triton_vllm.errors import ServingError, SettingsError, UnavailableError, one_line
+from triton_vllm.errors import SettingsError, one_line
+from triton_vllm.limits.admission import OPENAI, Admission
 from triton_vllm.limits.answer_check import AnswerCheck
+from triton_vllm.limits.drain import Drain
 from triton_vllm.openai_api.answer_log import AnswerLog
 from triton_vllm.openai_api.arguments import parse_frontend_args
-from triton_vllm.openai_api.middleware import Door, Gate
-from triton_vllm.openai_api.port import Port
+from triton_vllm.openai_api.middleware import RequestMiddleware
+from triton_vllm.openai_api.port import bound_port
 from triton_vllm.topology.draining import draining
 from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
+from triton_vllm.vllm_api.versions import SUPPORTED
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from triton_vllm.vllm_api import api as vllm_api
+    from triton_vllm.vllm_api import openai_app as vllm_openai
 
 _END_SECONDS = 1.0  # for requests that are being cancelled
 
 
 class NoOpenAIServer:
-    """No port is opened."""
+    """The server of a model without an OpenAI port."""
 
     def __init__(self) -> None:
         self.traffic = Traffic()
 
-    def begin_drain(self, why: UnavailableError) -> None:
-        """Do nothing."""
-
-    def take_back(self) -> None:
-        """Do nothing."""
-
     async def serve(self, llm: vllm_api.AsyncLLM) -> None:
-        """Do nothing."""
+        """Serve ``llm``: open the port, or, if it is open, replace the engine behind it.
 
-    def engine_died(self, why: ServingError) -> None:
-        """Do nothing."""
+        Raises SettingsError when vLLM's app cannot be built, or the port not be opened.
+        """
 
-    async def end_requests(self) -> None:
-        """Do nothing."""
-
-    async def drain(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
+    async def shut_down(self) -> None:
+        """Close the port; give live requests what is left of their time, then end them."""
 
 
 def openai_server(
     settings: ModelSettings,
     engine_args: vllm_api.AsyncEngineArgs,
     slot: FrontEndSlot | SingleFrontEnd,
-    door: Door,
+    admission: Admission,
+    drain: Drain,
     answers: AnswerCheck,
-) -> OpenAIServer | NoOpenAIServer:
-    """Return the server that the settings ask for, its port taken, where this front end leads.
+    port: socket.socket | None,
+) -> NoOpenAIServer:
+    """Return the server that the settings ask for; ``port`` is bound if this front end leads.
 
     Raises SettingsError, one line.
     """
@@ -77,9 +72,7 @@ def openai_server(
         return NoOpenAIServer()
     where = f'{settings.engine_args_path}: "serving.openai"'
     try:
-        from triton_vllm.vllm_api import (
-            openai_app as vllm_openai,  # noqa: F401 (only whether it can be imported)
-        )
+        from triton_vllm.vllm_api import openai_app as vllm_openai
     except ImportError as error:
         raise moved(where, error) from error
     # What the model's own chat does, the port does too, unless it says otherwise.
@@ -88,180 +81,139 @@ def openai_server(
     if openai.served_model_name:
         args.served_model_name = list(openai.served_model_name)
     keys = openai.read_api_keys(where)
-    args.host, args.port, args.api_key = openai.host, openai.port, list(keys) or None
+    # The middleware checks the key. An empty one, unlike none, keeps vLLM from its own check with
+    # VLLM_API_KEY.
+    args.host, args.port, args.api_key = openai.host, openai.port, [""]
     if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning(f"{where}: {openai.host} can be reached from other machines, without a key")
-    gate = Gate(door, keys, settings.serving.default_timeout_seconds)
-    return OpenAIServer(settings, args, engine_args, slot, gate, answers)
+    middleware = RequestMiddleware(
+        admission,
+        keys,
+        settings.serving.default_timeout_seconds,
+        args.root_path or "",
+        lambda app: vllm_openai.with_cors(app, args),
+    )
+    front_end = vllm_openai.FrontEnd(args, engine_args, settings.serving.default_max_tokens)
+    server = _uvicorn_server(middleware, args, where)
+    return OpenAIServer(
+        settings.name, openai, where, middleware, front_end, server, slot, drain, answers, port
+    )
 
 
 def moved(where: str, error: ImportError) -> SettingsError:
-    """Say which vLLM has its OpenAI-compatible front end where we do not find it."""
+    """Return the error for a vLLM whose OpenAI-compatible front end is not where it is known."""
     from triton_vllm.vllm_api import api as vllm_api
 
     return SettingsError(
         f"{where}: vLLM {vllm_api.version()} has its OpenAI-compatible front end elsewhere than "
-        f"vLLM 0.26 to 0.33 ({one_line(error)}); without this object the model serves Triton's "
+        f"vLLM {SUPPORTED} ({one_line(error)}); without this object the model serves Triton's "
         "protocols as ever"
     )
 
 
-class OpenAIServer:
+def _uvicorn_server(middleware: RequestMiddleware, args: Any, where: str) -> Any:
+    """Return uvicorn's server, with its TLS files read. Raises SettingsError."""
+    import uvicorn
+
+    from triton_vllm.vllm_api import openai_app as vllm_openai
+
+    config = uvicorn.Config(
+        middleware,
+        lifespan="off",  # the app comes and goes with the engine
+        **vllm_openai.uvicorn_options(args),
+    )
+    try:
+        config.load()
+    except (OSError, ValueError, AssertionError) as error:
+        raise SettingsError(
+            f'{where}: "ssl_certfile" ({args.ssl_certfile}), "ssl_keyfile" '
+            f"({args.ssl_keyfile}): {one_line(error)}"
+        ) from error
+    return uvicorn.Server(config)
+
+
+class OpenAIServer(NoOpenAIServer):
     """One front end's HTTP server. Its methods belong to the engine's event loop."""
 
     def __init__(
         self,
-        settings: ModelSettings,
-        args: Any,
-        engine_args: vllm_api.AsyncEngineArgs,
+        name: str,
+        settings: OpenAISettings,
+        where: str,
+        middleware: RequestMiddleware,
+        front_end: vllm_openai.FrontEnd,
+        server: Any,
         slot: FrontEndSlot | SingleFrontEnd,
-        gate: Gate,
+        drain: Drain,
         answers: AnswerCheck,
+        port: socket.socket | None,
     ) -> None:
-        """``args`` are those of vLLM's front end. Raises SettingsError: port or TLS files."""
-        import uvicorn
-
-        from triton_vllm.vllm_api import api as vllm_api
-        from triton_vllm.vllm_api import openai_app as vllm_openai
-
-        assert settings.serving.openai, "as openai_server has seen"
-        self.traffic = gate.traffic
-        self._name = settings.name
-        self._settings = settings.serving.openai
-        self._drain_seconds = ServerOptions.read().drain_timeout_seconds(
-            self._settings.drain_timeout_seconds, settings.placement.instances
-        )
-        self._vllm_version = vllm_api.version()
-        self._args = args
-        self._slot = slot
-        self._gate = gate
+        """``front_end`` is vLLM's app; ``port`` is None if another front end binds it first."""
+        self.traffic = middleware.traffic
+        self._name = name
+        self._settings = settings
+        self._where = where
+        self._middleware = middleware
+        self._front_end = front_end
+        self._server = server
+        self._is_leader, self._is_shared = slot.is_leader, slot.count > 1
+        self._cohort = draining(slot)
+        self._drain = drain
         self._answers = answers
-        self._where = f'{settings.engine_args_path}: "serving.openai"'
-        self._front_end = vllm_openai.FrontEnd(args, engine_args)
-        self._watch_certificates = vllm_openai.watch_certificates
-        self._draining = draining(slot)
-        self._drained_at: float | None = None  # in the loop's time
-        self._end_timer: asyncio.TimerHandle | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._port = port
         self._serving: asyncio.Task[None] | None = None
+        self._background: list[Any] = []
         self._cleanup = contextlib.ExitStack()
-        config = uvicorn.Config(
-            gate,
-            lifespan="off",  # the app comes and goes with the engine
-            **vllm_openai.uvicorn_options(args),
-        )
-        try:
-            config.load()
-        except (OSError, ValueError, AssertionError) as error:
-            raise SettingsError(
-                f'{self._where}: "ssl_certfile" ({args.ssl_certfile}), "ssl_keyfile" '
-                f"({args.ssl_keyfile}): {one_line(error)}"
-            ) from error
-        self._server = uvicorn.Server(config)
-        self._port = self._take_port() if slot.is_leader else None
 
-    def _take_port(self) -> Port:
-        port = Port(
-            self._settings.host,
-            self._settings.port,
-            leads=self._slot.is_leader,
-            shared=self._slot.count > 1,
-            where=self._where,
-        )
-        self._cleanup.callback(port.close)
-        return port
-
-    async def serve(self, llm: vllm_api.AsyncLLM) -> None:
-        """Serve ``llm``: open the port, or, where it is open, put ``llm`` in the old one's place.
-
-        Raises SettingsError when vLLM's app cannot be built, or the port not be opened.
-        """
+    async def serve(self, llm: vllm_api.AsyncLLM) -> None:  # noqa: D102 (as above)
         if self._server.should_exit:  # the model is unloaded while its engine is restarted
             return
         try:
             await self._front_end.attach(llm)
         except Exception as error:
             raise SettingsError(
-                f"{self._where}: the app of vLLM {self._vllm_version} cannot be built: "
+                f"{self._where}: vLLM's app cannot be built: "
                 f"{type(error).__name__}: {one_line(error)}"
             ) from error
-        self._gate.app = AnswerLog(self._front_end.app, self._answers)
+        self._middleware.app = AnswerLog(self._front_end.app, self._answers)
         if self._serving is None:
-            await self._open()
+            self._serving = await self._open()
 
-    async def _open(self) -> None:
-        port = self._port or self._take_port()
-        self._serving = asyncio.create_task(self._server.serve([port.socket]))
+    async def _open(self) -> asyncio.Task[None]:
+        """Listen; return the task that serves."""
+        host, number = self._settings.host, self._settings.port
+        port = self._port or self._cleanup.enter_context(
+            bound_port(host, number, leads=False, shared=self._is_shared, where=self._where)
+        )
+        serving = asyncio.create_task(self._server.serve([port]))
         while not self._server.started:
-            await asyncio.wait([self._serving], timeout=0.01)
-            if self._serving.done():
-                error = self._serving.exception()
-                raise SettingsError(f"{self._where}: port {self._settings.port}: {error}")
+            await asyncio.wait([serving], timeout=0.01)
+            if serving.done():
+                raise SettingsError(f"{self._where}: port {number}: {serving.exception()}")
         config = self._server.config
-        self._certificates = self._watch_certificates(self._args, config.ssl)
-        if not self._slot.is_leader:
-            self._background.add(asyncio.create_task(self._drain_with_leader()))
-        logger.info(
-            f"{self._name}: OpenAI-compatible HTTP on {'https' if config.is_ssl else 'http'}://"
-            f"{self._settings.host}:{self._settings.port}/v1"
-        )
+        self._background.append(self._front_end.watch_certificates(config.ssl))
+        if not self._is_leader:
+            self._background.append(asyncio.create_task(self._shut_down_with_leader()))
+        scheme = "https" if config.is_ssl else "http"
+        logger.info(f"{self._name}: OpenAI-compatible HTTP on {scheme}://{host}:{number}/v1")
+        return serving
 
-    async def _drain_with_leader(self) -> None:
-        await self._draining.wait_for_leader()
-        await self.drain()
+    async def _shut_down_with_leader(self) -> None:
+        await self._cohort.wait_for_leader()
+        await self.shut_down()
 
-    def begin_drain(self, why: UnavailableError) -> None:
-        """End what is under way ``drain_timeout_seconds`` after the first call of this."""
-        if self._drained_at is None:
-            loop = asyncio.get_running_loop()
-            self._drained_at = loop.time() + self._drain_seconds
-            self._end_timer = loop.call_at(self._drained_at, self._end_all, why)
-
-    def take_back(self) -> None:
-        """Let what is under way run on, unless it is the model's end that has begun."""
-        if self._server.should_exit:  # the server may be ready with another one in our place
-            return
-        if self._end_timer is not None:
-            self._end_timer.cancel()
-        self._drained_at = None
-
-    def _end_all(self, why: UnavailableError) -> None:
-        ended = self._gate.end_all(
-            UnavailableError(f"{why}, and {self._drain_seconds:g} s of grace are over")
-        )
-        if ended:
-            logger.warning(f"{self._name}: {ended} OpenAI requests aborted: {why}")
-
-    def engine_died(self, why: ServingError) -> None:
-        """Answer what is under way: no engine will."""
-        self._gate.end_all(why)
-
-    async def end_requests(self) -> None:
-        """End what the engine that is going away has not answered."""
-        if requests := set(self._server.server_state.tasks):
-            for request in requests:
-                request.cancel()
-            await asyncio.wait(requests, timeout=_END_SECONDS)
-
-    async def drain(self) -> None:
-        """Free the port; give requests under way what is left of their time, then end them."""
+    async def shut_down(self) -> None:  # noqa: D102 (as above)
         self._server.should_exit = True
-        self._draining.announce()
-        self.begin_drain(UnavailableError("the model is being unloaded"))
+        self._cohort.announce()
+        self._drain.begin(final=True)
         if self._serving is not None:
             # uvicorn is not to wait for clients that do not read how their requests were ended.
             self._server.config.timeout_graceful_shutdown = self._time_left()
             await asyncio.wait([self._serving])
-        self._draining.finish()
-        await self._draining.wait_for_others(self._time_left())
-        await self.end_requests()
+        self._cohort.finish()
+        await self._cohort.wait_for_others(self._time_left())
         await self._front_end.close()
+        self._cleanup.close()
 
     def _time_left(self) -> float:
-        """Return how long to wait until all requests must have ended."""
-        assert self._drained_at is not None, "as drain() has begun"
-        return max(0.0, self._drained_at - asyncio.get_running_loop().time()) + _END_SECONDS
-
-    def close(self) -> None:
-        """Free the port, whatever state the server is in."""
-        self._cleanup.close()
+        return self._drain.time_left(OPENAI) + _END_SECONDS

@@ -1,19 +1,19 @@
 """Notices clients that cancelled or went away, for all live requests at once.
 
-Triton does not call the model when a client leaves; somebody has to ask, 50 µs a request. One
+Triton does not tell the model when a client leaves; the model has to ask, at 50 µs a request. One
 thread asks, a fixed number of times a second, so that no token pays for it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from triton_vllm.errors import CancelledError
+from triton_vllm.limits.admission import LiveRequest
 from triton_vllm.protocol.stream import ResponseStream
 
 logger = logging.getLogger(__name__)
@@ -22,23 +22,20 @@ _STOP_SECONDS = 5.0
 
 
 class CancellationWatcher:
-    """Cancels the task of each request whose client is gone."""
+    """Ends each request whose client is gone."""
 
-    def __init__(self, period: float, cancel: Callable[[asyncio.Task[Any]], object]) -> None:
-        """Start to ask every ``period`` seconds; ``cancel`` is called in the task's event loop."""
-        self._cancel_task = cancel
+    def __init__(self, period: float) -> None:
+        """Start to ask every ``period`` seconds."""
         self._period = period
-        self._live: dict[ResponseStream, asyncio.Task[None]] = {}
+        self._live: dict[ResponseStream, LiveRequest] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cancellation", daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
-    def watch(self, stream: ResponseStream) -> Iterator[None]:
-        """Watch ``stream`` while the current task works on it. Event loop only."""
-        task = asyncio.current_task()
-        assert task is not None, "watch() belongs to a task"
-        self._live[stream] = task
+    def watch(self, stream: ResponseStream, request: LiveRequest) -> Iterator[None]:
+        """Ask for the client of ``stream`` until the context ends. Event loop only."""
+        self._live[stream] = request
         try:
             yield
         finally:
@@ -60,15 +57,14 @@ class CancellationWatcher:
                 live = list(self._live.items())
             except RuntimeError:
                 continue
-            for stream, task in live:
+            for stream, request in live:
                 try:
                     if stream.is_cancelled():
-                        task.get_loop().call_soon_threadsafe(self._cancel, stream)
+                        request.task.get_loop().call_soon_threadsafe(self._end, stream)
                 except Exception as error:
                     logger.error(f"cancellation: {error}")
 
-    def _cancel(self, stream: ResponseStream) -> None:
-        """Cancel the stream's task, if it is still at work. Event loop only."""
-        task = self._live.pop(stream, None)
-        if task is not None:
-            self._cancel_task(task)
+    def _end(self, stream: ResponseStream) -> None:
+        """End the stream's request, if it is still live. Event loop only."""
+        if (request := self._live.pop(stream, None)) is not None:
+            request.end(CancelledError("cancelled by the client"))

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from triton_vllm.errors import RequestError
-from triton_vllm.limits.timeout import shorter
 from triton_vllm.protocol.fields import ParameterValidator, load_json_object
 from triton_vllm.protocol.host import (
     Host,
@@ -173,5 +172,6 @@ def _with_time_limit(
     asked = options.timeout_seconds
     if asked is not None and asked <= 0:
         raise RequestError(f'{where}: "timeout_seconds": must be more than 0, got {asked}')
-    limit = shorter(asked, triton_timeout(request, own))
-    return options if limit == asked else replace(options, timeout_seconds=limit)
+    triton = triton_timeout(request, own) / 1e6
+    limits = [seconds for seconds in (asked, triton) if seconds]
+    return replace(options, timeout_seconds=min(limits)) if triton else options

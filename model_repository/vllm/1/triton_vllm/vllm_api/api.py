@@ -222,7 +222,7 @@ def came_with_outputs(error: BaseException) -> bool:
     return isinstance(error, (EngineDeadError, EngineGenerateError))
 
 
-def explain(error: Exception) -> ServingError:
+def to_serving_error(error: Exception) -> ServingError:
     """Map what vLLM raised for one request to an error of ours."""
     if isinstance(error, ServingError):
         return error
@@ -232,7 +232,7 @@ def explain(error: Exception) -> ServingError:
         limit = _LIMITS.get(type(error).__name__, "")
         return UnavailableError(f"{one_line(error)} {limit}".strip())
     if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
-        return explain(error.__cause__)
+        return to_serving_error(error.__cause__)
     if isinstance(error, UnicodeEncodeError):  # what JSON within JSON held, such as a tool's call
         return RequestError("the request holds half of a surrogate pair, which is no Unicode text")
     if isinstance(error, (*_CLIENT_ERRORS, ValueError, TypeError)):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import typing
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.reasoning import ReasoningParserManager
@@ -23,6 +25,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from triton_vllm.vllm_api.api import EngineArgsParser
 from triton_vllm.vllm_api.compat import cli_args
 from triton_vllm.vllm_api.versions import first
+
+logger = logging.getLogger(__name__)
 
 _app = first("vllm.entrypoints.launchers.app", "vllm.entrypoints.openai.api_server")
 _app_state = first(
@@ -78,9 +82,12 @@ def _adopt(args: argparse.Namespace, engine_args: Any) -> None:
 class FrontEnd:
     """vLLM's own app, with all its routes, around the ``AsyncLLM`` that lives. Event loop only."""
 
-    def __init__(self, args: argparse.Namespace, engine_args: Any) -> None:
-        """``args`` are those of ``complete``."""
+    def __init__(
+        self, args: argparse.Namespace, engine_args: Any, default_max_tokens: int = 0
+    ) -> None:
+        """``args`` are those of ``complete``; ``default_max_tokens`` 0 is the model's own."""
         self._args = args
+        self._default_max_tokens = default_max_tokens
         self._engine_args = engine_args
         self._lifespan = contextlib.AsyncExitStack()
         self.app: Any = None
@@ -91,6 +98,8 @@ class FrontEnd:
         tasks = await llm.get_supported_tasks()
         app = self.app or _app.build_app(self._args, tasks, llm.model_config)
         await _app_state.init_app_state(llm, app.state, self._args, tasks)
+        if self._default_max_tokens:
+            _set_default_max_tokens(app.state, self._default_max_tokens)
         app.state.log_stats = False  # ours are logged by the engine
         # vLLM's error handler ends the server of an engine that died. Ours waits for the next one.
         app.state.server = SimpleNamespace(should_exit=False)
@@ -98,9 +107,45 @@ class FrontEnd:
             await self._lifespan.enter_async_context(app.router.lifespan_context(app))
             self.app = app
 
+    def watch_certificates(self, ssl_context: Any) -> Any:
+        """Reload the TLS files when they change, if asked to, for as long as the result is held."""
+        args = self._args
+        if not args.enable_ssl_refresh or ssl_context is None:
+            return None
+        return _ssl.SSLCertRefresher(
+            ssl_context, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs
+        )
+
     async def close(self) -> None:
         """End the app."""
         await self._lifespan.aclose()
+
+
+# What answers chat and Responses; completions have OpenAI's default of 16.
+_SERVING = ("openai_serving_chat", "openai_serving_chat_batch", "openai_serving_responses")
+
+
+def _set_default_max_tokens(state: Any, tokens: int) -> None:
+    """Have a request of the app without ``max_tokens`` generate up to ``tokens`` tokens.
+
+    Not by ``override_generation_config``, which vLLM's app takes for an upper limit, too.
+    """
+    for serving in filter(None, (getattr(state, name, None) for name in _SERVING)):
+        try:
+            serving.default_sampling_params["max_tokens"] = tokens
+        except (AttributeError, TypeError):
+            logger.warning('"default_max_tokens" does not hold on the OpenAI port of this vLLM')
+
+
+def with_cors(app: Any, args: argparse.Namespace) -> Any:
+    """Return ``app`` behind the CORS middleware, as vLLM sets it up for its own app."""
+    return CORSMiddleware(
+        app,
+        allow_origins=args.allowed_origins,
+        allow_credentials=args.allow_credentials,
+        allow_methods=args.allowed_methods,
+        allow_headers=args.allowed_headers,
+    )
 
 
 def uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -119,12 +164,3 @@ def uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
         "ssl_ciphers": args.ssl_ciphers,
         "h11_max_incomplete_event_size": args.h11_max_incomplete_event_size,
     }
-
-
-def watch_certificates(args: argparse.Namespace, ssl_context: Any) -> Any:
-    """Reload the TLS files whenever they change, if that is wanted, for as long as it is held."""
-    if not args.enable_ssl_refresh or ssl_context is None:
-        return None
-    return _ssl.SSLCertRefresher(
-        ssl_context, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs
-    )

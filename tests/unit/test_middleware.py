@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
-from triton_vllm.errors import EngineDownError, ServingError, UnavailableError
-from triton_vllm.limits.admission import Place
-from triton_vllm.openai_api.exchange import Message, Receive, Send
-from triton_vllm.openai_api.middleware import Gate
+from triton_vllm.errors import EngineDownError, UnavailableError
+from triton_vllm.limits.admission import Admission
+from triton_vllm.openai_api.exchange import App, Message, Receive, Send
+from triton_vllm.openai_api.middleware import RequestMiddleware, no_cors, route_path
+from triton_vllm.topology.load_balancing import NoLoadBalancer
 
 JSON_TYPE = [(b"content-type", b"application/json")]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -32,37 +32,10 @@ def answering(status: int, headers: Sequence[Any] = JSON_TYPE) -> Any:
     return app
 
 
-class Engine:
-    """What the gate asks: is it up, is there room."""
-
-    def __init__(self) -> None:
-        self.down: ServingError | None = None
-        self.closed: ServingError | None = None
-        self.full: ServingError | None = None
-        self.admitted = 0
-        self.place = Place()
-
-    def check_up(self) -> None:
-        if self.down:
-            raise self.down
-
-    def check_open(self) -> None:
-        self.check_up()
-        if self.closed:
-            raise self.closed
-
-    @contextlib.contextmanager
-    def admit_http(self) -> Iterator[Place]:
-        self.check_open()
-        if self.full:
-            raise self.full
-        self.admitted += 1
-        yield self.place
-        self.admitted -= 1
-
-
 class Client:
-    """One HTTP exchange with a gate, as uvicorn would carry it."""
+    """One HTTP exchange with a middleware, as uvicorn would carry it."""
+
+    prefix = ""  # of every path
 
     def __init__(
         self,
@@ -72,7 +45,12 @@ class Client:
         kind: str = "http",
     ) -> None:
         headers = [(b"authorization", key.encode())] if key else []
-        self.scope: Message = {"type": kind, "method": method, "path": path, "headers": headers}
+        self.scope: Message = {
+            "type": kind,
+            "method": method,
+            "path": self.prefix + path,
+            "headers": headers,
+        }
         if kind == "websocket":
             del self.scope["method"]
         self.sent: list[Message] = []
@@ -98,23 +76,37 @@ class Client:
         return json.loads(b"".join(m["body"] for m in self.sent[1:]))
 
 
-def make(app: Any, keys: Sequence[str] = (), time_limit: float = 0.0) -> tuple[Gate, Engine]:
-    engine = Engine()
-    gate = Gate(engine, keys, time_limit)
-    gate.app = app
-    return gate, engine
+def make(
+    app: Any,
+    keys: Sequence[str] = (),
+    timeout: float = 0.0,
+    *,
+    cors: Callable[[App], App] = no_cors,
+    max_requests: int = 0,
+) -> tuple[RequestMiddleware, Admission]:
+    admission = Admission(max_requests, 0, lambda: 0, NoLoadBalancer())
+    middleware = RequestMiddleware(admission, keys, timeout, Client.prefix, cors)
+    middleware.app = app
+    return middleware, admission
 
 
-def ask(gate: Gate, client: Client) -> Client:
-    asyncio.run(asyncio.wait_for(gate(client.scope, client.receive, client.send), 30))
+@pytest.fixture(autouse=True, params=["", "/proxy"], ids=["no prefix", "root_path"])
+def prefix(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With and without a proxy that leaves its prefix in the path."""
+    monkeypatch.setattr(Client, "prefix", request.param)
+    return str(request.param)
+
+
+def ask(middleware: RequestMiddleware, client: Client) -> Client:
+    asyncio.run(asyncio.wait_for(middleware(client.scope, client.receive, client.send), 30))
     return client
 
 
 @pytest.mark.parametrize("key", ["Bearer one", "bearer two", "Bearer  two"])
 def test_one_of_the_keys_is_enough(key: str) -> None:
     """The scheme's case does not matter, as in RFC 9110."""
-    gate, _ = make(answering(200), ["one", "two"])
-    assert 200 == ask(gate, Client(key=key)).status
+    middleware, _ = make(answering(200), ["one", "two"])
+    assert 200 == ask(middleware, Client(key=key)).status
 
 
 @pytest.mark.parametrize("key", ["", "Bearer", "Bearer three", "Bearer onetwo", "Basic one", "one"])
@@ -124,8 +116,8 @@ def test_one_of_the_keys_is_enough(key: str) -> None:
 )
 def test_without_a_key_nothing_is_done(method: str, path: str, key: str) -> None:
     """Any path that does or tells something, even where vLLM itself would not ask."""
-    gate, _ = make(answering(200), ["one", "two"])
-    client = ask(gate, Client(path, method, key))
+    middleware, _ = make(answering(200), ["one", "two"])
+    client = ask(middleware, Client(path, method, key))
     assert 401 == client.status
     assert ("AuthenticationError", 401) == (
         client.body["error"]["type"],
@@ -138,23 +130,23 @@ def test_without_a_key_nothing_is_done(method: str, path: str, key: str) -> None
 )
 def test_what_needs_no_key(method: str, path: str) -> None:
     """Load balancers, monitoring and a browser's preflight."""
-    gate, _ = make(answering(200), ["one"])
-    assert 200 == ask(gate, Client(path, method)).status
+    middleware, _ = make(answering(200), ["one"])
+    assert 200 == ask(middleware, Client(path, method)).status
 
 
 def test_what_administers_is_not_there() -> None:
     """Nor does vLLM's app hear of it."""
-    gate, _ = make(answering(200), ["one"])
-    client = ask(gate, Client(path="/scale_elastic_ep", key="Bearer one"))
+    middleware, _ = make(answering(200), ["one"])
+    client = ask(middleware, Client(path="/scale_elastic_ep", key="Bearer one"))
     assert (404, "NotFoundError") == (client.status, client.body["error"]["type"])
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("POST", "/v1/completions")])
 def test_while_the_engine_is_down_the_answer_is_503(method: str, path: str) -> None:
     """In OpenAI's form, and at once."""
-    gate, engine = make(answering(200))
-    engine.down = EngineDownError("the engine died and is being restarted")
-    client = ask(gate, Client(path, method))
+    middleware, admission = make(answering(200))
+    admission.down = EngineDownError("the engine died and is being restarted")
+    client = ask(middleware, Client(path, method))
     expected = {
         "message": "the engine died and is being restarted",
         "type": "ServiceUnavailableError",
@@ -166,36 +158,44 @@ def test_while_the_engine_is_down_the_answer_is_503(method: str, path: str) -> N
 
 def test_while_the_model_is_going_nobody_is_sent_there() -> None:
     """A load balancer that asks for its health hears it."""
-    gate, engine = make(answering(200))
-    engine.closed = UnavailableError("the model is being unloaded")
-    assert 503 == ask(gate, Client("/health", "GET")).status
+    middleware, admission = make(answering(200))
+    admission.close(UnavailableError("the model is being unloaded"))
+    assert 503 == ask(middleware, Client("/health", "GET")).status
 
 
 def test_what_was_answered_before_the_model_went_counts_as_good() -> None:
     """Its answer is complete."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
-        engine.closed = UnavailableError("the model is being unloaded")
+        admission.close(UnavailableError("the model is being unloaded"))
         await answering(200)(scope, receive, send)
 
-    gate, engine = make(app)
-    ask(gate, Client())
-    assert Counter(ok=1) == gate.traffic.outcomes
+    middleware, admission = make(app)
+    ask(middleware, Client())
+    assert Counter(ok=1) == middleware.traffic.outcomes
 
 
 def test_before_there_is_an_app_the_answer_is_503() -> None:
     """A request that comes too early is no accident."""
-    gate, _ = make(None)
-    assert 503 == ask(gate, Client()).status
+    middleware, _ = make(None)
+    assert 503 == ask(middleware, Client()).status
 
 
 def test_an_engine_that_is_full_refuses() -> None:
-    """A request that generates needs a place; one that only asks does not."""
-    gate, engine = make(answering(200))
-    engine.full = UnavailableError("too many requests")
-    assert 503 == ask(gate, Client()).status
-    assert 200 == ask(gate, Client("/v1/models", "GET")).status
-    assert Counter(refused=1) == gate.traffic.outcomes
+    """A request that generates counts against the limit; one that only asks does not."""
+
+    async def full(scope: Message, receive: Receive, send: Send) -> None:
+        middleware.app = answering(200)
+        for client in second, asks:
+            await middleware(client.scope, client.receive, client.send)
+        await answering(200)(scope, receive, send)
+
+    second, asks = Client(), Client("/v1/models", "GET")
+    middleware, _ = make(answering(200), max_requests=1)
+    middleware.app = full
+    ask(middleware, Client())
+    assert (503, 200) == (second.status, asks.status)
+    assert Counter(refused=1, ok=1) == middleware.traffic.outcomes
 
 
 def test_a_place_is_held_for_as_long_as_the_request_lasts() -> None:
@@ -203,12 +203,12 @@ def test_a_place_is_held_for_as_long_as_the_request_lasts() -> None:
     seen: list[int] = []
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
-        seen.append(engine.admitted)
+        seen.append(admission.count())
         await answering(200)(scope, receive, send)
 
-    gate, engine = make(app)
-    ask(gate, Client())
-    assert ([1], 0) == (seen, engine.admitted)
+    middleware, admission = make(app)
+    ask(middleware, Client())
+    assert ([1], 0) == (seen, admission.count())
 
 
 @pytest.mark.parametrize(
@@ -224,10 +224,10 @@ def test_a_place_is_held_for_as_long_as_the_request_lasts() -> None:
 )
 def test_a_request_counts_by_its_status(status: int, expected: str) -> None:
     """The same outcomes as Triton's requests have."""
-    gate, _ = make(answering(status))
-    ask(gate, Client())
-    ask(gate, Client("/v1/models", "GET"))  # does not generate
-    assert Counter({expected: 1}) == gate.traffic.outcomes
+    middleware, _ = make(answering(status))
+    ask(middleware, Client())
+    ask(middleware, Client("/v1/models", "GET"))  # does not generate
+    assert Counter({expected: 1}) == middleware.traffic.outcomes
 
 
 def test_an_app_that_fails_counts_as_the_engines_error() -> None:
@@ -236,17 +236,17 @@ def test_an_app_that_fails_counts_as_the_engines_error() -> None:
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         raise RuntimeError("a mistake of somebody's")
 
-    gate, _ = make(app)
+    middleware, _ = make(app)
     with pytest.raises(RuntimeError):
-        ask(gate, Client())
-    assert Counter(engine_error=1) == gate.traffic.outcomes
+        ask(middleware, Client())
+    assert Counter(engine_error=1) == middleware.traffic.outcomes
 
 
 def test_a_wrong_key_counts_as_the_clients_mistake() -> None:
     """So a dashboard shows that somebody knocks."""
-    gate, _ = make(answering(200), ["one"])
-    ask(gate, Client())
-    assert Counter(client_error=1) == gate.traffic.outcomes
+    middleware, _ = make(answering(200), ["one"])
+    ask(middleware, Client())
+    assert Counter(client_error=1) == middleware.traffic.outcomes
 
 
 def test_a_client_that_leaves_counts_as_cancelled() -> None:
@@ -257,21 +257,21 @@ def test_a_client_that_leaves_counts_as_cancelled() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
         assert "http.disconnect" == (await receive())["type"]
 
-    gate, _ = make(app)
-    ask(gate, Client())
-    assert Counter(cancelled=1) == gate.traffic.outcomes
+    middleware, _ = make(app)
+    ask(middleware, Client())
+    assert Counter(cancelled=1) == middleware.traffic.outcomes
 
 
 def test_a_stream_of_an_engine_that_died_counts_as_its_error() -> None:
     """Such a stream is ended by vLLM with an error and HTTP's 200."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
-        engine.down = EngineDownError("the engine died")
+        admission.down = EngineDownError("the engine died")
         await answering(200, EVENTS)(scope, receive, send)
 
-    gate, engine = make(app)
-    client = ask(gate, Client())
-    assert Counter(engine_error=1) == gate.traffic.outcomes
+    middleware, admission = make(app)
+    client = ask(middleware, Client())
+    assert Counter(engine_error=1) == middleware.traffic.outcomes
     assert 2 == len(client.sent)
 
 
@@ -294,17 +294,17 @@ async def _half_a_stream(send: Send) -> None:
     ids=["not begun", "streaming"],
 )
 def test_a_request_that_is_ended_gets_to_know(steps: Steps, status: int, last: bytes) -> None:
-    """At the end of the model, or of the engine, nobody is left waiting or in doubt."""
+    """At the end of the model, or of the admission, nobody is left waiting or in doubt."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         await steps(send)
         await asyncio.Event().wait()
 
-    gate, _ = make(app)
+    middleware, _ = make(app)
     client = Client()
 
     async def end() -> None:
-        task = asyncio.create_task(gate(client.scope, client.receive, client.send))
+        task = asyncio.create_task(middleware(client.scope, client.receive, client.send))
         await asyncio.sleep(0.05)
         task.cancel()
         await asyncio.wait_for(task, 30)
@@ -313,13 +313,13 @@ def test_a_request_that_is_ended_gets_to_know(steps: Steps, status: int, last: b
     assert status == client.status
     assert client.sent[-1]["body"].startswith(last)
     assert not client.sent[-1].get("more_body")
-    assert Counter(engine_error=1) == gate.traffic.outcomes
+    assert Counter(engine_error=1) == middleware.traffic.outcomes
 
 
 def test_a_websocket_without_a_key_is_closed() -> None:
-    """Realtime connections pass the same gate."""
-    gate, _ = make(answering(200), ["one"])
-    client = ask(gate, Client("/v1/realtime", kind="websocket"))
+    """Realtime connections pass the same middleware."""
+    middleware, _ = make(answering(200), ["one"])
+    client = ask(middleware, Client("/v1/realtime", kind="websocket"))
     assert ["websocket.close"] == [message["type"] for message in client.sent]
 
 
@@ -353,29 +353,29 @@ def endless(steps: Steps, seen: list[str]) -> Any:
 def test_a_time_limit_ends_a_request(steps: Steps, status: int, last: bytes) -> None:
     """To the app the client has gone, so that it aborts; the client is told the limit."""
     seen: list[str] = []
-    gate, engine = make(endless(steps, seen), time_limit=0.05)
+    middleware, admission = make(endless(steps, seen), timeout=0.05)
     client = Patient()
-    ask(gate, client)
+    ask(middleware, client)
     assert (status, ["http.disconnect"]) == (client.status, seen)
     body = client.sent[-1]["body"]
     assert body.startswith(last)
-    assert b"not done within 0.05 s, its time limit" in body
+    assert b"request timed out after 0.05 s" in body
     assert not client.sent[-1].get("more_body")
-    assert (Counter(timeout=1), 0) == (gate.traffic.outcomes, engine.admitted)
+    assert (Counter(timeout=1), 0) == (middleware.traffic.outcomes, admission.count())
 
 
 def test_in_time_nothing_is_ended() -> None:
     """A request that was answered in time is not ended afterwards."""
-    gate, _ = make(answering(200), time_limit=0.5)
+    middleware, _ = make(answering(200), timeout=0.5)
 
     async def main() -> None:
         client = Client()
-        await gate(client.scope, client.receive, client.send)
+        await middleware(client.scope, client.receive, client.send)
         await asyncio.sleep(0.6)
         assert 200 == client.status
 
     asyncio.run(main())
-    assert Counter(ok=1) == gate.traffic.outcomes
+    assert Counter(ok=1) == middleware.traffic.outcomes
 
 
 def test_an_app_that_does_not_listen_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,9 +385,9 @@ def test_an_app_that_does_not_listen_is_cancelled(monkeypatch: pytest.MonkeyPatc
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         await asyncio.Event().wait()
 
-    gate, _ = make(app, time_limit=0.05)
-    assert 504 == ask(gate, Patient()).status
-    assert Counter(timeout=1) == gate.traffic.outcomes
+    middleware, _ = make(app, timeout=0.05)
+    assert 504 == ask(middleware, Patient()).status
+    assert Counter(timeout=1) == middleware.traffic.outcomes
 
 
 def test_a_websocket_has_no_time_limit() -> None:
@@ -397,39 +397,122 @@ def test_a_websocket_has_no_time_limit() -> None:
         await asyncio.sleep(0.1)
         await send({"type": "websocket.accept"})
 
-    gate, _ = make(app, time_limit=0.02)
-    client = ask(gate, Patient("/v1/realtime", kind="websocket"))
+    middleware, _ = make(app, timeout=0.02)
+    client = ask(middleware, Patient("/v1/realtime", kind="websocket"))
     assert ["websocket.accept"] == [message["type"] for message in client.sent]
 
 
 def test_all_can_be_ended_with_a_reason() -> None:
     """Those under way are told; a request that comes later is served."""
     seen: list[str] = []
-    gate, _ = make(endless(_half_a_stream, seen))
+    middleware, admission = make(endless(_half_a_stream, seen))
     clients = [Patient(), Patient()]
 
     async def main() -> int:
-        tasks = [asyncio.create_task(gate(c.scope, c.receive, c.send)) for c in clients]
+        tasks = [asyncio.create_task(middleware(c.scope, c.receive, c.send)) for c in clients]
         await asyncio.sleep(0.05)
-        ended = gate.end_all(UnavailableError("the grace is over"))
+        ended = admission.end_all(UnavailableError("the grace is over"))
         await asyncio.wait_for(asyncio.gather(*tasks), 30)
         return ended
 
     assert 2 == asyncio.run(main())
     assert all(b"the grace is over" in client.sent[-1]["body"] for client in clients)
-    assert Counter(refused=2) == gate.traffic.outcomes
-    gate.app = answering(200)
-    assert 200 == ask(gate, Client()).status
+    assert Counter(refused=2) == middleware.traffic.outcomes
+    middleware.app = answering(200)
+    assert 200 == ask(middleware, Client()).status
 
 
 def test_a_prompt_that_may_not_wait_is_503() -> None:
     """The app knows no such error and answers 500, which the client does not get to see."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
-        engine.place.turned_away(UnavailableError("9 prompt tokens wait"))
+        admission.end_current(UnavailableError("9 prompt tokens wait"))
         await answering(500)(scope, receive, send)
 
-    gate, engine = make(app)
-    client = ask(gate, Patient())
+    middleware, admission = make(app)
+    client = ask(middleware, Patient())
     assert (503, "9 prompt tokens wait") == (client.status, client.body["error"]["message"])
-    assert Counter(refused=1) == gate.traffic.outcomes
+    assert Counter(refused=1) == middleware.traffic.outcomes
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "expected"),
+    [
+        ("/v1/models", "", "/v1/models"),
+        ("/api/v1/models", "/api", "/v1/models"),
+        ("/v1/models", "/api", "/v1/models"),
+        ("/apis/health", "/api", "/apis/health"),
+        ("/api/health", "/api/", "/api/health"),
+        ("/api", "/api", ""),
+    ],
+)
+def test_the_path_that_counts_is_the_routers(path: str, root_path: str, expected: str) -> None:
+    """The prefix is optional; a longer word is no prefix."""
+    assert expected == route_path(path, root_path)
+
+
+def test_a_path_that_only_resembles_an_open_one_requires_the_key() -> None:
+    """What the router does not match is not open."""
+    middleware, _ = make(answering(200), ["one"])
+    for path in ("/health/", "//health", "/v1/health", "/healthy"):
+        assert 401 == ask(middleware, Client(path, "GET")).status
+
+
+def marking(app: App) -> App:
+    """Add a header to what ``app`` answers, in the place of vLLM's CORS middleware."""
+
+    async def marked(scope: Message, receive: Receive, send: Send) -> None:
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"access-control-allow-origin", b"*"))
+            await send(message)
+
+        await app(scope, receive, add)
+
+    return marked
+
+
+@pytest.mark.parametrize(("down", "expected"), [(False, 401), (True, 503)])
+def test_a_browser_may_read_why_it_was_refused(down: bool, expected: int) -> None:
+    """The middleware's own answers have the CORS headers that vLLM's have."""
+    middleware, admission = make(answering(200), [] if down else ["one"], cors=marking)
+    if down:
+        admission.down = EngineDownError("the engine died")
+    client = ask(middleware, Client())
+    assert expected == client.status
+    assert (b"access-control-allow-origin", b"*") in client.sent[0]["headers"]
+
+
+def test_what_has_been_answered_is_not_ended() -> None:
+    """An app may go on for a while after its last byte."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await answering(200)(scope, receive, send)
+        admission.end_all(UnavailableError("drained"))
+
+    middleware, admission = make(app)
+    ask(middleware, Client())
+    assert Counter(ok=1) == middleware.traffic.outcomes
+
+
+def test_the_engines_death_ends_open_streams_with_an_error_event() -> None:
+    """At once: the app may never notice."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await _half_a_stream(send)
+        await receive()
+        await asyncio.Event().wait()
+
+    middleware, admission = make(app)
+    client = Patient()
+
+    async def main() -> None:
+        task = asyncio.create_task(middleware(client.scope, client.receive, client.send))
+        await asyncio.sleep(0.05)
+        admission.end_all(EngineDownError("the engine died"))
+        await asyncio.wait_for(task, 3)
+
+    asyncio.run(main())
+    assert b'data: {"error": {"message": "the engine died"' in client.sent[-1]["body"]
+    assert not client.sent[-1].get("more_body")
+    assert Counter(engine_error=1) == middleware.traffic.outcomes
