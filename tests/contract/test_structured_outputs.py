@@ -48,8 +48,14 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(CHECKPOINT / "SmolLM2-135M-Instruct")
 
 
-def check_of(tokenizer: Any, library: str = "xgrammar", *, refuse: bool = False) -> Any:
-    """Return the check of an engine with a library, and what has passed it."""
+async def compiles(given: Any) -> None:
+    """Pass all, in place of the sandbox."""
+
+
+def check_of(
+    tokenizer: Any, library: str = "xgrammar", *, refuse: bool = False, sandbox: Any = compiles
+) -> Any:
+    """Return the check of an engine with a library."""
     outputs = SimpleNamespace(backend=library)
     llm = SimpleNamespace(
         model_config=SimpleNamespace(skip_tokenizer_init=False, is_diffusion=False),
@@ -57,10 +63,7 @@ def check_of(tokenizer: Any, library: str = "xgrammar", *, refuse: bool = False)
         get_tokenizer=lambda: tokenizer,
     )
 
-    async def compile_check(given: Any) -> None:
-        """Pass all."""
-
-    return StructuredOutputsCheck(llm, compile_check, refuse=refuse)
+    return StructuredOutputsCheck(llm, sandbox, refuse=refuse)
 
 
 def result(check: Any, **given: Any) -> str:
@@ -95,6 +98,15 @@ def test_the_result_does_not_depend_on_what_came_before(tokenizer: Any) -> None:
         shared = check_of(tokenizer)
         results = {i: result(shared, **requests[i]) for i in order}
         assert alone == [results[i] for i in range(len(requests))]
+
+
+def test_the_sandbox_comes_first(tokenizer: Any) -> None:
+    """What is too much for it is never taken apart in this process."""
+
+    async def too_much(given: Any) -> None:
+        raise RequestError("too much")
+
+    assert result(check_of(tokenizer, sandbox=too_much), json=UNKNOWN) == "too much"
 
 
 def test_what_the_library_cannot_express_is_named(tokenizer: Any) -> None:

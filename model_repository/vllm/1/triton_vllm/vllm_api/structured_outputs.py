@@ -68,7 +68,7 @@ class StructuredOutputsCheck:
     def __init__(
         self, llm: Any, compile_check: Callable[[Any], Awaitable[None]], *, refuse: bool
     ) -> None:
-        """``compile_check`` is what remains to be checked of a request that the library takes.
+        """``compile_check`` refuses what is too much to compile.
 
         ``refuse``: refuse also schemas with keywords that the library ignores or narrows.
         """
@@ -83,6 +83,8 @@ class StructuredOutputsCheck:
 
         The error names the keyword, its place in the schema, and the library that could.
         """
+        # First, as it keeps grammars that are too much from this process.
+        await self._compile_check(given)
         if reason := self._refusal(given, self._library):
             # Off the event loop: it asks the library again, for parts of the schema.
             raise RequestError(await asyncio.to_thread(self._explain, given, reason))
@@ -90,7 +92,6 @@ class StructuredOutputsCheck:
             found = [d for schema in schemas_of(given) for d in departures(schema, self._library)]
             if found:
                 raise RequestError(self._listed(found))
-        await self._compile_check(given)
 
     def _refusal(self, given: Any, library: str) -> str:
         """Return why vLLM refuses a request for a library, "" if it does not."""
@@ -128,14 +129,17 @@ class StructuredOutputsCheck:
         """Say which other library takes a request and enforces ``keywords``."""
         for library in _LIBRARIES:
             # lm-format-enforcer refuses nothing here, and fails later.
-            if library in (self._library, "lm-format-enforcer") or self._refusal(given, library):
+            if library in (self._library, "lm-format-enforcer"):
                 continue
-            if library == "xgrammar" and _LETTERS_TO_XGRAMMAR.search(given.regex or ""):
-                continue
+            if library == "xgrammar":  # not asked: what it takes may be too much for this process
+                could = "might" if not _LETTERS_TO_XGRAMMAR.search(given.regex or "") else ""
+            else:
+                could = "could" if library == "guidance" else "might"
+                could = "" if self._refusal(given, library) else could
             ignored = {d.keyword for s in schemas_of(given) for d in departures(s, library)}
-            if not ignored & keywords:
+            if could and not ignored & keywords:
                 setting = f'"structured_outputs_config": {{"backend": "{library}"}}'
-                return f"{library} could ({setting} for the whole engine)"
+                return f"{library} {could} ({setting} for the whole engine)"
         return "no library of vLLM can"
 
     def _culprits(self, given: Any) -> list[tuple[str, str]]:
