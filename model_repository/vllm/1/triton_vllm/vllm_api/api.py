@@ -121,7 +121,7 @@ def default_sampling_params(config: Any) -> Mapping[str, Any]:
 def max_tokens_limit(config: Any) -> int | None:
     """Return what no request may exceed: the operator's ``max_new_tokens``, as in ``vllm serve``.
 
-    It stands in ``override_generation_config``, or in a file that ``generation_config`` names.
+    It is in ``override_generation_config``, or in a file that ``generation_config`` names.
     """
     model = config.model_config
     if model.generation_config in ("auto", "vllm"):
@@ -147,7 +147,7 @@ def is_pooling(config: Any) -> bool:
 async def load_adapter(llm: AsyncLLM, adapter: Adapter) -> Adapter:
     """Load a LoRA adapter into the engine; return it with its folder.
 
-    What is on a hub is downloaded here first, as the engine would stand still meanwhile. Raises
+    An adapter on a hub is downloaded here first, as the engine would wait for the download. Raises
     vLLM's reason if it cannot be loaded.
     """
     path = await asyncio.to_thread(get_adapter_absolute_path, adapter.path)
@@ -223,7 +223,7 @@ def came_with_outputs(error: BaseException) -> bool:
 
 
 def to_serving_error(error: Exception) -> ServingError:
-    """Map what vLLM raised for one request to an error of ours."""
+    """Map what vLLM raised for one request to a ServingError."""
     if isinstance(error, ServingError):
         return error
     if isinstance(error, EngineDeadError):

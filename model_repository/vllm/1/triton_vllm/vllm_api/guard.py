@@ -1,4 +1,4 @@
-"""vLLM's engine client with a guard at its door, through which every protocol's requests go."""
+"""vLLM's engine client with checks, through which the requests of every protocol pass."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def complete(args: argparse.Namespace, engine_args: Any, model: str) -> argparse
 
 
 def _adopt(args: argparse.Namespace, engine_args: Any) -> None:
-    """Set the engine's arguments in ``args``, where what the front end chose does not stand."""
+    """Set the engine's arguments in ``args``, except those that the front end has chosen."""
     for field in fields(AsyncEngineArgs):
         if field.name not in ("model", "served_model_name"):
             setattr(args, field.name, getattr(engine_args, field.name))
@@ -93,15 +93,15 @@ class FrontEnd:
         self.app: Any = None
 
     async def attach(self, llm: AsyncLLM) -> None:
-        """Build the app around ``llm``; where it stands, give it ``llm`` in the old one's place."""
+        """Build the app around ``llm``; an app that exists gets ``llm`` in place of the old one."""
         _adopt(self._args, self._engine_args)  # whose configuration may have changed them
         tasks = await llm.get_supported_tasks()
         app = self.app or _app.build_app(self._args, tasks, llm.model_config)
         await _app_state.init_app_state(llm, app.state, self._args, tasks)
         if self._default_max_tokens:
             _set_default_max_tokens(app.state, self._default_max_tokens)
-        app.state.log_stats = False  # ours are logged by the engine
-        # vLLM's error handler ends the server of an engine that died. Ours waits for the next one.
+        app.state.log_stats = False  # the engine logs them
+        # vLLM's error handler ends the server of a dead engine. This server waits for a restart.
         app.state.server = SimpleNamespace(should_exit=False)
         if self.app is None:
             await self._lifespan.enter_async_context(app.router.lifespan_context(app))

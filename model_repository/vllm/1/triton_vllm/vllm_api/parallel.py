@@ -32,7 +32,7 @@ def visible_gpus() -> int | None:
 
 
 def executor_class(config: Any) -> Any:
-    """Return the class of what runs the workers of an engine core: vLLM's, or ours around it."""
+    """Return the class that runs an engine core's workers: vLLM's, or a subclass of it for Ray."""
     if config.parallel_config.distributed_executor_backend == "ray":
         from triton_vllm.vllm_api.ray import RayExecutor
 

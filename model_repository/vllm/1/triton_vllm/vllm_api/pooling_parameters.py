@@ -12,7 +12,7 @@ from triton_vllm.protocol.requests import PoolingOptions
 from triton_vllm.protocol.schema import POOLING_SCHEMAS
 from triton_vllm.vllm_api import api as vllm_api
 
-# Fields that are the engine's own business, or ours.
+# Fields that the engine or this package sets.
 _NOT_FOR_CLIENTS = {"task", "requires_token_ids", "skip_reading_prefix_cache", "extra_kwargs"}
 _NOT_FOR_CLIENTS |= {"late_interaction_params", "output_kind"}
 # What makes no sense without sampling.

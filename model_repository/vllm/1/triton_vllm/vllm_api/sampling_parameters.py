@@ -17,7 +17,7 @@ from triton_vllm.protocol.requests import EngineOptions
 from triton_vllm.protocol.schema import GENERATION_SCHEMAS
 from triton_vllm.vllm_api import api as vllm_api
 
-# Fields that are the engine's own business, or ours, or whose result has no output here.
+# Fields that the engine or this package sets, or whose result has no output here.
 _NOT_FOR_CLIENTS = {"output_kind", "skip_clone", "output_text_buffer_length", "extra_args"}
 _NOT_FOR_CLIENTS |= {"prompt_logprob_token_ids", "prompt_logprob_start"}
 

@@ -113,8 +113,8 @@ def _process_ids(manager: Any, coordinator: Any) -> list[int]:
 def _workers(core: int) -> list[int]:
     """Return an engine core's workers on this machine; Ray's are not its children.
 
-    The engine does not outlive them, but it says so only when it has ended the others: on two GPUs
-    that took nine seconds (vLLM 0.26).
+    The engine does not outlive them, but it reports a death only when it has ended the others: on
+    two GPUs that took nine seconds (vLLM 0.26).
     """
     children: list[psutil.Process] = []
     workers = []

@@ -27,7 +27,7 @@ _NEWER_BEAM_SEARCH = {"skip_special_tokens", "watermarking", "allowed_token_ids"
 
 @functools.cache
 def beam_search_names() -> frozenset[str]:
-    """Return the names of the parameters, vLLM's and ours, that this vLLM's beam search heeds."""
+    """Return the names of the parameters that this vLLM's beam search heeds."""
     newer = _NEWER_BEAM_SEARCH.intersection(BeamSearchParams.__struct_fields__)
     takes = inspect.signature(BeamSearchOnlineMixin.beam_search).parameters
     return frozenset(_BEAM_SEARCH | newer | ({"priority"} & takes.keys()))

@@ -29,7 +29,7 @@ from triton_vllm.vllm_api.render.chat_reader import ChatReader
 def parse_chat_args(given: Mapping[str, Any], engine_args: Any, where: str) -> argparse.Namespace:
     """Return the options of ``vllm serve``'s front end that concern chat, checked as there.
 
-    ``given`` are those that stand in the file ``where``. Raises SettingsError.
+    ``given`` are those in the file ``where``. Raises SettingsError.
     """
     front_end = cli_args.BaseFrontendArgs
     parser = vllm_api.EngineArgsParser(add_help=False)
@@ -56,7 +56,7 @@ def parse_chat_args(given: Mapping[str, Any], engine_args: Any, where: str) -> a
 
 
 class ChatRenderer:
-    """Turns messages into work for one ``AsyncLLM``, and what the model says into its parts."""
+    """Turns messages into a generation of one ``AsyncLLM``, and its text into parts."""
 
     def __init__(self, llm: Any, args: argparse.Namespace) -> None:
         """``args`` are those of ``parse_chat_args``."""
@@ -87,7 +87,7 @@ class ChatRenderer:
         if not isinstance(rendered, tuple):
             raise RequestError(f"messages: {vllm_api.as_keys(rendered.error.message)}")
         _, (engine_input,) = rendered
-        # vLLM's parsers may want special tokens kept, or bind the model to a grammar.
+        # vLLM's parsers may keep special tokens, or bind the model to a grammar.
         params = _changed(request.sampling_params, before, chat.to_sampling_params(1, {}))
         kwargs = self._template_kwargs(chat)
         parsers = [self._parser(chat, kwargs) for _ in range(request.num_sequences)]

@@ -1,4 +1,4 @@
-"""What a model says in a chat, taken apart by vLLM's parsers of reasoning and tool calls."""
+"""Read a chat's generated text through vLLM's parsers of reasoning and tool calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from triton_vllm.vllm_api.compat import chat_utils, protocol
 class ChatReader:
     """Reads vLLM's outputs of a chat: content, reasoning and tool calls, each for itself.
 
-    What says nothing, as a parser waits for the rest of it, is held back until there is something.
+    A delta without content, because a parser waits for more text, is held back and merged into the
+    next.
     """
 
     def __init__(self, chat: Any, parsers: list[Any], params: Any, *, stream: bool) -> None:

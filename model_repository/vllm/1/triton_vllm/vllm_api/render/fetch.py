@@ -60,7 +60,7 @@ def is_public(address: str) -> bool:
 class GuardedConnection(connections.HTTPConnection):  # type: ignore[misc]
     """Fetches from listed hosts, without following redirects, in bounded size and time.
 
-    A private address counts as listed only where it stands in the list itself, as an address.
+    A private address is allowed only if the list has that address itself.
     """
 
     def __init__(self, hosts: Collection[str]) -> None:
@@ -179,7 +179,7 @@ class GuardedConnector(MediaConnector):  # type: ignore[misc]
 
 
 def missing_package(error: ImportError) -> str:
-    """Say what the execution environment lacks, and how it gets there."""
+    """Return what the execution environment lacks, and how the operator adds it."""
     package = one_line(error)
     cause: BaseException | None = error
     while cause is not None:  # vLLM's own lines around the first one name vLLM

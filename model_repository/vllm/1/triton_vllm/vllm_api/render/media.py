@@ -48,7 +48,7 @@ def guard(llm: Any) -> None:
 
 
 def _resample_with_what_there_is(renderer: Any) -> None:
-    """Have PyAV resample where torchaudio, newer vLLM's choice, is missing: PyPI's wants CUDA."""
+    """Have PyAV resample where torchaudio, newer vLLM's choice, is missing: PyPI's needs CUDA."""
     resampler = renderer.get_mm_processor().info.data_parser.audio_resampler
     if resampler.method == "torchaudio" and importlib.util.find_spec("torchaudio") is None:
         resampler.method = "pyav"
@@ -126,7 +126,7 @@ def _innermost(error: BaseException) -> str:
 async def render(
     llm: Any, prompt: MediaPrompt, request: GenerationRequest, lora: Any
 ) -> Generation:
-    """Load what the prompt speaks of, and turn both into an engine input."""
+    """Load the media, and turn them and the text into an engine input."""
     config = llm.model_config.multimodal_config
     if config is None:
         raise RequestError(f"{', '.join(prompt.media)}: this model takes text only")
@@ -138,7 +138,7 @@ async def render(
         allowed_media_domains=llm.model_config.allowed_media_domains,
         **request_budgets(),
     )
-    # The model's own processor says which frames of a video it wants.
+    # The model's own processor chooses the frames of a video.
     video = {"video_processor": get_video_processor_cls_name(llm.model_config)}
     options = {"video": video} if "video" in prompt.media else {}
     data = {

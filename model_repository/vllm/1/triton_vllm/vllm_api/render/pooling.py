@@ -34,7 +34,7 @@ class PoolingRenderer:
     def __init__(self, llm: Any, tasks: Sequence[str], chat_template: str | None) -> None:
         """``tasks`` are those that the engine supports; the model does the first of vLLM's choice.
 
-        ``chat_template`` formats the pairs for a model that wants it.
+        ``chat_template`` formats the pairs for a model that requires it.
         """
         config = llm.model_config
         self._llm = llm
