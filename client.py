@@ -23,6 +23,7 @@ import math
 import signal
 import sys
 import time
+from array import array
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TextIO
@@ -90,29 +91,18 @@ class OrderedResults:
 
 
 class Durations:
-    """Quantiles of any number of durations in fixed memory: a histogram with 1 % wide buckets.
-
-    They reach logarithmically from 10 µs to 10^5 s; the end buckets take what lies outside.
-    """
-
-    SHORTEST, WIDTH = 1e-5, math.log(1.01)
-    BUCKETS = math.ceil(math.log(1e10) / WIDTH)
+    """Durations in seconds, and their quantiles."""
 
     def __init__(self) -> None:
-        self._counts = [0] * self.BUCKETS
+        self._seconds = array("d")
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        bucket = int(math.log(max(seconds, self.SHORTEST) / self.SHORTEST) / self.WIDTH)
-        self._counts[min(bucket, self.BUCKETS - 1)] += 1
+        self._seconds.append(seconds)
 
     def quantile(self, q: float) -> float:
-        """Return the q-quantile in seconds to within 1 %, or NaN when nothing was counted."""
-        wanted = max(1, math.ceil(q * sum(self._counts)))
-        for bucket, seen in enumerate(itertools.accumulate(self._counts)):
-            if seen >= wanted:
-                return self.SHORTEST * math.exp((bucket + 0.5) * self.WIDTH)
-        return math.nan
+        """Return the q-quantile in seconds, or NaN when nothing was counted."""
+        return float(np.quantile(self._seconds, q)) if self._seconds else math.nan
 
     def __str__(self) -> str:
         p50, p99 = self.quantile(0.5) * 1e3, self.quantile(0.99) * 1e3
@@ -359,7 +349,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     flag("-v", "--verbose", action="store_true", help="print every gRPC message")
     # Below vLLM's usual max_num_seqs (256), so requests are batched but seldom queue there.
     flag("--concurrency", type=positive(int), default=64, help="requests under way (%(default)s)")
-    flag("--max-tokens", type=positive(int), default=100, help="(%(default)s)")
+    flag("--max-tokens", type=positive(int), default=100, help="length of an answer (%(default)s)")
     flag("--temperature", type=float, default=0.1, help="0 is greedy (%(default)s)")
     flag("--top-p", type=float, default=0.95, help="(%(default)s)")
     flag("--seed", type=int, help="for the same text each time")

@@ -134,22 +134,13 @@ def test_no_id_starts_further_ahead_than_the_window() -> None:
     assert [False, True] == asyncio.run(started_past_a_slow_first_id())
 
 
-def test_quantiles_are_within_a_percent() -> None:
-    """The histogram's quantiles are the exact ones to within 1 %."""
+def test_quantiles_are_those_of_all_durations() -> None:
+    """Exact, and none where nothing was counted."""
     durations = client.Durations()
-    for milliseconds in range(1, 1001):
+    for milliseconds in range(1001):
         durations.add(milliseconds / 1e3)
-    expected = [pytest.approx(0.5, rel=0.01), pytest.approx(0.99, rel=0.01)]
+    expected = [pytest.approx(0.5), pytest.approx(0.99)]
     assert expected == [durations.quantile(0.5), durations.quantile(0.99)]
-
-
-def test_durations_out_of_range_are_counted() -> None:
-    """Zero and a week fall into the end buckets instead of failing."""
-    durations = client.Durations()
-    durations.add(0.0)
-    durations.add(7 * 86400.0)
-    assert pytest.approx(1e-5, rel=0.01) == durations.quantile(0.5)
-    assert pytest.approx(1e5, rel=0.02) == durations.quantile(1.0)
     assert math.isnan(client.Durations().quantile(0.5))
 
 

@@ -1,7 +1,7 @@
-"""What a front end counts of itself while it serves; ``metrics`` reads and exports it.
+"""What a front end counts while it serves; ``metrics`` reads and exports it.
 
-No counter is shared: each sender thread adds to a ``Traffic`` of its own and the event loop to its
-``LoopLag``, so a token pays for an addition and nothing else.
+No counter is shared: each sender thread adds to its own ``Traffic``, and the event loop to its
+``LoopLag``. So the cost of a token is one addition.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _LAG_PERIOD = 0.25  # seconds
 class Traffic:
     """What one sender thread has sent. Only that thread writes.
 
-    ``seconds`` were spent on making responses and handing them to the server. ``merged_deltas``
-    had to travel with the one before. ``outcomes`` counts the requests that ended.
+    ``seconds`` is the time spent on making responses and passing them to the server.
+    ``merged_deltas`` were sent together with the previous delta. ``outcomes`` counts the requests
+    that ended.
     """
 
     responses: int = 0
@@ -30,23 +31,23 @@ class Traffic:
 
 
 class LoopLag:
-    """How late the event loop comes to what is due: what every token waits for.
+    """How late the event loop runs what is due, which delays every token.
 
-    ``last_beat`` is the Unix time at which the loop was last seen alive.
+    ``last_heartbeat`` is the Unix time at which the loop last ran.
     """
 
     def __init__(self) -> None:
         self._worst = 0.0
-        self.last_beat = time.time()
+        self.last_heartbeat = time.time()
 
     async def measure(self) -> None:
-        """Measure for ever. A coroutine of the loop in question."""
+        """Measure until cancelled. Runs in the loop that it measures."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _LAG_PERIOD
             await asyncio.sleep(_LAG_PERIOD)
             self._worst = max(self._worst, loop.time() - due)
-            self.last_beat = time.time()
+            self.last_heartbeat = time.time()
 
     def take_worst(self) -> float:
         """Return the worst lag in seconds since the last call."""

@@ -1,15 +1,14 @@
-"""Carries Prometheus metrics to Triton's own /metrics.
+"""Exports Prometheus metrics to Triton's own /metrics.
 
-vLLM's own Prometheus logger counts into a registry of ``prometheus_client``, in this process and at
-the price of an addition. Here one thread reads the registry once a period and passes on to Triton
-what has changed: so every family of every vLLM version is there, under vLLM's name and labels, and
-no token pays for a call to the server.
+vLLM's Prometheus logger counts into a registry of ``prometheus_client`` in this process. One thread
+reads the registry at an interval and passes on to Triton what has changed. So every family of every
+vLLM version is exported under vLLM's name and labels, and no token costs a call to the server.
 
 Triton can only ``observe`` one value of a histogram at a time, at 137 µs each. A histogram is
-therefore carried as what Prometheus stores of it: the counters ``…_bucket``, ``…_count`` and
-``…_sum``, for which ``histogram_quantile`` and all dashboards work.
+therefore exported as Prometheus stores it: as the counters ``…_bucket``, ``…_count`` and ``…_sum``,
+with which ``histogram_quantile`` and all dashboards work.
 
-Two threads that touch one metric crash Triton 24.10: no other thread ever sees one.
+Triton 24.10 does not allow two threads to use one metric: only this thread does.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Registry(Protocol):
-    """What we need of ``prometheus_client.CollectorRegistry``, and of our own sources."""
+    """The part of ``prometheus_client.CollectorRegistry`` that the export uses."""
 
     def collect(self) -> Iterable[Any]:
         """Yield ``prometheus_client.Metric`` families."""
@@ -39,8 +38,8 @@ class Registry(Protocol):
 
 def export_metrics(
     pb_utils: Any, settings: ModelSettings, engine: Engine, traffic: Sequence[Traffic]
-) -> MetricsExport | NoMetrics:
-    """Start to export what vLLM and this front end count, unless nobody wants to see it."""
+) -> NoMetrics:
+    """Start to export what vLLM and this front end count, unless metrics are off."""
     if not engine.plan.reports_metrics:
         return NoMetrics()
     slot = engine.plan.slot
@@ -67,14 +66,14 @@ def export_metrics(
 
 
 class NoMetrics:
-    """Metrics that nobody wants to see."""
+    """The export of a model whose metrics are off."""
 
     def stop(self) -> None:
-        """Do nothing."""
+        """Export once more, then end the thread."""
 
 
-class MetricsExport:
-    """Keeps Triton's custom metrics equal to those of some registries, in a thread of its own."""
+class MetricsExport(NoMetrics):
+    """Keeps Triton's custom metrics equal to those of some registries, in its own thread."""
 
     def __init__(
         self,
@@ -94,8 +93,7 @@ class MetricsExport:
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Export once more, then end the thread."""
+    def stop(self) -> None:  # noqa: D102 (as above)
         self._stop.set()
         self._thread.join()
 
@@ -107,14 +105,14 @@ class MetricsExport:
             try:
                 self._export()
             except Exception as error:
-                # One that passes, as a file that another front end is just making, must not end
-                # the export; one that stays must not fill the log.
+                # A passing error, such as a file that another front end is creating, must not end
+                # the export; a lasting one must not fill the log.
                 if (reason := one_line(error)) != complaint:
                     logger.warning(f"metrics not exported: {reason}")
                 complaint = reason
             else:
                 complaint = ""
-        # Here, as this is the only thread that may touch them.
+        # In this thread, the only one that may use them.
         self._metrics.clear()
         self._families.clear()
 
@@ -147,7 +145,7 @@ class MetricsExport:
 
 
 class _Exported:
-    """A metric of Triton, and the value that it was last given."""
+    """A metric of Triton, and the value that it was last set to."""
 
     __slots__ = ("_metric", "_value")
 
@@ -163,7 +161,7 @@ class _Counter(_Exported):
     __slots__ = ()
 
     def update(self, value: float) -> None:
-        # A counter that went back was started anew, with the engine.
+        # A lower counter was restarted, with the engine.
         added = value - self._value if value >= self._value else value
         if added:
             self._metric.increment(added)

@@ -1,4 +1,4 @@
-"""The collector that exports what a front end counts of itself, beside vLLM's own metrics."""
+"""The collector of what a front end counts itself, beside vLLM's own metrics."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 from triton_vllm.counters import OUTCOMES, LoopLag, Traffic
 
+Row = tuple[str, str, float]  # name, documentation, value
+
 
 class FrontEndMetrics:
-    """A collector of ``prometheus_client``: reads the sources when it is asked."""
+    """A collector of ``prometheus_client``. It reads its sources when Prometheus' export asks."""
 
     def __init__(
         self,
@@ -22,7 +24,7 @@ class FrontEndMetrics:
         front_ends: Callable[[], int] | None,
         schema_violations: Mapping[str, int],
     ) -> None:
-        """``front_ends`` tells how many live; only the front end that knows has it."""
+        """``front_ends`` returns how many are alive; None in all front ends but the leader."""
         self._index = str(index)
         self._traffic = traffic
         self._lag = lag
@@ -34,79 +36,69 @@ class FrontEndMetrics:
 
     def collect(self) -> Iterator[Any]:
         """Yield ``prometheus_client`` families, labelled with the front end's number."""
-        yield self._counter(
-            "responses", "Responses sent to clients.", sum(t.responses for t in self._traffic)
-        )
-        yield self._counter(
-            "merged_deltas",
-            "Deltas that travelled in the response of the one before, as sending lagged.",
-            sum(t.merged_deltas for t in self._traffic),
-        )
-        yield self._counter(
-            "send_seconds",
-            "Seconds that sender threads spent on making and sending responses.",
-            sum(t.seconds for t in self._traffic),
-        )
-        yield self._counter(
-            "engine_restarts", "Restarts of an engine that had died.", self._restarts()
-        )
-        yield self._by_label(
-            "requests",
-            "Requests that ended, by outcome.",
-            "outcome",
-            {name: sum(t.outcomes[name] for t in self._traffic) for name in OUTCOMES},
-        )
-        yield self._by_label(
-            "schema_violations",
-            "Violations of JSON schemas in checked answers, by keyword.",
-            "keyword",
-            dict(self._schema_violations),
-        )
-        yield self._gauge(
-            "event_loop_lag_seconds",
-            "The event loop's worst lag since the last export.",
-            self._lag.take_worst(),
-        )
-        yield self._gauge(
-            "heartbeat_timestamp_seconds",
-            "Unix time at which the event loop was last seen alive. Triton keeps the metrics of a "
-            "process that was killed: that this stands still tells.",
-            self._lag.last_beat,
-        )
-        yield self._gauge(
-            "engine_up",
-            "1 while this front end has an engine that serves, else 0.",
-            int(self._engine_up()),
-        )
-        yield self._gauge(
-            "engine_failed",
-            "1 once an engine that died is not started again: a restart of the server does it.",
-            int(self._restarts_exhausted()),
-        )
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        def family(kind: Any, name: str, text: str, values: Mapping[str, float], label: str) -> Any:
+            labels = ["front_end", label] if label else ["front_end"]
+            made = kind(f"triton_vllm:{name}", text, labels=labels)
+            for value, number in values.items():
+                made.add_metric([self._index, value][: len(labels)], number)
+            return made
+
+        for kind, rows in (
+            (CounterMetricFamily, self._counters()),
+            (GaugeMetricFamily, self._gauges()),
+        ):
+            for name, text, number in rows:
+                yield family(kind, name, text, {"": number}, "")
+        outcomes = {name: sum(t.outcomes[name] for t in self._traffic) for name in OUTCOMES}
+        text = "Requests that ended, by outcome."
+        yield family(CounterMetricFamily, "requests", text, outcomes, "outcome")
+        violations = dict(self._schema_violations)
+        text = "Violations of JSON schemas in checked answers, by keyword."
+        yield family(CounterMetricFamily, "schema_violations", text, violations, "keyword")
+
+    def _counters(self) -> list[Row]:
+        traffic = self._traffic
+        return [
+            ("responses", "Responses sent to clients.", sum(t.responses for t in traffic)),
+            (
+                "merged_deltas",
+                "Deltas that were sent in the response of the previous one, as sending lagged.",
+                sum(t.merged_deltas for t in traffic),
+            ),
+            (
+                "send_seconds",
+                "Seconds that sender threads spent on making and sending responses.",
+                sum(t.seconds for t in traffic),
+            ),
+            ("engine_restarts", "Restarts of an engine that had died.", self._restarts()),
+        ]
+
+    def _gauges(self) -> list[Row]:
+        rows: list[Row] = [
+            (
+                "event_loop_lag_seconds",
+                "The event loop's worst lag since the last export.",
+                self._lag.take_worst(),
+            ),
+            (
+                "heartbeat_timestamp_seconds",
+                "Unix time at which the event loop last ran. Triton keeps the metrics of a killed "
+                "process: a value that no longer changes shows it.",
+                self._lag.last_heartbeat,
+            ),
+            (
+                "engine_up",
+                "1 while this front end has a serving engine, else 0.",
+                self._engine_up(),
+            ),
+            (
+                "engine_failed",
+                "1 once no attempt to restart a dead engine is left: restart the server.",
+                self._restarts_exhausted(),
+            ),
+        ]
         if self._front_ends is not None:
-            yield self._gauge("front_ends", "Front ends that are alive.", self._front_ends())
-
-    def _counter(self, name: str, documentation: str, value: float) -> Any:
-        from prometheus_client.core import CounterMetricFamily
-
-        family = CounterMetricFamily(f"triton_vllm:{name}", documentation, labels=["front_end"])
-        family.add_metric([self._index], value)
-        return family
-
-    def _gauge(self, name: str, documentation: str, value: float) -> Any:
-        from prometheus_client.core import GaugeMetricFamily
-
-        family = GaugeMetricFamily(f"triton_vllm:{name}", documentation, labels=["front_end"])
-        family.add_metric([self._index], value)
-        return family
-
-    def _by_label(
-        self, name: str, documentation: str, label: str, values: Mapping[str, float]
-    ) -> Any:
-        from prometheus_client.core import CounterMetricFamily
-
-        labels = ["front_end", label]
-        family = CounterMetricFamily(f"triton_vllm:{name}", documentation, labels=labels)
-        for value, number in values.items():
-            family.add_metric([self._index, value], number)
-        return family
+            rows.append(("front_ends", "Front ends that are alive.", self._front_ends()))
+        return rows
