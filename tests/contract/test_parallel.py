@@ -112,7 +112,7 @@ def test_engine_cores_are_no_actors_of_rays(model: str) -> None:
         ),
         (
             {"tensor_parallel_size": 2, "nnodes": 2, "master_addr": "10.0.0.1"},
-            Rendezvous("10.0.0.1", 29501, 2, "machines"),
+            Rendezvous("10.0.0.1", 29501, 2, "nodes"),
         ),
         ({"data_parallel_size": 2, "data_parallel_rank": 1}, None),
     ],

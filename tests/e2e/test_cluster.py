@@ -187,7 +187,7 @@ def test_data_parallel_engines(tiny: TinyModels, tmp_path: Path, variables: dict
                 since = server.log_size()
                 node.kill()
                 assert "the engine died" in request.all(LOST_SECONDS)[-1].error
-            server.await_log("it is taken for lost", since=since)
+            server.await_log("it is considered lost", since=since)
         with joined("rank_1_again", there, *options):
             server.await_log(": engine restarted (", since=since, seconds=JOIN_SECONDS)
             assert_answers_right(server, tiny, "ranks", (0, 1))
@@ -206,7 +206,7 @@ def test_workers_of_one_engine(tiny: TinyModels, tmp_path: Path, variables: dict
     here, there = variables | {"VLLM_HOST_IP": HEAD}, variables | {"VLLM_HOST_IP": NODE}
     with running(tmp_path, "cluster_workers", variables=here) as server:
         error = server.load("late")
-        assert re.search(rf"[01] of 2 machines have connected to {HEAD}:{port} within 5 s", error)
+        assert re.search(rf"[01] of 2 nodes have connected to {HEAD}:{port} within 5 s", error)
         with joined("worker_1", there, *options) as node:
             assert "" == server.load("workers", JOIN_SECONDS)
             assert_answers_right(server, tiny, "workers")

@@ -76,7 +76,7 @@ def test_an_unknown_adapter_is_not_found(tiny: TinyModels) -> None:
         status, message = refusal(tiny.server, {"text_input": "Hi"}, "chat", {"lora_name": name})
         assert "NOT_FOUND" == status
         assert f'lora_name: unknown adapter "{name}"' in message
-        assert "there are: loud, quiet, broken" in message
+        assert "available: loud, quiet, broken" in message
 
 
 def test_an_adapter_that_cannot_be_loaded(tiny: TinyModels) -> None:

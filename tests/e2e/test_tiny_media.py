@@ -167,7 +167,7 @@ def test_damaged_images_do_no_harm(tiny: TinyModels) -> None:
 def test_no_adapters_yet(tiny: TinyModels) -> None:
     """LoRA is on, and the list in the model's folder is empty."""
     error = tiny.ask("vision", {"text_input": "x"}, parameters={"lora_name": "loud"}).error
-    assert 'lora_name: unknown adapter "loud", there are: none' in error
+    assert 'lora_name: unknown adapter "loud", available: none' in error
 
 
 @pytest.mark.parametrize(("name", "line"), document_lines("VISION"))

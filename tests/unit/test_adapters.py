@@ -49,7 +49,7 @@ def test_an_unknown_name(tmp_path: Path) -> None:
     """It is told with the nearest, and all there are; never with their paths."""
     adapters = Adapters(write(tmp_path, {"french": "org/fr", "german": "org/de"}))
     expected = (
-        'lora_name: unknown adapter "frensh", did you mean "french"?, there are: french, german'
+        'lora_name: unknown adapter "frensh", did you mean "french"?, available: french, german'
     )
     with pytest.raises(AdapterNotFoundError, match=re.escape(expected)) as raised:
         adapters.find("frensh")
@@ -65,7 +65,7 @@ def test_a_changed_list_counts_at_once(tmp_path: Path) -> None:
     assert ("org/a2", "org/c") == (after.path, adapters.find("c").path)
     assert before.engine_name != after.engine_name
     assert before.engine_id != after.engine_id
-    with pytest.raises(AdapterNotFoundError, match="there are: a, c"):
+    with pytest.raises(AdapterNotFoundError, match="available: a, c"):
         adapters.find("b")
 
 
@@ -119,8 +119,8 @@ def test_the_list_may_be_in_either_folder_but_not_in_both(tmp_path: Path) -> Non
 
 
 def test_without_lora_a_name_is_refused() -> None:
-    """The error says what the operator has not set."""
-    with pytest.raises(RequestError, match='has not set "enable_lora"'):
+    """The error says which setting is missing."""
+    with pytest.raises(RequestError, match='"enable_lora" is not set'):
         NoAdapters().find("a")
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.cpus import as_list, engine_on, parse_cpus
+from triton_vllm.topology.cpus import as_list, parse_cpus, pin_engine
 
 WHERE = "args.json: serving.engine_cpu_affinity"
 
@@ -104,7 +104,7 @@ def test_children_get_the_cpus_and_this_process_the_others() -> None:
     thread = threading.Thread(target=ended.wait)
     thread.start()
     try:
-        with engine_on(chosen):
+        with pin_engine(chosen):
             code = "import os; print(sorted(os.sched_getaffinity(0)))"
             child = subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -123,6 +123,6 @@ def test_children_get_the_cpus_and_this_process_the_others() -> None:
 def test_no_cpus_change_nothing() -> None:
     """An empty set leaves every thread where it may run now."""
     before = os.sched_getaffinity(0)
-    with engine_on(frozenset()):
+    with pin_engine(frozenset()):
         assert before == os.sched_getaffinity(0)
     assert before == os.sched_getaffinity(0)

@@ -161,7 +161,7 @@ def test_a_follower_does_not_wait_for_a_dead_leader(sit: Callable[..., FrontEnd]
     leader, follower = sit(), sit()
     follower.tell("wait")
     leader.die()
-    assert "the front end that starts the shared engine has given up" in follower.answer()
+    assert "the front end that starts the shared engine has failed" in follower.answer()
 
 
 def test_a_follower_does_not_wait_for_a_leader_that_gave_up(sit: Callable[..., FrontEnd]) -> None:
@@ -170,7 +170,7 @@ def test_a_follower_does_not_wait_for_a_leader_that_gave_up(sit: Callable[..., F
     assert "False" == follower.ask("give up")  # which is not for it to say
     follower.tell("wait")
     assert "True" == leader.ask("give up")
-    assert "the front end that starts the shared engine has given up" in follower.answer()
+    assert "the front end that starts the shared engine has failed" in follower.answer()
 
 
 def test_nobody_waits_in_a_model_that_is_being_unloaded(tmp_path: Path) -> None:
@@ -232,13 +232,13 @@ def test_the_folder_of_a_server_elsewhere_stays(
     assert elsewhere.exists()
 
 
-def test_somebody_elses_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of our name that another user made under the temporary directory is not used."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     target = tmp_path / "elsewhere"
     target.mkdir()
     (tmp_path / f"triton_vllm-{os.getuid()}").symlink_to(target)
-    with pytest.raises(SettingsError, match="belongs to somebody else"):
+    with pytest.raises(SettingsError, match="belongs to another user"):
         rendezvous_dir("m", "1")
 
 

@@ -114,5 +114,7 @@ def test_without_an_openai_port() -> None:
 
 def test_an_openai_port_that_is_none() -> None:
     """Ports end at 65535."""
-    with pytest.raises(SettingsError, match=r'"port" 65535 is the first of 2.*and 65536 is none'):
+    with pytest.raises(
+        SettingsError, match=r'openai.port" 65535: the 2 engines need ports up to 65536'
+    ):
         settings_of(settings(OpenAISettings(port=65535)), 1)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology import nodes as machines
+from triton_vllm.topology import nodes
 from triton_vllm.topology.nodes import MultiNode, Rendezvous, connections
 
 
@@ -23,7 +23,7 @@ def test_connections_are_counted() -> None:
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
         assert 2 == len(connections(port))
         assert 2 == Rendezvous("127.0.0.1", port, 2, "engines").arrived()
-        assert 1 == Rendezvous("127.0.0.1", port, 2, "machines").arrived()
+        assert 1 == Rendezvous("127.0.0.1", port, 2, "nodes").arrived()
         for client in clients:
             client.close()
 
@@ -69,9 +69,9 @@ def test_an_engine_that_does_not_answer_is_lost(
 ) -> None:
     """The processes here are ended, so that all learn of it."""
     ended = []
-    monkeypatch.setattr(machines, "_PING_SECONDS", 0.01)
-    monkeypatch.setattr(machines, "_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(machines, "end_engine", lambda: ended.append(True))
+    monkeypatch.setattr(nodes, "_PING_SECONDS", 0.01)
+    monkeypatch.setattr(nodes, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(nodes, "end_engine", lambda: ended.append(True))
     answers = [True, True]
 
     async def is_sleeping_async() -> bool:
@@ -83,4 +83,4 @@ def test_an_engine_that_does_not_answer_is_lost(
     asyncio.run(MultiNode(None, 60).watch(llm))
     assert [True] == ended
     assert [] == answers
-    assert "taken for lost" in caplog.messages[-1]
+    assert "considered lost" in caplog.messages[-1]

@@ -128,5 +128,5 @@ def test_a_gpu_is_counted_as_triton_counts(visible: str | None, expected: str) -
 
 def test_a_gpu_that_the_server_does_not_see() -> None:
     """A number beyond the server's own selection is refused, as CUDA would ignore it."""
-    with pytest.raises(SettingsError, match=r"GPU 2 is not there.* has 2"):
+    with pytest.raises(SettingsError, match=r"GPU 2 does not exist.* has 2"):
         as_visible("2", "4,6", WHERE)

@@ -1,9 +1,9 @@
-"""LoRA adapters: which there are, by what names, as ``multi_lora.json`` says at any moment.
+"""The LoRA adapters of a model, from ``multi_lora.json``.
 
-The file maps names to folders or to ids on a model hub. It is looked at whenever a request names an
-adapter, so that a change counts from the next request on. An adapter whose path or files have
-changed is a new one to the engine: requests under way go on with the old weights, and nothing that
-was cached for these is taken for the new ones.
+The file maps names to folders or to ids on a model hub. It is checked whenever a request names an
+adapter, so a change is used from the next request on. An adapter whose path or files have changed
+is a new adapter for the engine: running requests keep the old weights, and the new weights never
+use the cache of the old ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ADAPTERS_FILE = "multi_lora.json"
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter. ``path`` is absolute, or a hub's id; ``digest`` tells its states apart."""
+    """A LoRA adapter. ``path`` is absolute or a hub id; ``digest`` changes with its files."""
 
     name: str
     path: str
@@ -39,7 +39,7 @@ class Adapter:
 
     @classmethod
     def at(cls, name: str, path: str, folder: Path) -> Adapter:
-        """Return the adapter as it is now; a relative ``path`` may be one in ``folder``."""
+        """Return the adapter as it is now. A relative ``path`` may be in ``folder``."""
         here = folder / Path(path).expanduser()
         state = [str(here)] if here.exists() else [path]
         if here.is_dir():
@@ -51,18 +51,18 @@ class Adapter:
 
     @property
     def engine_name(self) -> str:
-        """What the engine calls it, in its metrics, too: by this it keys its prefix cache."""
+        """The engine's name for it, also in metrics and in the key of its prefix cache."""
         return f"{self.name}@{self.digest}"
 
     @property
     def engine_id(self) -> int:
-        """The engine's number for it: the same in every front end, positive, of 31 bits."""
+        """The engine's number for it: positive, of 31 bits, the same in every front end."""
         digest = hashlib.sha256(self.engine_name.encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1 or 1
 
     @property
     def is_gone(self) -> bool:
-        """Whether it was a folder and is one no longer, on which the engine might stumble."""
+        """Whether its folder has been removed, which the engine would not handle."""
         path = Path(self.path)
         return path.is_absolute() and not path.is_dir()
 
@@ -72,9 +72,7 @@ class NoAdapters:
 
     def find(self, name: str) -> Adapter:
         """Raise RequestError."""
-        raise RequestError(
-            f'lora_name: "{name}" came, but the operator has not set "enable_lora" for this model'
-        )
+        raise RequestError(f'lora_name: got "{name}", but "enable_lora" is not set for this model')
 
 
 class Adapters:
@@ -88,11 +86,11 @@ class Adapters:
 
     @classmethod
     def of_model(cls, directory: Path, version: str) -> Adapters:
-        """Return those of a model, whose file is in the model's folder or the version's."""
+        """Return the adapters of a model. The file is in the model's folder or the version's."""
         return cls(model_file(directory, version, ADAPTERS_FILE, ADAPTERS_FILE))
 
     def find(self, name: str) -> Adapter:
-        """Return an adapter. Raises AdapterNotFoundError that lists those there are."""
+        """Return an adapter. Raises AdapterNotFoundError, which lists the available ones."""
         if (state := self._state()) != self._seen:
             self._seen = state
             self._reload()
@@ -100,7 +98,7 @@ class Adapters:
             there = ", ".join(self._listed) or "none"
             raise AdapterNotFoundError(
                 f'lora_name: unknown adapter "{name}"{did_you_mean(name, self._listed)}, '
-                f"there are: {there}"
+                f"available: {there}"
             )
         return self._listed[name]
 
@@ -139,9 +137,10 @@ class Adapters:
 
 
 class LoadedAdapters:
-    """The adapters that one life of the engine has loaded: it must have each before its first use.
+    """The adapters that one run of the engine has loaded.
 
-    A request with an adapter that cannot be loaded would otherwise end the engine.
+    Each is loaded before its first use: a request with an adapter that cannot be loaded would
+    otherwise end the engine.
     """
 
     def __init__(self, adapters: Adapters | NoAdapters) -> None:
@@ -149,9 +148,9 @@ class LoadedAdapters:
         self._loaded: dict[Adapter, Adapter] = {}
 
     async def get(self, name: str, load: Callable[[Adapter], Awaitable[Adapter]]) -> Adapter | None:
-        """Return the adapter of that name, None for no name.
+        """Return the adapter of that name, None for an empty name.
 
-        Where it is new, ``load`` it first, which returns it with the folder that it is in now.
+        A new one is loaded first. ``load`` returns it with the folder that holds it now.
         """
         if not name:
             return None

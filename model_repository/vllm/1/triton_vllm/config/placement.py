@@ -1,7 +1,7 @@
-"""Which engines the instances of a model make, and on which GPUs each of them runs.
+"""The engines of a model, and the GPUs of each.
 
 ``instance_group`` counts processes. They are front ends, and share as many engines as there are
-sets of GPUs: one, unless config.pbtxt says otherwise, by the parameter ``gpu_device_ids``
+sets of GPUs. By default there is one. config.pbtxt sets more by the parameter ``gpu_device_ids``
 ("0,1;2,3": two engines on two GPUs each) or by instances of KIND_GPU (an engine for each GPU).
 """
 
@@ -22,12 +22,12 @@ _UUID = re.compile(r"(GPU|MIG)-[0-9A-Fa-f]+(-[0-9A-Fa-f]+)*|MIG-GPU-[0-9A-Fa-f-]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The engines of a model, and how many processes are in front of each.
+    """The engines of a model, and the number of front ends of each.
 
-    ``devices[i]`` names engine i's GPUs as CUDA_VISIBLE_DEVICES does; it is empty where the one
-    engine sees what the server sees. ``engine`` is the one of this process, where Triton has chosen
-    it; None where the processes settle it among themselves. ``front_ends`` processes share that
-    engine, out of ``instances`` processes of the model.
+    ``devices[i]`` names engine i's GPUs as in CUDA_VISIBLE_DEVICES, empty where the only engine
+    sees the server's. ``engine`` is the engine of this process, where Triton has chosen it; None
+    where the slots of the processes decide. ``front_ends`` processes share that engine, of
+    ``instances`` processes of the model.
     """
 
     devices: tuple[str, ...] = ("",)
@@ -104,7 +104,7 @@ class Placement:
 def parse_sets(text: str, where: str) -> list[list[str]]:
     """Return the sets of GPUs of a string such as ``"0,1;2,3"``: numbers, or UUIDs throughout.
 
-    Raises SettingsError for anything else, and for a GPU that stands there twice.
+    Raises SettingsError for anything else, and for a GPU that occurs twice.
     """
     sets = [[gpu.strip() for gpu in part.split(",")] for part in text.strip().split(";")]
     ids = [gpu for part in sets for gpu in part]
@@ -119,7 +119,7 @@ def parse_sets(text: str, where: str) -> list[list[str]]:
         raise SettingsError(
             f'{where} has GPU {twice} twice, and the sets must not overlap: "{text}"'
         )
-    # CUDA shows a process the first MIG device only, so a set of them would be one.
+    # CUDA shows a process only the first of several MIG devices.
     if any(len(part) > 1 and gpu.startswith("MIG-") for part in sets for gpu in part):
         raise SettingsError(
             f'{where} must have one MIG device in a set, as CUDA uses no more, got "{text}"'
@@ -128,16 +128,16 @@ def parse_sets(text: str, where: str) -> list[list[str]]:
 
 
 def as_visible(gpu: str, visible: str | None, where: Path) -> str:
-    """Return how a process of ours names a GPU that the server, with ``visible``, calls ``gpu``.
+    """Return the name for CUDA_VISIBLE_DEVICES of the GPU that the server numbers ``gpu``.
 
-    Triton counts GPUs as it sees them, that is within its own CUDA_VISIBLE_DEVICES.
+    Triton numbers the GPUs within its own CUDA_VISIBLE_DEVICES, ``visible``.
     """
     if not visible or not gpu.isdigit():
         return gpu
     seen = [name.strip() for name in visible.split(",")]
     if int(gpu) >= len(seen):
         raise SettingsError(
-            f"{where}: GPU {gpu} is not there: the server's CUDA_VISIBLE_DEVICES has {len(seen)}, "
-            f'counted from 0: "{visible}"'
+            f"{where}: GPU {gpu} does not exist: the server's CUDA_VISIBLE_DEVICES has {len(seen)}"
+            f', counted from 0: "{visible}"'
         )
     return seen[int(gpu)]

@@ -1,4 +1,4 @@
-"""What the server was started with: its command line tells what it does not tell its models."""
+"""The server's options that its models are not told, read from its command line."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def _parent_command() -> Path:
 class ServerOptions:
     """The options of tritonserver that concern a model.
 
-    ``http`` is the address and port of its HTTP service, None where it has none. Triton takes
-    custom metrics, and keeps them to itself, when it was started with ``--allow-metrics=false``:
-    then ``metrics`` is false. ``exit_timeout_seconds`` is what it gives its models at SIGTERM.
+    ``http`` is the address and port of its HTTP service, None if that is off. ``metrics`` is false
+    with ``--allow-metrics=false``, where Triton accepts custom metrics but does not serve them.
+    ``exit_timeout_seconds`` is the time that models have to stop at SIGTERM.
     ``header_patterns`` are regular expressions of the headers that it forwards to its models.
     """
 

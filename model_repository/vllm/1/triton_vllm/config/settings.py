@@ -1,8 +1,8 @@
-"""What the operator wrote: ``vllm_engine_args.json`` and Triton's arguments to the model.
+"""The operator's settings: ``vllm_engine_args.json`` and Triton's arguments to the model.
 
-The file holds vLLM's engine arguments under vLLM's own names, and one object of ours,
-``"serving"``, for what lies between vLLM and Triton. Triton's own vLLM backend calls it
-``model.json`` and has it in the version's folder; there it is found too.
+The file holds vLLM's engine arguments under vLLM's names, and the object ``"serving"`` with the
+settings of this package. Triton's own vLLM backend calls the file ``model.json`` and keeps it in
+the version's folder, where it is found too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from triton_vllm.errors import SettingsError
 ENGINE_ARGS_FILE = "vllm_engine_args.json"
 BACKEND_ENGINE_ARGS_FILE = "model.json"
 SERVING_KEY = "serving"
-# Of vLLM's front end, not of its engine: they stand beside the engine arguments, as on the command
-# line of ``vllm serve``. ``reasoning_parser`` is an engine argument by itself.
+# Options of vLLM's front end, not of its engine. They are beside the engine arguments, as on the
+# command line of ``vllm serve``. ``reasoning_parser`` is an engine argument.
 CHAT_KEYS = (
     "chat_template",
     "chat_template_content_format",
@@ -188,11 +188,11 @@ def _refuse_old_names(given: Mapping[str, Any], where: str, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Everything that ``initialize`` needs to know.
+    """All settings of one model.
 
-    ``engine_args`` and ``chat`` are as written in the file; ``placement`` says on which GPUs, and
-    how many processes share an engine. ``report_metrics`` is false where config.pbtxt has the
-    parameter REPORT_CUSTOM_METRICS, with "false".
+    ``engine_args`` and ``chat`` are as written in the file. ``placement`` holds the engines' GPUs
+    and the number of processes that share an engine. ``report_metrics`` is false if config.pbtxt
+    sets the parameter REPORT_CUSTOM_METRICS to "false".
     """
 
     name: str
@@ -206,21 +206,21 @@ class ModelSettings:
 
     @property
     def front_ends(self) -> int:
-        """How many processes share this one's engine."""
+        """The number of processes that share this one's engine."""
         return self.placement.front_ends
 
     @property
     def sender_threads(self) -> int:
-        """How many sender threads each front end has.
+        """The number of sender threads in each front end.
 
-        Eight over all front ends kept the engine the bottleneck with one to eight of them (H100,
-        256 streams, 2026-11-22; docs/architecture.md); more only fight for the interpreter.
+        With eight over one to eight front ends the engine stayed the bottleneck (H100, 256 streams,
+        2026-11-22; docs/benchmarks.md). More threads compete for the interpreter.
         """
         return self.serving.sender_threads or min(4, max(1, 8 // self.front_ends))
 
     @property
     def engine_args_path(self) -> Path:
-        """The file that the engine arguments came from."""
+        """The file with the engine arguments."""
         return model_file(self.directory, self.version, ENGINE_ARGS_FILE, BACKEND_ENGINE_ARGS_FILE)
 
     @classmethod
@@ -234,8 +234,8 @@ class ModelSettings:
         config = json.loads(args["model_config"])
         if not config.get("model_transaction_policy", {}).get("decoupled"):
             raise SettingsError(
-                f"{where}: model_transaction_policy {{ decoupled: true }} is missing: a stream has "
-                "many responses to one request"
+                f"{where}: model_transaction_policy {{ decoupled: true }} is missing: a stream "
+                "sends many responses to one request"
             )
         path = model_file(
             directory, args["model_version"], ENGINE_ARGS_FILE, BACKEND_ENGINE_ARGS_FILE
@@ -258,7 +258,7 @@ class ModelSettings:
 
 
 def _report_metrics(config: Mapping[str, Any], where: Path) -> bool:
-    """Return the parameter that Triton's own vLLM backend knows, too; here the default is true."""
+    """Return the parameter of Triton's own vLLM backend; here the default is true."""
     given = config.get("parameters", {}).get(METRICS_PARAMETER, {}).get("string_value", "true")
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if given.strip().lower() not in words:

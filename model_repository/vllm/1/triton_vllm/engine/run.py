@@ -18,7 +18,7 @@ from triton_vllm.config.lora import Adapters, NoAdapters
 from triton_vllm.engine.plan import EnginePlan
 from triton_vllm.errors import EngineDownError, one_line
 from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.topology.cpus import engine_on
+from triton_vllm.topology.cpus import pin_engine
 from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ async def _start(
     gathered = plan.cluster.wait_for_nodes() if launches else contextlib.nullcontext()
 
     def on_its_cpus() -> Any:
-        with gathered, engine_on(plan.engine_cpus):
+        with gathered, pin_engine(plan.engine_cpus):
             return start()
 
     return await loop.in_thread(on_its_cpus)

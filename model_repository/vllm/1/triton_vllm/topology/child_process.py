@@ -1,12 +1,13 @@
 """Runs first in each process that the stub starts.
 
-It asks Linux to end the process when the stub dies: a stub that is killed cannot stop its engine,
-which would hold the GPU for ever. It ends stubs that outlive tritonserver. And it writes down the
-errors that the process logs, since of an engine that does not start, or dies, vLLM tells the stub
-no more than that.
+- It asks Linux to kill the process when the stub dies. A killed stub cannot stop its engine,
+  and the engine would keep the GPU.
+- It kills stubs that outlive tritonserver.
+- It records the errors that the process logs. vLLM tells the stub only that an engine did not start
+  or died, not why.
 
-multiprocessing runs this file by its path as the main module of a spawned process: keep it to the
-standard library.
+multiprocessing runs this file by its path as the main module of a spawned process, so it imports
+the standard library only.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from typing import Any
 
 STUB_PID = "TRITON_VLLM_STUB_PID"
 SERVER_PID = "TRITON_VLLM_SERVER_PID"
-ERRORS = "TRITON_VLLM_ERRORS"  # the path of the file that takes them
-_MOST = 1_000_000  # bytes of that file: of more errors only the newer ones are kept
+ERRORS = "TRITON_VLLM_ERRORS"  # path of the file with the errors
+_MOST = 1_000_000  # bytes of that file; then older errors are dropped
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_LEAVE_SECONDS = 3.0  # for a stub to end by itself when tritonserver has
+_LEAVE_SECONDS = 3.0  # for a stub to exit after tritonserver
 
 
 def die_with_stub() -> None:
     """Set the parent-death signal to SIGKILL, if the parent is the stub or a child of the stub.
 
-    A worker is a child of the engine core. It would notice a dead parent by itself, and take
-    seconds to leave. Ends the process at once if it has lost its line to the stub already: it was
-    still starting when the stub or the core died.
+    A worker is a child of the engine core. Without the signal it takes seconds to notice a dead
+    parent. Exits at once if the stub is no ancestor any more: the stub or the core died while this
+    process was starting.
     """
     stub = int(os.environ.get(STUB_PID, "0"))
     if not stub:
@@ -50,7 +51,7 @@ def die_with_stub() -> None:
 
 
 def _line(pid: int) -> list[int]:
-    """Return a process and those that it descends from, the nearest first."""
+    """Return a process and its ancestors, the nearest first."""
     line = []
     while pid:
         line.append(pid)
@@ -59,7 +60,7 @@ def _line(pid: int) -> list[int]:
 
 
 def _parent_of(pid: int) -> int:
-    """Return a process's parent (proc(5), field 4); 0 if there is none, or no process any more."""
+    """Return a process's parent (proc(5), field 4); 0 if there is none or the process has ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123
             return int(stat.read().rpartition(")")[2].split()[1])
@@ -70,9 +71,9 @@ def _parent_of(pid: int) -> int:
 def end_stubs_with_server() -> None:
     """Watch tritonserver, if this is a child of the stub; kill stubs that outlive it by seconds.
 
-    A stub sees by itself that its server was killed. But in Triton 24.10 it hangs then for ever if
-    it was writing a metric or a line of the log: the one thread waits for the server's answer and
-    holds the lock that the thread wants which has seen it, and a third one holds the interpreter's.
+    A stub notices that its server was killed. In Triton 24.10 it then hangs if it was writing a
+    metric or a log line: that thread waits for the server's answer and holds a lock that the
+    noticing thread needs.
     """
     stub, server = (int(os.environ.get(name, "0")) for name in (STUB_PID, SERVER_PID))
     if server and stub == os.getppid():
@@ -84,28 +85,28 @@ def end_stubs_with_server() -> None:
 def _end_stubs_with(server: int, stub: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has gone already
         select.select([os.pidfd_open(server)], [], [])
-    time.sleep(_LEAVE_SECONDS)  # in which this process has ended, if its stub has
+    time.sleep(_LEAVE_SECONDS)  # if the stub exits, this process has ended by then
     for pid in (*_other_stubs(), stub):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def _other_stubs() -> list[int]:
-    """Return the front ends that share the engine: those who hold a slot (front_ends.py)."""
+    """Return the other front ends of the engine: those that hold a slot (front_ends.py)."""
     found = []
     for slot in Path(os.environ.get(ERRORS, "")).parent.glob("slot-*"):
         with contextlib.suppress(FileNotFoundError, ValueError), slot.open("r+") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # it lives
+            except OSError:  # it is alive
                 found.append(int(file.read()))
     return found
 
 
 def write_down_errors() -> None:
-    """Append each exception that is logged as an error to the file: a line with its time.
+    """Append each exception that is logged as an error to the file, if it exists.
 
-    JSON: seconds since the epoch, and the text. Where there is no such file nothing is written.
+    A line of JSON: seconds since the epoch, and the text.
     """
     make = logging.getLogRecordFactory()
 
@@ -122,7 +123,7 @@ def write_down_errors() -> None:
                     text = f"{type(error).__name__}: {error}"[:2000]
                     file.write(json.dumps([time.time(), text]) + "\n")
             except (OSError, KeyError):
-                pass  # nobody wants to know
+                pass  # there is no such file
         return record
 
     logging.setLogRecordFactory(make_and_look)

@@ -1,9 +1,9 @@
-"""Keeps the engine core's CPUs to itself.
+"""Reserves CPUs for the engine core.
 
-The engine core is one thread that is never idle under load, and with a small model it bounds
-everything. On CPUs that the front ends leave alone it does more steps a second (figures in
-docs/architecture.md). A process inherits the CPUs of the thread that starts it: so no process is
-touched but our own.
+The engine core is one thread that is never idle under load, and with a small model it is the
+bottleneck. On CPUs that the front ends do not use it does more steps a second (figures in
+docs/benchmarks.md). A process inherits the CPUs of the thread that starts it, so only this process
+is changed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _MOST_CPUS = 8192  # of Linux on x86
 def parse_cpus(text: str, where: str) -> frozenset[int]:
     """Return the CPUs of a Linux CPU list such as ``"0-1,16"``; none for an empty one.
 
-    They may be others than those that this process was started on (``taskset``), so that nothing
-    else of the server runs there. Raises SettingsError unless the machine, or the container, lets
-    it have them all, and another CPU is left.
+    They may lie outside the CPUs that this process was started on (``taskset``), so that nothing
+    else of the server runs there. Raises SettingsError unless the host, or the container, allows
+    all of them and another CPU is left.
     """
     cpus: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
@@ -48,7 +48,7 @@ def parse_cpus(text: str, where: str) -> frozenset[int]:
 
 
 def _all_allowed(here: set[int]) -> set[int]:
-    """Return the CPUs that this thread could have: the kernel tells when it is asked for all."""
+    """Return all CPUs that this thread may use: the kernel grants those when asked for all."""
     os.sched_setaffinity(0, range(_MOST_CPUS))
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, here)
@@ -67,10 +67,10 @@ def as_list(cpus: set[int] | frozenset[int]) -> str:
 
 
 @contextlib.contextmanager
-def engine_on(cpus: frozenset[int]) -> Iterator[None]:
-    """Give ``cpus`` to the processes that this thread starts meanwhile, the others to this process.
+def pin_engine(cpus: frozenset[int]) -> Iterator[None]:
+    """Run the processes that this thread starts meanwhile on ``cpus``, this process on the others.
 
-    Without ``cpus`` everything runs everywhere, as Linux likes.
+    Without ``cpus`` nothing is pinned.
     """
     if not cpus:
         yield

@@ -1,25 +1,25 @@
 """How several front-end processes find the one engine that they share.
 
-``instance_group [{ count: N }]`` makes Triton start N stub processes in any order, with no word
-between them. Each takes a slot in a folder; the first one is the leader, which launches the engine
-core and publishes its addresses there; the others wait for them and join.
+``instance_group [{ count: N }]`` makes Triton start N stub processes, in any order and with no
+channel between them. Each claims a slot in a folder. The first one is the leader: it starts the
+engine core and publishes its addresses there. The others wait for the addresses and join.
 
     <tmp>/triton_vllm-<uid>/<server pid>-<its start time>/<model>/<version>[.<engine>]/
-    ├── lock             held while a slot is taken or left
+    ├── lock             held while a slot is claimed or released
     └── 0-of-4/          one cohort: the N front ends of one load of the model
-        ├── slot-0       locked by the leader as long as it lives
+        ├── slot-0       locked by the leader while it is alive
         ├── slot-1 …     locked by the others
         ├── engine.json  the addresses and process ids, published by the leader
-        ├── metrics/     what each front end counts, in prometheus_client's files
-        ├── drained/     who has answered all HTTP requests, at the end (draining.py)
-        ├── loads        of several engines, where all their front ends meet (load_balancing.py)
-        ├── errors.jsonl what the engine's processes log as errors (stub_process.py)
+        ├── metrics/     the counts of each front end, in prometheus_client's files
+        ├── drained/     which front ends have answered all HTTP requests (draining.py)
+        ├── loads        the loads of several engines (load_balancing.py)
+        ├── errors.jsonl errors that the engine's processes log (stub_process.py)
         ├── restarts-exhausted  the leader restarts the engine no more
-        └── closing      the leader is ending the engine on purpose
+        └── closing      the leader is stopping the engine
 
-What keeps cohorts apart: a slot is never taken twice, and a cohort that anybody has left,
-by leaving or by dying, admits nobody any more. Locks are POSIX record locks, which the kernel drops
-with the process, so a crash leaves nothing behind that could be mistaken for life.
+A slot is claimed once. After the first front end has left a cohort or died, no other one may join
+it, so a reload never mixes with its predecessor. Locks are POSIX record locks: the kernel drops
+them with the process, so no crashed process looks alive.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class EngineAddresses:
 
 
 class SingleFrontEnd:
-    """The place of a front end that has an engine of its own."""
+    """The slot of the only front end of an engine. Nothing here waits or is announced."""
 
     index = 0
     count = 1
@@ -65,25 +65,25 @@ class SingleFrontEnd:
     restarts_exhausted = False
 
     def leader_lives(self) -> bool:
-        """Return whether the front end that launches the engine lives: this one."""
+        """Return whether the front end that starts the engine is alive."""
         return True
 
     def announce_closing(self) -> None:
-        """Tell nobody."""
+        """Tell the other front ends that the engine is being stopped."""
 
     def announce_restarts_exhausted(self) -> None:
-        """Tell nobody."""
+        """Tell the other front ends that the engine is not restarted."""
 
     def stop_waiting(self) -> None:
-        """Wait for nobody anyway."""
+        """Let ``wait_for_engine`` fail. Any thread."""
 
     def occupied(self) -> int:
-        """Return how many front ends live."""
+        """Return how many front ends are alive."""
         return 1
 
 
 class FrontEndSlot:
-    """One front end's place among those that share an engine."""
+    """The slot of one of several front ends that share an engine."""
 
     def __init__(self, cohort: Path, index: int, count: int, held: IO[str]) -> None:
         """Use ``FrontEndSlot.claim``."""
@@ -123,22 +123,22 @@ class FrontEndSlot:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this front end launches the engine core."""
+        """Whether this front end starts the engine core."""
         return self.index == 0
 
     @property
     def is_closing(self) -> bool:
-        """Whether the leader is ending the engine on purpose."""
+        """Whether the leader is stopping the engine."""
         return (self._cohort / "closing").exists()
 
     @property
     def restarts_exhausted(self) -> bool:
-        """Whether the leader starts the engine no more."""
+        """Whether the leader has no attempt left to restart the engine."""
         return (self._cohort / "restarts-exhausted").exists()
 
     @property
     def metrics_directory(self) -> Path:
-        """Where all front ends of this engine count."""
+        """The folder of all front ends' counts."""
         return self._cohort / "metrics"
 
     @property
@@ -147,17 +147,17 @@ class FrontEndSlot:
         return self._cohort
 
     def others(self) -> list[int]:
-        """Return the front ends that live, without this one."""
+        """Return the indexes of the other front ends that are alive."""
         own = Path(self._held.name)
         slots = [slot for slot in self._cohort.glob("slot-*") if slot != own]
         return [int(slot.name.removeprefix("slot-")) for slot in slots if _is_held(slot)]
 
     def occupied(self) -> int:
-        """Return how many front ends live."""
+        """Return how many front ends are alive."""
         return 1 + len(self.others())
 
     def leader_lives(self) -> bool:
-        """Return whether the front end that launches the engine lives."""
+        """Return whether the front end that starts the engine is alive."""
         return self.is_leader or _is_held(self._cohort / "slot-0")
 
     def leader_pid(self) -> int:
@@ -165,27 +165,27 @@ class FrontEndSlot:
         return int((self._cohort / "slot-0").read_text(encoding="utf-8"))
 
     def publish(self, addresses: EngineAddresses) -> None:
-        """Tell the others where the engine is. Leader only."""
+        """Publish where the engine is. Leader only."""
         new = self._cohort / "engine.json.new"
         new.write_text(json.dumps(asdict(addresses)), encoding="utf-8")
         new.rename(self._cohort / "engine.json")
 
     def withdraw(self) -> None:
-        """Take back what was published: that engine is no more. Leader only."""
+        """Withdraw the addresses of an engine that has ended. Leader only."""
         (self._cohort / "engine.json").unlink(missing_ok=True)
 
     async def wait_for_engine(self, died: EngineAddresses | None = None) -> EngineAddresses:
         """Wait until the leader has published an engine other than the one that ``died``.
 
-        Raises SettingsError when the leader left or gave up, whose own line says why, and after
-        ``stop_waiting``.
+        Raises SettingsError after ``stop_waiting``, and when the leader has left or does not
+        restart the engine. The leader's own error says why.
         """
         while (published := self._published()) is None or published == died:
             if not self._waits:
                 raise SettingsError("the model is being unloaded")
             if self.is_closing or self.restarts_exhausted or not self.leader_lives():
                 raise SettingsError(
-                    "the front end that starts the shared engine has given up; "
+                    "the front end that starts the shared engine has failed; "
                     "see the error of the other instance of this model"
                 )
             await asyncio.sleep(_POLL_SECONDS)
@@ -199,7 +199,7 @@ class FrontEndSlot:
         return EngineAddresses(**json.loads(text))
 
     def release(self) -> None:
-        """Give the slot back for ever; the last one to leave removes the folder."""
+        """Release the slot; the last front end to leave removes the folder."""
         with _locked(self._cohort.parent):
             if self.is_leader:
                 self.announce_closing()
@@ -213,28 +213,28 @@ class FrontEndSlot:
         self._waits = False
 
     def announce_closing(self) -> None:
-        """Tell the others that the engine is about to end on purpose. Leader only."""
+        """Tell the others that the engine is about to stop. Leader only."""
         (self._cohort / "closing").touch()
 
     def announce_restarts_exhausted(self) -> None:
-        """Tell the others that there will be no other engine, if this is the leader."""
+        """Tell the others that the engine is not restarted, if this is the leader."""
         if self.is_leader:
             (self._cohort / "restarts-exhausted").touch()
 
 
 def rendezvous_dir(model: str, version: str, engine: str = "") -> Path:
-    """Return the folder where the front ends of this model of this server meet; create it.
+    """Return the folder of the front ends of this model of this server; create it.
 
-    Those of each ``engine`` meet in a folder of their own, where the model has several.
+    Each ``engine`` of a model with several has its own folder.
 
-    The server is the parent process, told apart by its start time from one that had its id before.
-    Folders of servers that are gone are removed; a server of another container, whose process
-    cannot be seen from here, shows by its locks that it lives.
+    The server is the parent process; its start time tells it from an earlier one with the same id.
+    Folders of servers that have ended are removed. A server of another container, whose process is
+    not visible here, is recognized by its locks.
     """
     root = Path(tempfile.gettempdir()) / f"triton_vllm-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise SettingsError(f"{root}: belongs to somebody else; remove it or set TMPDIR")
+        raise SettingsError(f"{root}: belongs to another user; remove it or set TMPDIR")
     for server in root.iterdir():
         pid, _, started = server.name.partition("-")
         if pid.isdigit() and _start_time(int(pid)) != started and not _is_inhabited(server):
@@ -261,14 +261,14 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _is_held(slot: Path) -> bool:
-    """Return whether a living process holds the slot.
+    """Return whether a running process holds the slot.
 
-    Never ask about one's own slot: closing the file here would drop the lock.
+    Never call it for the own slot: closing the file here would drop the lock.
     """
     try:
         with slot.open("r+", encoding="utf-8") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:  # somebody has just cleaned up
+    except FileNotFoundError:  # another front end has just cleaned up
         return False
     except OSError:
         return True
@@ -276,11 +276,11 @@ def _is_held(slot: Path) -> bool:
 
 
 def _is_inhabited(server: Path) -> bool:
-    """Return whether anybody sits there: another container with the same temporary directory."""
+    """Return whether a slot is held, as by a container with the same temporary directory."""
     try:
         return any(_is_held(slot) for slot in server.glob("*/*/*-of-*/slot-*"))
     except FileNotFoundError:
-        return True  # somebody is at work there: another front end that removes it, or its owner
+        return True  # its owner or another front end is changing it
 
 
 def _number(cohort: Path) -> int:

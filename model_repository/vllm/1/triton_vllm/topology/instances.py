@@ -24,11 +24,11 @@ from triton_vllm.topology.stub_process import EngineErrors
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One process of the model: whose front end it is, and its slot there.
+    """One process of the model: its engine, and its slot among the engine's front ends.
 
-    ``settings`` are those of its engine, ``devices`` its GPUs as in CUDA_VISIBLE_DEVICES, empty
-    where it sees what the server sees. ``label`` tells its metrics from those of other engines,
-    empty where there is one engine. ``balancer`` levels its requests with theirs.
+    ``settings`` are those of its engine. ``devices`` are its GPUs as in CUDA_VISIBLE_DEVICES, empty
+    where it sees the server's. ``label`` distinguishes its metrics from those of other engines,
+    empty where there is one. ``balancer`` levels its requests with theirs.
     """
 
     settings: ModelSettings
@@ -40,9 +40,10 @@ class Instance:
 
     @classmethod
     def claim(cls, settings: ModelSettings, cleanup: contextlib.ExitStack) -> Instance:
-        """Take the places of this process until ``cleanup``; show it the GPUs of its engine alone.
+        """Claim the slots of this process until ``cleanup``; show it the GPUs of its engine alone.
 
-        Before anything is imported that asks CUDA, or counts for Prometheus. Raises SettingsError.
+        Call it before anything is imported that uses CUDA or prometheus_client. Raises
+        SettingsError.
         """
         placement = settings.placement
         engine = placement.engine
@@ -74,9 +75,9 @@ class Instance:
                 rendezvous_dir(settings.name, settings.version, place), placement.front_ends
             )
             cleanup.callback(slot.release)
-            # As `vllm serve` with several API servers: the front ends count into files of one
-            # folder, from which the leader reads the sum. prometheus_client looks at this when it
-            # is imported.
+            # As in `vllm serve` with several API servers, the front ends count into files of one
+            # folder, from which the leader reads the sum. prometheus_client reads the variable when
+            # it is imported.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(slot.metrics_directory)
             errors = EngineErrors(slot.cohort)
         return cls(
@@ -85,7 +86,7 @@ class Instance:
 
 
 def settings_of(settings: ModelSettings, engine: int) -> ModelSettings:
-    """Return the settings of engine ``engine``: its OpenAI port is that many above the first's.
+    """Return the settings of engine ``engine``, whose OpenAI port is ``engine`` above the first's.
 
     Raises SettingsError when there is no such port.
     """
@@ -95,8 +96,8 @@ def settings_of(settings: ModelSettings, engine: int) -> ModelSettings:
     last = openai.port + settings.placement.engines - 1
     if last > 65535:
         raise SettingsError(
-            f'{settings.engine_args_path}: "serving.openai": "port" {openai.port} is the first of '
-            f"{settings.placement.engines}, one for each engine, and {last} is none"
+            f'{settings.engine_args_path}: "serving.openai.port" {openai.port}: the '
+            f"{settings.placement.engines} engines need ports up to {last}, the highest is 65535"
         )
     serving = replace(settings.serving, openai=replace(openai, port=openai.port + engine))
     return replace(settings, serving=serving)

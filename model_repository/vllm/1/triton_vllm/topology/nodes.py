@@ -1,8 +1,9 @@
-"""Machines that vLLM itself joins to one engine, or to one group of data-parallel engines.
+"""Nodes that vLLM itself joins to one engine, or to one group of data-parallel engines.
 
-The one that serves is the head; on each of the others runs ``vllm serve --headless``
-(scripts/join_cluster.sh), which connects to the head's handshake port. vLLM waits for them for
-ever, and, of dense models, it does not notice when one is lost: its requests would never end.
+The node that serves is the head. Each other node runs ``vllm serve --headless``
+(scripts/join_cluster.sh), which connects to the head's handshake port. vLLM waits for the nodes
+without a limit and, with dense models, does not notice when one is lost: the requests there would
+never end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _ESTABLISHED = "01"  # <net/tcp_states.h>
 _PING_SECONDS = 10.0
-# An engine answers between two steps, of which none takes this long.
+# An engine answers between two steps, and no step takes this long.
 _PATIENCE_SECONDS = 60.0
 _REPORT_SECONDS = 15.0
 _ENGINE_PROCESSES = ("EngineCore", "VLLM_DP_Coordinator")
@@ -32,10 +33,10 @@ _ENGINE_PROCESSES = ("EngineCore", "VLLM_DP_Coordinator")
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where this machine is connected to by ``number`` of "engines" or "machines", itself included.
+    """Where ``number`` "engines" or "nodes", this one included, connect to this node.
 
-    Each data-parallel engine connects to vLLM's handshake port, each worker of an engine that is
-    spread over machines to torch.distributed's store.
+    Each data-parallel engine connects to vLLM's handshake port. Each worker of an engine that spans
+    nodes connects to torch.distributed's store.
     """
 
     host: str
@@ -79,7 +80,7 @@ class MultiNode(SingleNode):
 
     @contextlib.contextmanager
     def wait_for_nodes(self) -> Iterator[None]:
-        """Hold the start of the engine; end its processes here when the others do not come."""
+        """Hold the start of the engine; end its processes here when nodes are late."""
         if self._rendezvous is None:
             yield
             return
@@ -105,7 +106,7 @@ class MultiNode(SingleNode):
         while not started.wait(0.5):
             arrived = rendezvous.arrived()
             if arrived >= rendezvous.number:
-                return  # from here on vLLM knows them
+                return  # vLLM is in charge from here on
             if self._closing:
                 self._failure = "the model is being unloaded"
                 end_engine()
@@ -128,7 +129,7 @@ class MultiNode(SingleNode):
                 logger.info(f"waiting for the cluster: {missing}")
 
     async def watch(self, llm: Any) -> None:
-        """Ask all engines now and then; when one does not answer, end the processes here."""
+        """Ping all engines; when one does not answer, end the processes here."""
         while True:
             await asyncio.sleep(_PING_SECONDS)
             try:
@@ -136,27 +137,27 @@ class MultiNode(SingleNode):
             except TimeoutError:
                 logger.error(
                     f"an engine of the cluster has not answered for {_PATIENCE_SECONDS:g} s: "
-                    "it is taken for lost"
+                    "it is considered lost"
                 )
                 end_engine()
                 return
-            except Exception as error:  # it died, and those who watch its process know
+            except Exception as error:  # it died, and its process is watched elsewhere
                 logger.info(f"the cluster is no longer watched: {type(error).__name__}")
                 return
 
 
 def end_engine() -> None:
-    """Kill the engine's processes that this process started; its end is noticed elsewhere."""
+    """Kill the engine's processes that this process started; their end is noticed elsewhere."""
     for process in multiprocessing.active_children():
         if process.name.startswith(_ENGINE_PROCESSES):
             process.kill()
 
 
 def connections(port: int) -> list[str]:
-    """Return from which addresses TCP connections to a port of this machine stand, one for each.
+    """Return the remote address of each established TCP connection to a port of this node.
 
-    In hexadecimal (proc(5), net/tcp); of an IPv6 address the last four bytes, which are those of
-    IPv4 where it is one.
+    In hexadecimal (proc(5), net/tcp). Of an IPv6 address the last four bytes, which for a mapped
+    IPv4 address are that address.
     """
     found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

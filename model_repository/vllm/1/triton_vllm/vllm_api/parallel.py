@@ -1,4 +1,4 @@
-"""What of vLLM has to do with several GPUs and several machines.
+"""vLLM's parallelism: several GPUs and several nodes.
 
 Importing this file imports vLLM, so do it late.
 """
@@ -50,7 +50,7 @@ def rendezvous(args: AsyncEngineArgs) -> Rendezvous | None:
         return None
     address = args.master_addr or config.data_parallel_master_ip
     if args.data_parallel_size == 1:
-        return Rendezvous(address, args.master_port, args.nnodes, "machines")
+        return Rendezvous(address, args.master_port, args.nnodes, "nodes")
     address = args.data_parallel_address or address
     port = args.data_parallel_rpc_port or config.data_parallel_rpc_port
     return Rendezvous(address, port, args.data_parallel_size, "engines")
