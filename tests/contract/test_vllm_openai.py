@@ -78,7 +78,7 @@ def test_engine_arguments_are_adopted(model: str) -> None:
         ({"max_log_len": "many"}, '"max_log_len": '),
         ({"allow_credentials": 3}, '"allow_credentials": must be a boolean, got 3'),
         ({"api_key": ["k"]}, '"api_key" is not allowed: keys do not belong in this file'),
-        ({"reasoning_parser": "x"}, '"reasoning_parser" is an engine argument: it stands beside'),
+        ({"reasoning_parser": "x"}, '"reasoning_parser" is an engine argument: it belongs beside'),
         (
             {"enable_auto_tool_choice": True},
             "--enable-auto-tool-choice requires --tool-call-parser",

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
-from triton_vllm.engine.engine import load_engine
+from triton_vllm.engine.load import load_engine
 from triton_vllm.errors import GenerationError, ServingError, SettingsError, one_line
 from triton_vllm.log import log_to_triton
 from triton_vllm.metrics.export import export_metrics

@@ -1,7 +1,7 @@
 """The engine as requests see it: vLLM's AsyncLLM in an event loop of its own.
 
-``plan.resolve`` reads the configuration and the ``Supervisor`` keeps the engine running; this
-module loads both, admits requests, explains their failures, and shuts everything down.
+``load_engine`` makes it, and the ``Supervisor`` keeps it running; this module admits and renders
+requests, explains their failures, and shuts everything down.
 """
 
 from __future__ import annotations
@@ -10,31 +10,25 @@ import asyncio
 import contextlib
 import gc
 import logging
-import traceback
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from triton_vllm.config.lora import Adapters, NoAdapters
-from triton_vllm.config.server_options import ServerOptions
-from triton_vllm.config.settings import ModelSettings
 from triton_vllm.counters import LoopLag
-from triton_vllm.engine.plan import EnginePlan, resolve
+from triton_vllm.engine.plan import EnginePlan
 from triton_vllm.engine.supervisor import Supervisor
 from triton_vllm.errors import (
     EngineDownError,
     GenerationError,
     ServingError,
-    SettingsError,
     UnavailableError,
     one_line,
 )
 from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.limits.admission import OPENAI, TRITON, Admission, LiveRequest
+from triton_vllm.limits.admission import TRITON, Admission, LiveRequest
 from triton_vllm.limits.answer_check import AnswerCheck
 from triton_vllm.limits.drain import UNLOADING, Drain
-from triton_vllm.limits.server_watch import NoWatch, ServerWatch, watch_server
-from triton_vllm.log import StartupTimer
-from triton_vllm.openai_api.server import NoOpenAIServer, openai_server
+from triton_vllm.limits.server_watch import NoWatch, ServerWatch
+from triton_vllm.openai_api.server import NoOpenAIServer
 from triton_vllm.protocol.decode import Parser
 from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest
@@ -72,7 +66,7 @@ class Engine:
         watch: ServerWatch | NoWatch,
         held: contextlib.ExitStack,
     ) -> None:
-        """Use ``load_engine``. ``held`` holds what ``shutdown`` releases last."""
+        """Use ``load.load_engine``. ``held`` holds what ``shutdown`` releases last."""
         self.plan = plan
         self.openai = openai
         self.parser = parser
@@ -188,102 +182,3 @@ class Engine:
         ended = admission.end_all(admission.down)
         await admission.wait(_END_SECONDS)
         return ended
-
-
-def load_engine(settings: ModelSettings, server: ServerOptions) -> Engine:
-    """Import vLLM, load the model, warm it up: seconds to minutes.
-
-    Raises SettingsError, one line with what the operator can mend, or what vLLM raised.
-    """
-    timer = StartupTimer(settings.name)
-    with contextlib.ExitStack() as held:
-        plan: EnginePlan | None = None
-        try:
-            plan = resolve(settings, server.metrics, held, timer)
-            engine = _start(plan, server, held, timer)
-        except SettingsError:
-            raise
-        except Exception as error:
-            logger.error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
-            cause = (plan and plan.errors.first()) or f"{type(error).__name__}: {error}"
-            where = settings.engine_args_path
-            raise SettingsError(f"{where}: the engine did not start: {cause}") from error
-    timer.total("ready")
-    return engine
-
-
-def _start(
-    plan: EnginePlan, server: ServerOptions, held: contextlib.ExitStack, timer: StartupTimer
-) -> Engine:
-    """Start what ``plan`` says, in the order in which one part needs the other."""
-    settings, serving = plan.settings, plan.settings.serving
-    instances = settings.placement.instances
-    admission = Admission(
-        -(-serving.max_concurrent_requests // instances),
-        serving.max_queued_tokens,
-        lambda: int(plan.vllm.queued_tokens(supervisor.run.llm)),
-        plan.balancer,
-    )
-    drain_seconds = {TRITON: serving.drain_timeout_seconds}
-    if serving.openai is not None:
-        drain_seconds[OPENAI] = serving.openai.drain_timeout_seconds
-    drain = Drain(
-        admission,
-        {api: server.drain_timeout_seconds(s, instances) for api, s in drain_seconds.items()},
-        settings.name,
-    )
-    answers = AnswerCheck()
-    held.callback(answers.stop)
-    openai = openai_server(settings, plan.args, plan.slot, admission, drain, answers, plan.port)
-    adapters: Adapters | NoAdapters = NoAdapters()
-    if plan.args.enable_lora:
-        adapters = Adapters.of_model(settings.directory, settings.version)
-    parser = _parser(plan)
-    with contextlib.ExitStack() as started:
-        loop = EventLoopThread("engine")
-        started.callback(loop.stop)
-        supervisor = Supervisor(plan, loop, adapters, admission, openai)
-        started.callback(lambda: loop.call(supervisor.shut_down()))
-        loop.call(supervisor.start())
-        started.pop_all()
-    timer.lap("engine started: weights, compilation, warm-up as vLLM's lines say")
-    lag = LoopLag()
-    loop.spawn(
-        plan.balancer.heartbeat(lambda: admission.down is None and admission.has_room_in_queue)
-    )
-    if plan.reports_metrics:
-        loop.spawn(lag.measure())
-    if not plan.args.disable_log_stats:
-        loop.spawn(_log_stats(supervisor, admission))
-    watch = watch_server(
-        settings,
-        server,
-        in_use=lambda: admission.count(TRITON) > 0,
-        changed=lambda ready: loop.call_soon(drain.cancel if ready else drain.begin),
-    )
-    held = held.pop_all()
-    return Engine(
-        plan, loop, admission, drain, supervisor, openai, parser, answers, lag, watch, held
-    )
-
-
-def _parser(plan: EnginePlan) -> Parser:
-    """Return the parser of a request's parameters, that of the model's kind."""
-    from triton_vllm.vllm_api.pooling_parameters import PoolingParser
-    from triton_vllm.vllm_api.sampling_parameters import SamplingParser
-
-    if plan.vllm.is_pooling(plan.config):
-        return PoolingParser()
-    return SamplingParser(
-        plan.vllm.default_sampling_params(plan.config),
-        plan.settings.serving.default_max_tokens,
-        plan.vllm.max_tokens_limit(plan.config),
-        plan.settings.serving.max_n,
-    )
-
-
-async def _log_stats(supervisor: Supervisor, admission: Admission) -> None:
-    while True:
-        await asyncio.sleep(_LOG_STATS_SECONDS)
-        if admission.down is None:
-            await supervisor.run.llm.do_log_stats()

@@ -48,7 +48,7 @@ def parse_frontend_args(
             raise SettingsError(f'{where}: "{key}" is not allowed: {REFUSED[key]}')
         if key not in hints and key in vllm_api.engine_arg_types():
             raise SettingsError(
-                f'{where}: "{key}" is an engine argument: it stands beside "serving"'
+                f'{where}: "{key}" is an engine argument: it belongs beside "serving"'
             )
     allowed = {key: hint for key, hint in {**hints, **ours}.items() if key not in REFUSED}
     arguments: list[str] = []

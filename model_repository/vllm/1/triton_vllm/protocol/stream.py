@@ -4,7 +4,7 @@
 released. So the event loop only puts deltas into a queue. Each stream belongs to one sender
 thread, which keeps its order. A delta travels alone as long as the thread keeps up; what has
 piled up when it comes back is merged, so that a slow server gets fewer and longer responses and
-nobody's text is lost.
+no text is lost.
 """
 
 from __future__ import annotations
@@ -218,10 +218,10 @@ def merge(
 ) -> list[tuple[ResponseStream, Message]]:
     """Merge the deltas of each stream, keeping each stream's order.
 
-    No merged delta stands for more than ``max_tokens`` tokens (None: no bound), unless it came so.
+    No merged delta has more than ``max_tokens`` tokens (None: no bound), unless it came so.
     """
     merged: list[tuple[ResponseStream, Message]] = []
-    last: dict[int, int] = {}  # id(stream) -> where its newest message stands in `merged`
+    last: dict[int, int] = {}  # id(stream) -> the index of its newest message in `merged`
     for stream, message in items:
         at = last.get(id(stream))
         if at is not None and isinstance(message, Delta):

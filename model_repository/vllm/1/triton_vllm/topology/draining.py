@@ -1,9 +1,9 @@
 """How front ends that share an engine stop serving HTTP together.
 
-Triton ends them one after the other, and the engine ends when the leader's turn comes. So the
-leader tells the others first, and waits until each of them has answered what it had accepted:
+Triton finalizes them one after the other, and the engine ends with the leader. So the leader tells
+the others first, and waits until each has answered the requests that it had accepted:
 
-    <cohort>/drained/      made by the leader: all shall stop accepting
+    <cohort>/drained/      made by the leader: all stop accepting
     <cohort>/drained/1     front end 1 has answered all
 """
 
@@ -17,52 +17,48 @@ from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
 _POLL_SECONDS = 0.1
 
 
-def draining(slot: FrontEndSlot | SingleFrontEnd) -> Draining | NoDraining:
+def draining(slot: FrontEndSlot | SingleFrontEnd) -> NoDraining:
     """Return how this front end stops together with the others, if there are any."""
     return Draining(slot) if isinstance(slot, FrontEndSlot) else NoDraining()
 
 
 class NoDraining:
-    """One front end, which has nobody to wait for."""
+    """The only front end of an engine."""
 
     def announce(self) -> None:
-        """Tell nobody."""
+        """Tell the others to stop accepting, if this front end leads."""
 
     def finish(self) -> None:
-        """Tell nobody."""
+        """Tell the leader that every request here has been answered."""
 
     async def wait_for_leader(self) -> None:
-        """Wait for ever."""
+        """Wait until the leader tells to stop accepting; for ever, if this front end leads."""
         await asyncio.Event().wait()
 
     async def wait_for_others(self, seconds: float) -> None:
-        """Return at once."""
+        """Wait until all others have finished or left, if this front end leads."""
 
 
-class Draining:
-    """What the front ends of one cohort tell each other."""
+class Draining(NoDraining):
+    """One of several front ends of an engine."""
 
     def __init__(self, slot: FrontEndSlot) -> None:
         self._slot = slot
         self._folder = slot.cohort / "drained"
 
-    def announce(self) -> None:
-        """Tell the others to stop accepting. Does nothing unless this front end leads."""
+    def announce(self) -> None:  # noqa: D102 (as above)
         if self._slot.is_leader:
             self._folder.mkdir(exist_ok=True)
 
-    def finish(self) -> None:
-        """Tell the leader that every request here has been answered."""
+    def finish(self) -> None:  # noqa: D102
         with contextlib.suppress(FileNotFoundError):  # it has not asked
             (self._folder / str(self._slot.index)).touch()
 
-    async def wait_for_leader(self) -> None:
-        """Wait until the leader tells to stop accepting; where this one leads, for ever."""
+    async def wait_for_leader(self) -> None:  # noqa: D102
         while self._slot.is_leader or not self._folder.exists():  # noqa: ASYNC110 (a process)
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def wait_for_others(self, seconds: float) -> None:
-        """Wait until all others have finished or left; do not wait unless this one leads."""
+    async def wait_for_others(self, seconds: float) -> None:  # noqa: D102
         deadline = asyncio.get_running_loop().time() + seconds
         while self._slot.is_leader and any(
             not (self._folder / str(other)).exists() for other in self._slot.others()
