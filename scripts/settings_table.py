@@ -9,6 +9,9 @@ A page holds a table between ``<!-- generated: serving -->`` or ``<!-- generated
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
+import itertools
 import json
 import re
 import sys
@@ -30,12 +33,27 @@ BLOCK = re.compile(
 )
 
 
+def descriptions(kind: type) -> dict[str, str]:
+    """Return the text below each field of a dataclass."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        ast.unparse(field.target): " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
 def table(name: str) -> str:
     """Return the Markdown table of the settings of ``"serving"`` or ``"openai"``."""
     kind = TABLES[name]
     lines = ["| Key | Default | Allowed | Meaning |", "|---|---|---|---|"]
+    meanings = descriptions(kind)
     for setting in fields(kind):
-        if meaning := setting.metadata.get("description"):
+        if meaning := meanings.get(setting.name):
             missing = setting.default is MISSING or setting.default is None
             default = "" if missing else f"`{json.dumps(setting.default)}`"
             lines.append(

@@ -22,39 +22,22 @@ class OpenAISettings:
 
     __pydantic_config__ = CONFIG
 
-    port: int = setting(
-        MISSING,
-        "TCP port, one for each model. Required. The first of several engines uses it, the next "
-        "one the next port.",
-        ge=1,
-        le=65535,
-    )
-    host: str = setting(
-        "127.0.0.1",
-        'Address to listen on; `"0.0.0.0"` is every IPv4 address of the host.',
-        min_length=1,
-    )
-    api_keys_env: str = setting(
-        "",
-        "Environment variable with the API keys, separated by white space. Empty, and without "
-        "`api_keys_file`: `VLLM_API_KEY`, as in `vllm serve`. Without keys the port is open.",
-    )
-    api_keys_file: str = setting(
-        "", "File with the API keys, separated by white space. It is read at the load."
-    )
-    served_model_name: tuple[str, ...] = setting(
-        (),
-        "Name, or array of names, that clients use for the model. Empty: the engine argument "
-        "`served_model_name`, else `model`.",
-        strict=None,
-    )
-    drain_timeout_seconds: float = setting(
-        10.0,
-        "Time that running requests get when the model is unloaded or the server is stopped, at "
-        "most what `--exit-timeout-secs` leaves.",
-        ge=0,
-        le=3600,
-    )
+    port: int = setting(MISSING, ge=1, le=65535)
+    """TCP port, one for each model. Required. The first of several engines uses it, the next one
+    the next port."""
+    host: str = setting("127.0.0.1", min_length=1)
+    """Address to listen on; `"0.0.0.0"` is every IPv4 address of the host."""
+    api_keys_env: str = setting("")
+    """Environment variable with the API keys, separated by white space. Empty, and without
+    `api_keys_file`: `VLLM_API_KEY`, as in `vllm serve`. Without keys the port is open."""
+    api_keys_file: str = setting("")
+    """File with the API keys, separated by white space. It is read at the load."""
+    served_model_name: tuple[str, ...] = ()
+    """Name, or array of names, that clients use for the model. Empty: the engine argument
+    `served_model_name`, else `model`."""
+    drain_timeout_seconds: float = setting(10.0, ge=0, le=3600)
+    """Time that running requests get when the model is unloaded or the server is stopped, at most
+    what `--exit-timeout-secs` leaves."""
     frontend: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -55,116 +55,57 @@ METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
 class ServingSettings:
     """The ``"serving"`` object of ``vllm_engine_args.json``. Times are in seconds.
 
-    The descriptions are the settings' reference in docs/configuration.md
-    (scripts/settings_table.py).
+    scripts/settings_table.py makes the reference in docs/configuration.md of the texts below the
+    fields.
     """
 
     __pydantic_config__ = CONFIG
 
-    sender_threads: int = setting(
-        0,
-        "Threads in each front end that send responses. 0: eight over all front ends, at most four "
-        "in each.",
-        ge=0,
-        le=64,
-    )
-    max_tokens_per_response: int = setting(
-        0,
-        "Most tokens that are merged into one response of a stream when the client or the network "
-        "is slow. 0: no bound.",
-        ge=0,
-        le=1_000_000,
-    )
-    cancellation_poll_seconds: float = setting(
-        0.1,
-        "Interval between checks whether the clients of running requests are still connected.",
-        ge=0.01,
-        le=60,
-    )
-    default_max_tokens: int = setting(
-        0,
-        "`max_tokens` of requests that set none. 0: the model's own default, else what fits into "
-        "its context, as in `vllm serve`.",
-        ge=0,
-        le=10_000_000,
-    )
-    metrics_interval_seconds: float = setting(
-        2.0, "Interval between exports of metrics to Triton.", ge=0.1, le=60
-    )
-    max_engine_restarts: int = setting(
-        5,
-        "Attempts in a row to restart an engine that died, after 1, 2, 4 ... 30 seconds. 0: none. "
-        "After the last one the liveness probe fails.",
-        ge=0,
-        le=1000,
-    )
-    engine_cpu_affinity: str = setting(
-        "",
-        'CPUs reserved for the engine core, as a Linux CPU list such as `"0-1"`. Empty: no '
-        "pinning. Two for each process of the engine; small models gain most.",
-    )
-    vllm_log_level: Literal["", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = setting(
-        "",
-        "Level of vLLM's own log lines. Empty: `VLLM_LOGGING_LEVEL`, else INFO.",
-        strict=None,
-    )
-    max_concurrent_requests: int = setting(
-        0,
-        "Most requests that run or wait at once, over all front ends, which share it evenly. "
-        "Further requests are refused. 0: no limit.",
-        ge=0,
-        le=1_000_000,
-    )
-    max_queued_tokens: int = setting(
-        0,
-        "Most prompt tokens that wait for their prefill in one front end. Further requests are "
-        "refused. 0: no limit.",
-        ge=0,
-        le=1_000_000_000,
-    )
-    max_n: int = setting(
-        128,
-        "Largest `n` of a request, beams of beam search included. 0: vLLM's own limit.",
-        ge=0,
-        le=1_000_000,
-    )
-    default_timeout_seconds: float = setting(
-        0.0,
-        "Timeout of requests that set none, from arrival to end. 0: none.",
-        ge=0,
-        le=86_400,
-    )
-    drain_timeout_seconds: float = setting(
-        20.0,
-        "Time that running requests get when the model is unloaded or the server is stopped, at "
-        "most what `--exit-timeout-secs` leaves.",
-        ge=0,
-        le=3600,
-    )
-    grammar_compile_timeout_seconds: float = setting(
-        5.0,
-        "Time that a grammar of structured outputs may take to compile, in processor time. "
-        "0: no limit, and no sandbox.",
-        ge=0,
-        le=3600,
-    )
-    unsupported_schema_keywords: Literal["serve", "refuse"] = setting(
-        "serve",
-        "What happens to a JSON schema with keywords that the structured-output library ignores or "
-        'narrows: `"serve"`, or `"refuse"` with the list of them. '
-        "[Structured outputs](structured-outputs.md) has the keywords.",
-        strict=None,
-    )
-    cluster_join_timeout_seconds: float = setting(
-        600.0,
-        "Time that the start of an engine on several nodes waits for the other nodes.",
-        ge=1,
-        le=86_400,
-    )
-    openai: OpenAISettings | None = field(
-        default=None,
-        metadata={"description": "Object that opens a port for the OpenAI-compatible API."},
-    )
+    sender_threads: int = setting(0, ge=0, le=64)
+    """Threads in each front end that send responses. 0: eight over all front ends, at most four in
+    each."""
+    max_tokens_per_response: int = setting(0, ge=0, le=1_000_000)
+    """Most tokens that are merged into one response of a stream when the client or the network is
+    slow. 0: no bound."""
+    cancellation_poll_seconds: float = setting(0.1, ge=0.01, le=60)
+    """Interval between checks whether the clients of running requests are still connected."""
+    default_max_tokens: int = setting(0, ge=0, le=10_000_000)
+    """`max_tokens` of requests that set none. 0: the model's own default, else what fits into its
+    context, as in `vllm serve`."""
+    metrics_interval_seconds: float = setting(2.0, ge=0.1, le=60)
+    """Interval between exports of metrics to Triton."""
+    max_engine_restarts: int = setting(5, ge=0, le=1000)
+    """Attempts in a row to restart an engine that died, after 1, 2, 4 ... 30 seconds. 0: none.
+    After the last one the liveness probe fails."""
+    engine_cpu_affinity: str = setting("")
+    """CPUs reserved for the engine core, as a Linux CPU list such as `"0-1"`. Empty: no pinning.
+    Two for each process of the engine; small models gain most."""
+    vllm_log_level: Literal["", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = ""
+    """Level of vLLM's own log lines. Empty: `VLLM_LOGGING_LEVEL`, else INFO."""
+    max_concurrent_requests: int = setting(0, ge=0, le=1_000_000)
+    """Most requests that run or wait at once, over all front ends, which share it evenly. Further
+    requests are refused. 0: no limit."""
+    max_queued_tokens: int = setting(0, ge=0, le=1_000_000_000)
+    """Most prompt tokens that wait for their prefill in one front end. Further requests are
+    refused. 0: no limit."""
+    max_n: int = setting(128, ge=0, le=1_000_000)
+    """Largest `n` of a request, beams of beam search included. 0: vLLM's own limit."""
+    default_timeout_seconds: float = setting(0.0, ge=0, le=86_400)
+    """Timeout of requests that set none, from arrival to end. 0: none."""
+    drain_timeout_seconds: float = setting(20.0, ge=0, le=3600)
+    """Time that running requests get when the model is unloaded or the server is stopped, at most
+    what `--exit-timeout-secs` leaves."""
+    grammar_compile_timeout_seconds: float = setting(5.0, ge=0, le=3600)
+    """Time that a grammar of structured outputs may take to compile, in processor time. 0: no
+    limit, and no sandbox."""
+    unsupported_schema_keywords: Literal["serve", "refuse"] = "serve"
+    """What happens to a JSON schema with keywords that the structured-output library ignores or
+    narrows: `"serve"`, or `"refuse"` with the list of them. [Structured
+    outputs](structured-outputs.md) has the keywords."""
+    cluster_join_timeout_seconds: float = setting(600.0, ge=1, le=86_400)
+    """Time that the start of an engine on several nodes waits for the other nodes."""
+    openai: OpenAISettings | None = None
+    """Object that opens a port for the OpenAI-compatible API."""
 
     @classmethod
     def from_json(cls, given: object, where: str) -> ServingSettings:

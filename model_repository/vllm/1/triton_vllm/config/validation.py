@@ -21,13 +21,12 @@ CONFIG = {"extra": "forbid", "allow_inf_nan": False}
 _TYPES = {int: "an integer", float: "a number", str: "a string"}
 
 
-def setting(default: Any, description: str, *, strict: bool | None = True, **limits: Any) -> Any:
+def setting(default: Any, **limits: Any) -> Any:
     """Return a dataclass field. ``limits`` are pydantic's, such as ``ge`` and ``le``.
 
-    ``strict`` keeps booleans and strings from being taken for numbers.
+    It is strict: booleans and strings are no numbers.
     """
-    metadata = {"description": description, "strict": strict, **limits}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"strict": True, **limits})
 
 
 def validate(kind: type[T], given: object, where: str, name: str) -> T:
