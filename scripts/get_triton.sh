@@ -5,7 +5,8 @@
 #
 #   DEST          default .cache/triton (TRITON_VLLM_CACHE moves .cache)
 #   --python X.Y  the Python minor of the models' execution environment, 3.8 to 3.13; default:
-#                 that of python3, at most 3.12: this Triton needs numpy 1, which ends there
+#                 that of python3, but 3.11 at least and 3.12 at most, where both vLLM for the CPU
+#                 and this Triton, which needs numpy 1, run
 #
 # Writes DEST/pytriton/tritonserver and DEST/nvidia_pytriton.libs, about 145 MB, in the wheel's
 # own layout, because its programs find their libraries by relative paths. Nothing of PyTriton's
@@ -31,7 +32,7 @@ main() {
         shift
     done
     need_python
-    minor="${minor:-$(python3 -c 'import sys; print(f"3.{min(sys.version_info.minor, 12)}")')}"
+    minor="${minor:-$(environment_minor)}"
 
     if [ "$(cat "$dest/stamp" 2>/dev/null)" != "$WHEEL" ]; then
         check_machine

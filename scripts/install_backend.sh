@@ -36,7 +36,8 @@ main() {
     if [ -n "$environment" ]; then
         [ -f "$environment" ] || [ -f "$environment/bin/activate" ] ||
             err "$environment is neither an archive nor an environment: make one with gen_vllm_env.sh"
-        environment="$(realpath "$environment")"
+        # Not what a link leads to: gen_vllm_env.sh leads it elsewhere when it builds again.
+        environment="$(realpath --no-symlinks "$environment")"
     fi
 
     target=$backends/vllm

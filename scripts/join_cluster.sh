@@ -24,6 +24,8 @@ main() {
         env="${2:?--env needs a folder}"
         shift 2
     fi
+    # What vllm_env leads to: a process that runs keeps its environment when another is built.
+    env="$(realpath --canonicalize-missing "$env")"
     PYTHON="$env/bin/python"
     [ -x "$PYTHON" ] || err "no execution environment in $env: gen_vllm_env.sh --format dir makes one"
     # As Triton's Python backend does: what the environment starts finds the environment's.

@@ -26,15 +26,15 @@ need_python() {
 # need_uv: set UV. What uv downloads and unpacks stays in the cache, and what is installed there links
 # to it, so that it takes no room of its own.
 need_uv() {
-    export UV_CACHE_DIR="${UV_CACHE_DIR:-$CACHE/uv/cache}"
-    use_uv "$CACHE/uv/program"
+    export UV_CACHE_DIR="${UV_CACHE_DIR:-$CACHE/uv/cache}" UV_FOLDER="$CACHE/uv/program"
+    use_uv "$UV_FOLDER"
 }
 
 # make_venv FOLDER LOCK: an environment of python3 that holds what requirements/LOCK names. Nothing
 # is done where it is there already.
 make_venv() {
     local stamp
-    stamp="$(python3 --version) $(cat "$REQUIREMENTS/$2")"
+    stamp="$(python3 --version) $(sha256sum <"$REQUIREMENTS/$2")"
     [ "$(cat "$1/stamp" 2>/dev/null)" != "$stamp" ] || return 0
     need_uv
     rm -rf "$1"
@@ -47,7 +47,7 @@ make_venv() {
 # names, for the interpreter PYTHON.
 make_package_folder() {
     local stamp
-    stamp="$("$3" --version) $(cat "$REQUIREMENTS/$2")"
+    stamp="$("$3" --version) $(sha256sum <"$REQUIREMENTS/$2")"
     [ "$(cat "$1.stamp" 2>/dev/null)" != "$stamp" ] || return 0
     need_uv
     rm -rf "$1" "$1.stamp"
@@ -69,10 +69,12 @@ need_free_mb() {
 
 # download_wheel FOLDER NAME==VERSION SHA256 [pip option...]: exactly that file, or an error.
 download_wheel() {
-    local folder="$1" requirement="$2" sha256="$3"
+    local folder="$1" requirement="$2" sha256="$3" python=python3
     shift 3
+    need_uv
+    [ ! -x "$UV_FOLDER/pip/bin/python" ] || python=$UV_FOLDER/pip/bin/python
     printf '%s --hash=sha256:%s\n' "$requirement" "$sha256" >"$folder/requirement.txt"
-    python3 -m pip download --quiet --no-deps --only-binary=:all: "$@" \
+    "$python" -m pip download -qq --no-cache-dir --no-deps --only-binary=:all: "$@" \
         --dest "$folder" --requirement "$folder/requirement.txt" >&2 ||
         err "pip cannot download $requirement, its reason is above: check the network and PIP_INDEX_URL, then run this again"
 }
@@ -85,7 +87,8 @@ unpack_wheel() {
 }
 
 # small_engine_args CHECKPOINT: a vllm_engine_args.json for a small model on a few cores.
-# A small KV cache of a fixed size and eager mode save vLLM its warm-up.
+# A small KV cache of a fixed size and eager mode save vLLM its warm-up. A request without max_tokens
+# would go on to the end of the context, which takes minutes on a CPU.
 small_engine_args() {
     cat <<EOA
 {
@@ -94,9 +97,23 @@ small_engine_args() {
   "max_model_len": 1024,
   "max_num_seqs": 16,
   "kv_cache_memory_bytes": 268435456,
-  "enforce_eager": true
+  "enforce_eager": true,
+  "serving": {"default_max_tokens": 128}
 }
 EOA
+}
+
+EMBEDDED_TRITON=2.51.0 # the release of Triton that scripts/get_triton.sh gets
+
+# environment_minor: the Python minor of the execution environment: python3's, if vLLM's package for
+# the CPU (3.11 and newer) and the embedded Triton (numpy 1, so 3.12 and older) both run on it.
+environment_minor() { python3 -c 'import sys; print(f"3.{min(max(sys.version_info.minor, 11), 12)}")'; }
+
+# demo_environment FOLDER: the environment with vLLM, for the embedded Triton, in the model's folder.
+demo_environment() {
+    need_uv
+    PYTHON_VERSION="$(environment_minor)" TRITON_VERSION="$EMBEDDED_TRITON" \
+        "$ROOT/gen_vllm_env.sh" --device cpu --format dir --model-dir "$1" --triton none
 }
 
 # run_with_triton MODULE...: a module of tests/, with what scripts/test.sh has put in place.

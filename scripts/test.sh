@@ -96,7 +96,7 @@ tests_with_that_triton() {
         MODEL=$CACHE/model_repository/other_triton ENVIRONMENT=$MODEL/vllm_env
         phase "execution environment" 240 make_execution_env
     fi
-    phase model 60 scripts/get_smollm2.sh --with "$ENVIRONMENT/bin/python"
+    phase model 60 scripts/get_smollm2.sh
     programs_beside_triton
     phase "end-to-end tests" 900 end_to_end_tests
 }
@@ -109,8 +109,8 @@ lint_and_unit_tests() {
 
 installation() {
     phase Triton 30 scripts/get_triton.sh
-    phase "execution environment" 240 make_execution_env
-    phase model 60 scripts/get_smollm2.sh --with "$ENVIRONMENT/bin/python"
+    phase "execution environment" 240 demo_environment "$MODEL"
+    phase model 60 scripts/get_smollm2.sh
     programs_beside_triton
     phase "other versions of vLLM" 60 get_other_vllms
 }
@@ -177,7 +177,7 @@ unit_tests() {
     fi
 }
 
-# As scripts/demo.sh makes it.
+# As scripts/demo.sh makes it, but for the Triton that was given.
 make_execution_env() {
     ./gen_vllm_env.sh --device cpu --format dir --model-dir "$MODEL" --triton "$TRITON"
 }

@@ -8,7 +8,7 @@ REQUIREMENTS="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/requirements"
 # and certificates. A uv on PATH is taken if it has what is needed here, else FOLDER gets one.
 use_uv() {
     local python=python3 line
-    [ -z "${UV:-}" ] || return 0
+    [ -z "${uv_ready:-}" ] || return 0
     UV="$(command -v uv || true)"
     # Not every uv can leave packages out of a resolution.
     if [ -z "$UV" ] || ! "$UV" pip install --help 2>/dev/null | grep -q -e --excludes; then
@@ -19,7 +19,8 @@ use_uv() {
     while IFS= read -r line; do
         export "${line?}"
     done < <(python3 "${REQUIREMENTS%/*}/scripts/pip_settings.py" "$python")
-    export UV_PYTHON_DOWNLOADS=never
+    export UV UV_PYTHON_DOWNLOADS=never
+    uv_ready=yes
 }
 
 # install_uv FOLDER: with the pip of python3, else with one in FOLDER.
@@ -39,5 +40,5 @@ install_uv() {
 
 # uv_install LOCK OPTION...: install the packages that requirements/LOCK names, and no others.
 uv_install() {
-    "$UV" pip install --quiet --no-deps --compile-bytecode "${@:2}" --requirement "$REQUIREMENTS/$1"
+    "$UV" pip install --quiet ${UV_NO_INDEX:+--no-index} --no-deps --compile-bytecode "${@:2}" --requirement "$REQUIREMENTS/$1"
 }

