@@ -15,11 +15,11 @@ from triton_vllm.protocol.outputs import SCHEMA_ERRORS
 from triton_vllm.protocol.requests import ChatPrompt, GenerationRequest
 
 Check = Callable[[Answer], Awaitable[list[Violation]]]
-_CUT = ("length", "abort", "timeout")
+_CUT = ("length", "abort")
 
 
 def checked(generation: Generation, request: GenerationRequest, check: Check) -> Generation:
-    """Return generation whose final delta holds the violations, where the client asked for them."""
+    """Return a generation whose final delta holds the violations, where the client asked for them."""
     if SCHEMA_ERRORS not in request.outputs:
         return generation
     reader = _Reader(request, check)
@@ -38,7 +38,8 @@ class _Reader:
     def __init__(self, request: GenerationRequest, check: Check) -> None:
         self._check = check
         self._schema = schema_of(request.sampling_params.structured_outputs)
-        self._tools = strict_tools(request.prompt)
+        chat = request.prompt if isinstance(request.prompt, ChatPrompt) else None
+        self._tools = tool_schemas(chat and chat.options.get("tools"))
         self._texts = [""] * request.num_sequences
         self._calls: list[dict[int, dict[str, str]]] = [{} for _ in self._texts]
         self._reasons: list[str | None] = [None] * request.num_sequences
@@ -82,12 +83,6 @@ def schema_of(structured_outputs: Any) -> str:
     return '{"type": "object"}' if getattr(structured_outputs, "json_object", None) else ""
 
 
-def strict_tools(prompt: Any) -> Mapping[str, str]:
-    """Return the schemas of the arguments of the tools that a chat declares as ``strict``."""
-    tools = prompt.options.get("tools") if isinstance(prompt, ChatPrompt) else None
-    return tool_schemas(tools)
-
-
 def tool_schemas(tools: Any) -> Mapping[str, str]:
     """Return the schema of each strict tool's arguments, by name; OpenAI's form of tools."""
     functions = [
@@ -104,11 +99,9 @@ def tool_schemas(tools: Any) -> Mapping[str, str]:
 
 def add_calls(calls: dict[int, dict[str, str]], new: Sequence[Mapping[str, Any]]) -> None:
     """Add tool calls, whole or as a stream's deltas, to those of a sequence."""
-    for position, call in enumerate(new):
+    for call in new:
         function = call.get("function") or {}
-        index = call.get("index")
-        place = index if isinstance(index, int) else len(calls) if position or calls else 0
-        kept = calls.setdefault(place, {"name": "", "arguments": ""})
+        kept = calls.setdefault(call.get("index", len(calls)), {"name": "", "arguments": ""})
         kept["name"] += function.get("name") or ""
         kept["arguments"] += function.get("arguments") or ""
 
