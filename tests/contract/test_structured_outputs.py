@@ -17,8 +17,12 @@ from transformers import AutoTokenizer
 from vllm.sampling_params import StructuredOutputsParams
 
 from structured_outputs_table import CELLS, LIBRARIES, VLLM_CHECKS, cells_of, vllm_refuses
-from triton_vllm.errors import RequestError
-from triton_vllm.vllm_api.structured_outputs import StructuredOutputsCheck, choose_library
+from triton_vllm.errors import RequestError, SettingsError
+from triton_vllm.vllm_api.structured_outputs import (
+    StructuredOutputsCheck,
+    choose_library,
+    library_of,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -84,6 +88,15 @@ def test_the_first_request_does_not_choose_the_library(backend: str) -> None:
     assert {"auto": "xgrammar"}.get(backend, backend) == outputs.backend
 
 
+def test_keywords_are_refused_only_for_libraries_that_are_known() -> None:
+    """The load fails where the operator asks for it with another one."""
+    outputs = SimpleNamespace(backend="outlines")
+    config = SimpleNamespace(structured_outputs_config=outputs)
+    assert library_of(config, "/m", refuse=False).startswith("outlines_core ")
+    with pytest.raises(SettingsError, match="needs the library xgrammar or guidance, got outlines"):
+        library_of(config, "/m", refuse=True)
+
+
 def test_the_result_does_not_depend_on_what_came_before(tokenizer: Any) -> None:
     """In every order, on one check and on several, as front ends have."""
     requests: list[dict[str, Any]] = [
@@ -116,7 +129,7 @@ def test_what_the_library_cannot_express_is_named(tokenizer: Any) -> None:
     }
     error = result(check_of(tokenizer, "guidance"), **given)
     assert 'guidance cannot express "uniqueItems" at "/properties/a/uniqueItems"' in error
-    assert "no library of vLLM can" in error
+    assert "neither xgrammar nor guidance can" in error
 
 
 def test_the_library_that_could_is_named(tokenizer: Any) -> None:

@@ -57,7 +57,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "test_tiny_audio",
         "test_tiny_pooling",
     ),
-    "front_ends": ("test_metrics", "test_openai_life", "test_front_ends"),
+    "front_ends": (
+        "test_structured_outputs_orders",
+        "test_metrics",
+        "test_openai_life",
+        "test_front_ends",
+    ),
     "crowds": ("test_reliability", "test_hostile_requests", "test_end_under_load"),
     "engine_faults": ("test_engine_faults",),
     "death": ("test_death",),

@@ -16,8 +16,6 @@ MEASURED = json.loads(CELLS.read_text(encoding="utf-8"))
 COLUMNS = {
     "xgrammar 0.2.8": "xgrammar",
     "llguidance 1.7.6": "guidance",
-    "outlines_core 0.2.14": "outlines",
-    "lm-format-enforcer 0.11.3": "lm-format-enforcer",
 }
 # Narrowed for every schema alike: no keyword says it, or the value can be written in another way.
 OF_NO_KEYWORD = {
@@ -30,7 +28,6 @@ OF_NO_KEYWORD = {
 IN_ANOTHER_WAY = {  # the same value with other characters
     ("guidance", "minimum: number, an exponent"),
     ("guidance", "minLength, maxLength: escapes"),
-    ("outlines", "minLength, maxLength: escapes"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Which keywords of a JSON schema a structured-output library ignores, or narrows, silently.
+"""Which keywords of a JSON schema a structured-output library ignores, or narrows, in silence.
 
 The facts are the cells of docs/structured-outputs.json, measured on the libraries; a unit test
 compares the two. A keyword counts as narrowed if a value that it allows cannot be generated.
@@ -7,10 +7,11 @@ compares the two. A keyword counts as narrowed if a value that it allows cannot 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 Schema = Mapping[str, Any]
+KNOWN = ("xgrammar", "guidance")  # vLLM's names of the libraries whose departures are known
 
 
 class Departure(NamedTuple):
@@ -33,7 +34,7 @@ _ONE = {"not", "if", "then", "else", "items", "contains", "additionalProperties"
 _ONE |= {"unevaluatedItems", "unevaluatedProperties"}
 _ARRAY = {"allOf", "anyOf", "oneOf", "prefixItems"}
 _OBJECT = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
-# Beside these, xgrammar, outlines_core and lm-format-enforcer drop every other assertion.
+# Beside these, xgrammar drops every other assertion.
 _ALONE = ("$ref", "anyOf", "allOf", "oneOf", "enum", "const")
 _NO_ASSERTIONS = {"$defs", "definitions", "$schema", "$id", "$comment", "$anchor", "title"}
 _NO_ASSERTIONS |= {"description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
@@ -45,11 +46,13 @@ _MAY_NEED_ESCAPE = re.compile(r'["\x00-\x1f]|\\[^dw./\-+*?()\[\]{}|^$]|\[\^|(?<!
 
 
 def departures(schema: Any, library: str) -> list[Departure]:
-    """Return what ``library`` (vLLM's name for it) does not enforce of a schema."""
-    find = _LIBRARIES.get(library)
-    if find is None:
+    """Return what a library of ``KNOWN`` does not enforce of a schema.
+
+    llguidance enforces what it takes, and refuses the rest.
+    """
+    if library != "xgrammar":
         return []
-    return [departure for node, at in walk(schema) for departure in find(node, at)]
+    return [departure for node, at in walk(schema) for departure in _xgrammar(node, at)]
 
 
 def walk(schema: Any, pointer: str = "") -> Iterator[tuple[Schema, str]]:
@@ -190,62 +193,3 @@ def _pattern(node: Schema, at: str) -> Iterator[Departure]:
         yield Departure(f"{at}/pattern", "pattern", "written unescaped: the text may be no JSON")
     if "minLength" in node or "maxLength" in node:
         yield Departure(f"{at}/pattern", "pattern", "length bounds beside it are ignored")
-
-
-_IGNORED_BY_BOTH: tuple[str, ...] = (
-    "if",
-    "then",
-    "else",
-    "dependentSchemas",
-    "dependentRequired",
-    *_BOUNDS,
-)
-_IGNORED_BY_BOTH += ("propertyNames", "contains", "minContains", "maxContains", "multipleOf")
-_IGNORED_BY_BOTH += ("uniqueItems", "maxProperties")
-_OUTLINES = dict.fromkeys(_IGNORED_BY_BOTH, _IGNORED) | {
-    "oneOf": "taken as anyOf",
-    "prefixItems": "narrowed: exactly these items",
-    "allOf": "narrowed: one text after the other",
-}
-
-
-def _outlines(node: Schema, at: str) -> Iterator[Departure]:
-    yield from _found(node, at, _OUTLINES)
-    yield from _beside(node, at)
-    yield from _required(node, at)
-    yield from _pattern(node, at)
-    if node.get("type") == "number":
-        yield Departure(f"{at}/type", "type", "narrowed: number without decimals or exponent")
-    if isinstance(node.get("additionalProperties"), dict):
-        keyword = "additionalProperties"
-        yield Departure(f"{at}/{keyword}", keyword, "narrowed: no other properties")
-
-
-_IGNORED_BY_LMFE: tuple[str, ...] = (
-    "minProperties",
-    "patternProperties",
-    "prefixItems",
-    "unevaluatedItems",
-    "format",
-)
-_LM_FORMAT_ENFORCER = dict.fromkeys(_IGNORED_BY_BOTH + _IGNORED_BY_LMFE, _IGNORED) | {
-    "oneOf": "refuses all",
-    "allOf": "only the first schema",
-}
-
-
-def _lm_format_enforcer(node: Schema, at: str) -> Iterator[Departure]:
-    yield from _found(node, at, _LM_FORMAT_ENFORCER)
-    yield from _beside(node, at)
-    yield from _required(node, at)
-    yield from _pattern(node, at)
-    if isinstance(node.get("additionalProperties"), dict):
-        keyword = "additionalProperties"
-        yield Departure(f"{at}/{keyword}", keyword, "narrowed: no other properties")
-
-
-_LIBRARIES: Mapping[str, Callable[[Schema, str], Iterator[Departure]]] = {
-    "xgrammar": _xgrammar,
-    "outlines": _outlines,
-    "lm-format-enforcer": _lm_format_enforcer,
-}

@@ -19,7 +19,7 @@ _CUT = ("length", "abort")
 
 
 def checked(generation: Generation, request: GenerationRequest, check: Check) -> Generation:
-    """Return a generation whose final delta holds the violations, where the client asked for them."""
+    """Return a generation whose final delta holds the violations, if the client asks for them."""
     if SCHEMA_ERRORS not in request.outputs:
         return generation
     reader = _Reader(request, check)

@@ -20,8 +20,8 @@ from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.tokenizers import cached_tokenizer_from_config
 
-from triton_vllm.errors import RequestError, one_line
-from triton_vllm.limits.schema_support import Departure, Schema, departures, walk
+from triton_vllm.errors import RequestError, SettingsError, one_line
+from triton_vllm.limits.schema_support import KNOWN, Departure, Schema, departures, walk
 
 # xgrammar is vLLM's own first choice, takes every tokenizer, and is the only library that compiles
 # the structural tags of vLLM's tool parsers.
@@ -56,9 +56,19 @@ def _has_tekken(model: Any) -> bool:
     return bool(getattr(cached_tokenizer_from_config(model), "is_tekken", False))
 
 
-def library_of(config: Any) -> str:
-    """Return the name and version of the chosen library, for a line of the log."""
-    package = _LIBRARIES[config.structured_outputs_config.backend]
+def library_of(config: Any, where: str, *, refuse: bool) -> str:
+    """Return the name and version of the chosen library, for a line of the log.
+
+    Raises SettingsError, naming the file ``where``, for a library whose unsupported keywords are not
+    known, if schemas that use them are to be refused.
+    """
+    backend = config.structured_outputs_config.backend
+    if refuse and backend not in KNOWN:
+        raise SettingsError(
+            f'{where}: "serving.unsupported_schema_keywords": "refuse" needs the library '
+            f"{' or '.join(KNOWN)}, got {backend}"
+        )
+    package = _LIBRARIES[backend]
     return f"{package} {importlib.metadata.version(package)}"
 
 
@@ -127,20 +137,18 @@ class StructuredOutputsCheck:
 
     def _others(self, given: Any, keywords: set[str]) -> str:
         """Say which other library takes a request and enforces ``keywords``."""
-        for library in _LIBRARIES:
-            # lm-format-enforcer refuses nothing here, and fails later.
-            if library in (self._library, "lm-format-enforcer"):
+        for library in KNOWN:
+            if library == self._library:
                 continue
             if library == "xgrammar":  # not asked: what it takes may be too much for this process
                 could = "might" if not _LETTERS_TO_XGRAMMAR.search(given.regex or "") else ""
             else:
-                could = "could" if library == "guidance" else "might"
-                could = "" if self._refusal(given, library) else could
+                could = "" if self._refusal(given, library) else "could"
             ignored = {d.keyword for s in schemas_of(given) for d in departures(s, library)}
             if could and not ignored & keywords:
                 setting = f'"structured_outputs_config": {{"backend": "{library}"}}'
                 return f"{library} {could} ({setting} for the whole engine)"
-        return "no library of vLLM can"
+        return "neither xgrammar nor guidance can"
 
     def _culprits(self, given: Any) -> list[tuple[str, str]]:
         """Return pointer and name of the keywords for which the library refuses a schema."""
