@@ -188,36 +188,34 @@ def test_the_prefix_cache_is_shared_with_triton(served: Served) -> None:
     assert cached > answer.usage.prompt_tokens / 3
 
 
-LITELLM = """
-import sys, litellm
-model, base, key = sys.argv[1:]
-how = {"model": f"openai/{model}", "api_base": base, "api_key": key}
-how |= {"max_tokens": 12, "temperature": 0}
-how["messages"] = [{"role": "user", "content": "What is the capital of France?"}]
-print(litellm.completion(**how).choices[0].message.content)
-print("".join(c.choices[0].delta.content or "" for c in litellm.completion(**how, stream=True)))
-"""
-
-LANGCHAIN = """
-import sys
-from langchain_openai import ChatOpenAI
-model, base, key = sys.argv[1:]
-chat = ChatOpenAI(model=model, base_url=base, api_key=key, max_completion_tokens=12, temperature=0)
-print(chat.invoke("What is the capital of France?").content)
-print("".join(chunk.content for chunk in chat.stream("What is the capital of France?")))
-"""
+def programs() -> dict[str, str]:
+    """Return the Python programs of docs/clients.md, by the client or its provider."""
+    text = (ROOT / "docs/clients.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    names = ("langchain_openai", "openai/my-model", "triton/vllm")
+    return {name: block for name in names for block in blocks if name in block}
 
 
 @pytest.mark.parametrize(
-    "program",
-    [pytest.param(LITELLM, id="LiteLLM"), pytest.param(LANGCHAIN, id="LangChain", marks=SLOW)],
+    "name",
+    [
+        pytest.param("openai/my-model", id="LiteLLM"),
+        pytest.param("triton/vllm", id="LiteLLM on Triton's HTTP", marks=SLOW),
+        pytest.param("langchain_openai", id="LangChain", marks=SLOW),
+    ],
 )
-def test_other_clients(served: Served, program: str) -> None:
-    """Each gets the same answer streamed and whole. In a process: their imports warn a lot."""
-    command = [sys.executable, "-c", program, "smol", f"http://127.0.0.1:{served.port}/v1", KEY]
+def test_the_programs_of_the_page_of_clients(served: Served, name: str) -> None:
+    """Each prints the same answer whole and streamed. In a process: their imports warn a lot."""
+    program = programs()[name].replace("my-model", "smol").replace("my-key", KEY)
+    program = program.replace("127.0.0.1:9000", f"127.0.0.1:{served.port}")
+    program = program.replace("127.0.0.1:8000", f"127.0.0.1:{served.triton.http_port}")
     offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGSMITH_TRACING": "false"}
     said = subprocess.run(
-        command, env=os.environ | offline, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert 0 == said.returncode, said.stderr
     whole, streamed = said.stdout.rstrip("\n").split("\n")[-2:]
