@@ -65,21 +65,19 @@ def decode(request: Any, parser: Parser, host: Host = _HOST) -> GenerationReques
     for name in inputs.names() - schema.allowed_inputs - {prompt_name}:
         allowed = ", ".join(sorted(schema.allowed_inputs))
         raise RequestError(f"{name}: does not go with {prompt_name}, allowed: {allowed}")
-    asked = schema.read(inputs)
+    prompt = schema.read(inputs)
     own = read_request_parameters(request)
     request_id = read_request_id(request)
-    if isinstance(asked, PromptWithParameters):
-        prompt, where, given = asked
-    else:
-        prompt = asked
+    if isinstance(prompt, PromptWithParameters):
+        prompt, where, given = prompt
+    elif names.parameters in inputs:
         where = names.parameters
-        if where in inputs:
-            text = inputs.string(where)
-            given = load_json_object(text, where) if text.strip() else {}
-        else:
-            known = parser.parameters
-            own_parameters = host.model_parameters(own, request_id, known.names)
-            where, given = "parameters", known.unpacked(own_parameters)
+        text = inputs.string(where)
+        given = load_json_object(text, where) if text.strip() else {}
+    else:
+        known = parser.parameters
+        where = "parameters"
+        given = known.unpacked(host.model_parameters(own, request_id, known.names))
     named = host.named_outputs(request)
     stream = inputs.boolean(names.stream)
     params, options = parser.parse(given, stream=stream, where=where)

@@ -18,8 +18,8 @@ from triton_vllm.protocol.requests import (
 from triton_vllm.protocol.tensors import Inputs
 
 MEDIA = frozenset({"image", "audio", "video"})
-CHAT_FLAGS = frozenset({"add_generation_prompt", "continue_final_message"})
-CHAT_OPTIONS = CHAT_FLAGS | {"tools", "tool_choice", "chat_template_kwargs"}
+CHAT_BOOLEANS = frozenset({"add_generation_prompt", "continue_final_message"})
+CHAT_OPTIONS = CHAT_BOOLEANS | {"tools", "tool_choice", "chat_template_kwargs"}
 _TOOL_CHOICES = ("auto", "none", "required")
 _EMBEDDING_KEYS = {"input", "pooling_params"}
 
@@ -59,7 +59,7 @@ def read_chat(inputs: Inputs) -> Prompt:
 
 
 def _option(inputs: Inputs, name: str) -> Any:
-    if name in CHAT_FLAGS:
+    if name in CHAT_BOOLEANS:
         return inputs.boolean(name)
     text = inputs.string(name)
     if name == "tools":
