@@ -166,11 +166,17 @@ def test_more_sequences_than_allowed_are_refused_by_vllms_own_error(
     ("given", "refused"),
     [
         ({"prompt_logprobs": 0, "skip_reading_prefix_cache": False}, True),
+        ({"seed": 2**63 - 1, "n": 2}, True),
+        ({"seed": 2**63 - 2, "n": 2}, False),
+        ({"seed": 2**63 - 1}, False),
         ({"prompt_logprobs": 0, "skip_reading_prefix_cache": True}, False),
         ({"prompt_logprobs": 0}, False),
         ({"skip_reading_prefix_cache": False}, False),
     ],
-    ids=["both", "the default, said", "one", "the other"],
+    ids=[
+        *("both", "seeds beyond", "seeds within", "one seed"),
+        *("the default, said", "one", "the other"),
+    ],
 )
 def test_parameters_that_exclude_each_other_are_refused(
     given: dict[str, Any], refused: bool
@@ -180,7 +186,7 @@ def test_parameters_that_exclude_each_other_are_refused(
     if not refused:
         check_pairs(params)
         return
-    with pytest.raises(RequestError, match="exclude each other"):
+    with pytest.raises(RequestError, match=r"exclude each other|too large together"):
         check_pairs(params)
 
 

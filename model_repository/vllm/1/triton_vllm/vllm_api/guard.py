@@ -13,6 +13,8 @@ from triton_vllm.limits.admission import check_sequences
 from triton_vllm.vllm_api.parallel import executor_class
 from triton_vllm.vllm_api.render.media import check_media, has_media
 
+_MAX_SEED = 2**63
+
 
 class GuardedLLM(AsyncLLM):  # type: ignore[misc]
     """An ``AsyncLLM`` that refuses what is too much for the engine.
@@ -76,3 +78,6 @@ def check_pairs(params: Any) -> None:
     asks_for_prompt = getattr(params, "prompt_logprobs", None) is not None
     if asks_for_prompt and getattr(params, "skip_reading_prefix_cache", None) is False:
         raise RequestError('"prompt_logprobs" and "skip_reading_prefix_cache": exclude each other')
+    n, seed = getattr(params, "n", 1), getattr(params, "seed", None)
+    if seed is not None and seed + n > _MAX_SEED:  # each sequence has a seed of its own
+        raise RequestError('"seed" and "n": too large together')
