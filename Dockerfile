@@ -1,4 +1,4 @@
-# Triton, this repository's vLLM model, and the environment that the model runs in.
+# Triton, this repository's vLLM model, and the model's execution environment.
 #
 #   docker build --tag triton-vllm .
 #   docker run --rm --init --gpus all --shm-size 1g --stop-timeout 40 --volume triton-vllm-cache:/cache \
@@ -7,8 +7,8 @@
 # To serve another model: --volume "$PWD/my_engine_args.json:/models/vllm/vllm_engine_args.json:ro".
 # Without a GPU: --build-arg DEVICE=cpu
 #
-# /cache keeps what Hugging Face downloads and vLLM compiles: as a volume it outlives the container.
-# --shm-size: vLLM's processes talk through shared memory, and docker's 64 MB are too few.
+# /cache holds Hugging Face's downloads and vLLM's compilation cache: as a volume it outlives the
+# container. --shm-size: vLLM's processes use shared memory, and docker's default of 64 MB is too small.
 # --stop-timeout: docker kills after 10 s, and Triton gives requests in flight 30.
 # scripts/build_image.sh builds this file and runs the server from the image, with no docker.
 
@@ -19,10 +19,10 @@ ARG BASE_IMAGE=nvcr.io/nvidia/tritonserver:26.06-py3
 # The environment alone: on the real base, since its glibc and Triton's stub decide what fits.
 FROM ${BASE_IMAGE} AS environment
 
-# An absolute place of its own: the base's working folder differs between releases.
+# An absolute path: the base's working folder differs between releases.
 WORKDIR /build
 
-# Only what decides the environment, so that editing the model does not build it again.
+# Only files that determine the environment, so that editing the model does not rebuild it.
 COPY gen_vllm_env.sh ./
 # The parts of the script above, in the folder where it looks for them.
 COPY scripts/vllm_env.py scripts/conda_env.py scripts/conda_channel.py scripts/pip_settings.py scripts/uv.sh scripts/
@@ -35,7 +35,7 @@ ARG DEVICE=cuda
 ARG CHANNEL=auto
 # Empty: the vLLM that gen_vllm_env.sh pins.
 ARG VLLM_VERSION=
-# Empty: none of vLLM's extras. With `audio` the model can hear.
+# Empty: none of vLLM's extras. `audio` adds audio input.
 ARG VLLM_EXTRAS=
 # Empty: the Python of Triton's stub, the only minor that works.
 ARG PYTHON_VERSION=
@@ -56,27 +56,27 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && rm -f /models/vllm/triton_python_backend_stub
 
 
-# The model: a stage of its own, so that the tool that edits config.pbtxt stays out of the image.
+# The model: a separate stage, so that the tool that edits config.pbtxt stays out of the image.
 FROM ${BASE_IMAGE} AS repository
 
-# The one place that knows how config.pbtxt names its environment.
+# The only program that knows how config.pbtxt names its environment.
 COPY scripts/vllm_env.py /build/
-# For a container's health checks: docs/operations/reliability.md says what each of its probes means.
+# For a container's health checks: docs/operations/reliability.md explains the probes.
 COPY scripts/probe.py /opt/triton_vllm/
 # After the tools, because it changes most often of all.
 COPY model_repository/ /models/
 # The folder instead of the archive. No stub: Triton's own, in the base, is the one that fits.
-# chmod, because the server's user must read files that a strict umask kept for their owner.
+# chmod: the server's user must be able to read files that a strict umask made private.
 RUN python3 /build/vllm_env.py settle --stub none --format dir --model-dir /models/vllm \
     && chmod -R a+rX /models /opt/triton_vllm
 
 
-# What is shipped: the base and two copies, without build tools and their caches.
+# The shipped image: the base and two copies, without build tools and their caches.
 FROM ${BASE_IMAGE} AS server
 
 # The server's user cannot create it, and a new named volume takes its owner from here.
 RUN install --directory --owner=1000 --group=1000 /cache
-# HOME, because the base's user has none and libraries write there too; the others, to be found.
+# HOME, because the base's user has none and libraries write there too; the others, for clarity.
 ENV HOME=/cache HF_HOME=/cache/huggingface VLLM_CACHE_ROOT=/cache/vllm
 
 # A folder and not an archive, which Triton would unpack at each start. First: it changes least.
@@ -87,7 +87,7 @@ COPY --from=repository /opt/triton_vllm /opt/triton_vllm
 # Last, and small: the only layer that changes with the model's code.
 COPY --from=repository /models /models
 
-# triton-server in NVIDIA's images; as a number, so that Kubernetes can see that it is not root.
+# triton-server in NVIDIA's images; a number, so that Kubernetes can check that it is not root.
 USER 1000:1000
 
 # HTTP, gRPC, metrics: for readers and for docker run --publish-all.

@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """Send the prompts of a file to a language model behind Triton and store its answers.
 
-Each of --concurrency workers has one request under way at a time, on a gRPC stream of its own. So
-an error needs no id to find its request, --stream-timeout is that request's deadline, cancelling
-the stream cancels that request alone at the server, and an unload does no harm: Triton may abort
-where a stream is shared with a request whose model is not there. The client closes its half of
-the stream after the request; Triton ends its half with OK only after the model's FINAL flag, so a
-stream that ended well *is* the final response (the aio client cannot ask for an empty one).
+Each of --concurrency workers runs one request at a time, on its own gRPC stream. So an error
+belongs to the stream's request, --stream-timeout is that request's timeout, and cancelling the
+stream cancels that request only. The client closes its half of the stream after the request. Triton
+ends its half with OK only after the model's FINAL flag, so the end of the stream is the final
+response (the aio client cannot request an empty one).
 
-stdout carries the tutorial's three lines; figures, failures and the progress bar go to stderr.
+stdout gets the tutorial's three lines; statistics, failures and the progress bar go to stderr.
 Exit codes: 0 PASS; 1 the server or a request failed; 2 usage, prompts or results file;
-130 and 143 after SIGINT and SIGTERM, with the requests under way cancelled at the server.
+130 and 143 after SIGINT and SIGTERM, with the running requests cancelled at the server.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ STARTED_PER_WORKER = 4  # see OrderedResults
 
 
 class Unusable(Exception):
-    """The run cannot go on; the message is the line for the user."""
+    """The run cannot continue; the message is the line for the user."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -51,15 +50,15 @@ class Unusable(Exception):
 
 
 class RequestFailed(Exception):
-    """One request got no text or no final response; the others go on."""
+    """One request got no text or no final response; the others continue."""
 
 
 class OrderedResults:
-    """Write texts in id order, however they arrive, in bounded memory.
+    """Write texts in the order of ids, whatever the order of arrival, in bounded memory.
 
-    At most `window` ids are started and not yet written, so one slow request holds back at most
-    that many texts; a few times the number of workers keeps them busy meanwhile. An id without a
-    text gets an empty entry: the n-th entry always belongs to the n-th id.
+    At most `window` ids are started and not yet written, so a slow request delays at most that many
+    texts. A window of a few times the number of workers keeps them busy meanwhile. An id without a
+    text gets an empty entry, so the n-th entry belongs to the n-th id.
     """
 
     def __init__(self, file: TextIO, first_id: int, window: int) -> None:
@@ -80,7 +79,7 @@ class OrderedResults:
             self._room.release()
 
     def close_gaps(self) -> None:
-        """Write the texts still waiting behind unfinished ids, when the run was broken off."""
+        """Write the texts that wait for unfinished ids, when the run was interrupted."""
         while self._waiting:
             self._write(self._waiting.pop(self._next_id, ""))
 
@@ -116,7 +115,7 @@ class Figures:
     passed: int = 0
     failed: int = 0
     messages: int = 0  # those with text; one may carry several tokens
-    tokens: int | None = None  # None: this model does not tell
+    tokens: int | None = None  # None: this model does not report them
     first_text: Durations = field(default_factory=Durations)
     between_texts: Durations = field(default_factory=Durations)
 
@@ -126,7 +125,7 @@ class Figures:
         (self.first_text if first else self.between_texts).add(seconds)
 
     def summary(self, seconds: float, streaming: bool) -> str:
-        """Say the figures in a line."""
+        """Return the figures as one line."""
         line = f"{self.passed + self.failed} requests ({self.failed} failed) in {seconds:.2f} s, "
         line += f"{self.passed / seconds:.1f} requests/s, {self.messages / seconds:.1f} messages/s"
         if self.tokens is not None:
@@ -181,7 +180,7 @@ class Run:
             self.common_inputs.append(tensor("return_num_output_tokens", "BOOL", True))
 
     async def _answer_all(self, file: TextIO) -> None:
-        """Run the workers to the end; broken off, cancel them and write what is complete."""
+        """Run the workers to the end; when interrupted, cancel them and write what is complete."""
         workers = min(self.flags.concurrency, self.total)
         results = OrderedResults(file, self.flags.offset, STARTED_PER_WORKER * workers)
         ids = range(self.flags.offset, self.flags.offset + self.total)
@@ -249,7 +248,7 @@ class Run:
         return BETWEEN_SEQUENCES.join(prefix + text for text in texts)
 
     def _raise_for(self, error: Any) -> NoReturn:
-        """Tell a request that failed from a server that is gone, which fails all."""
+        """Raise RequestFailed, or Unusable if the server is gone, which fails all requests."""
         if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
             late = f"not complete within {self.flags.stream_timeout:g} s (--stream-timeout)"
             raise RequestFailed(late) from error
@@ -327,7 +326,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors take one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what was wrong and exit with 2."""
+        """Print what was wrong and exit with 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
@@ -348,13 +347,13 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     flag("--exclude-inputs-in-outputs", action="store_true", help="store texts without prompts")
     flag("-v", "--verbose", action="store_true", help="print every gRPC message")
     # Below vLLM's usual max_num_seqs (256), so requests are batched but seldom queue there.
-    flag("--concurrency", type=positive(int), default=64, help="requests under way (%(default)s)")
+    flag("--concurrency", type=positive(int), default=64, help="concurrent requests (%(default)s)")
     flag("--max-tokens", type=positive(int), default=100, help="length of an answer (%(default)s)")
     flag("--temperature", type=float, default=0.1, help="0 is greedy (%(default)s)")
     flag("--top-p", type=float, default=0.95, help="(%(default)s)")
     flag("--seed", type=int, help="for the same text each time")
     flag("--stop", action="append", metavar="TEXT", help="end at this text; repeatable")
-    flag("--ignore-eos", action="store_true", default=None, help="go on to --max-tokens")
+    flag("--ignore-eos", action="store_true", default=None, help="always generate --max-tokens")
     more = 'more of them, a JSON object that wins over the flags: {"n": 2}'
     flag("--sampling-parameters", type=json_object, default={}, metavar="JSON", help=more)
     return parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-{{/* Labels by which the pods of a role are found: dict "root" $ "role" "server" or "worker". */}}
+{{/* Labels that select the pods of a role: dict "root" $ "role" "server" or "worker". */}}
 {{- define "triton-vllm.selector" -}}
 app.kubernetes.io/name: triton-vllm
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -15,14 +15,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{/*
-Seconds that Triton gives its models at SIGTERM: drain.py keeps 5 for the end of each front end and
-2 more, so this leaves it the whole drain, with 3 to spare.
+Triton's exit timeout in seconds. limits/drain.py reserves 5 for the end of each front end and 2 more,
+so the whole drain fits, with 3 to spare.
 */}}
 {{- define "triton-vllm.exitTimeout" -}}
 {{- add .Values.shutdown.drainSeconds (mul 5 .Values.frontEnds) 5 -}}
 {{- end }}
 
-{{/* Seconds until the kubelet kills: the endpoints' removal, Triton's exit timeout, 10 for its own end. */}}
+{{/* Seconds until the kubelet kills: removal of the endpoints, Triton's exit timeout, 10 for its end. */}}
 {{- define "triton-vllm.gracePeriod" -}}
 {{- add .Values.shutdown.preStopSeconds (include "triton-vllm.exitTimeout" .) 10 -}}
 {{- end }}
@@ -52,8 +52,8 @@ Seconds that Triton gives its models at SIGTERM: drain.py keeps 5 for the end of
 {{- end }}
 
 {{/*
-config.pbtxt: the repository's own, with what gen_vllm_env.sh and the values change in it. Empty where
-the values change nothing: then the image's own stays.
+The repository's config.pbtxt, with the changes of gen_vllm_env.sh and of the values. Empty if the
+values change nothing: then the image's file is used.
 */}}
 {{- define "triton-vllm.modelConfig" -}}
 {{- if or (gt (int .Values.frontEnds) 1) .Values.modelParameters -}}
@@ -71,14 +71,14 @@ parameters {
 {{- end }}
 {{- end }}
 
-{{/* What no schema can say. */}}
+{{/* Checks that a JSON schema cannot express. */}}
 {{- define "triton-vllm.check" -}}
 {{- $serving := default dict .Values.engineArgs.serving -}}
 {{- if hasKey $serving "drain_timeout_seconds" -}}
 {{- fail "engineArgs.serving.drain_timeout_seconds: set shutdown.drainSeconds instead, from which the grace period follows" -}}
 {{- end -}}
 {{- if and (hasKey $serving "openai") (not .Values.openai.enabled) -}}
-{{- fail "engineArgs.serving.openai: set openai.enabled, which also opens the port; further options may stand here" -}}
+{{- fail "engineArgs.serving.openai: set openai.enabled, which also opens the port; further options may be set here" -}}
 {{- end -}}
 {{- if and .Values.openai.enabled (contains ";" (default "" .Values.modelParameters.gpu_device_ids)) -}}
 {{- fail "openai: several engines in a pod have a port each, and a service has one: use replicas instead of gpu_device_ids" -}}

@@ -1,6 +1,6 @@
 {{/*
-The container of a server. dict "root" $ "name" its name. As the image has it: user 1000, /cache, and
-probe.py, which reads the metrics on loopback. See docs/operations/reliability.md for the probes.
+The server's container. dict "root" $ "name" its name. As in the image: user 1000, /cache, and
+probe.py, which reads the metrics on loopback. docs/operations/reliability.md explains the probes.
 */}}
 {{- define "triton-vllm.server" -}}
 {{- $ := .root -}}
@@ -47,7 +47,7 @@ probe.py, which reads the metrics on loopback. See docs/operations/reliability.m
     failureThreshold: 1
   {{- if $.Values.shutdown.preStopSeconds }}
   lifecycle:
-    # Until every node has heard that this pod is no endpoint any more.
+    # Until every node has removed this pod from its endpoints.
     preStop: { exec: { command: [sleep, "{{ $.Values.shutdown.preStopSeconds }}"] } }
   {{- end }}
   {{- include "triton-vllm.containerRest" $ | nindent 2 }}
@@ -57,7 +57,7 @@ probe.py, which reads the metrics on loopback. See docs/operations/reliability.m
 {{- concat (list "--model-store=/models" (printf "--exit-timeout-secs=%s" (include "triton-vllm.exitTimeout" .))) .Values.extraArgs | toJson -}}
 {{- end }}
 
-{{/* What joins the Ray cluster of a leader. It waits for it, because its own end would end the group. */}}
+{{/* A worker, which joins the leader's Ray cluster. It waits for it: its exit would end the group. */}}
 {{- define "triton-vllm.worker" -}}
 - name: worker
   image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
@@ -72,12 +72,12 @@ probe.py, which reads the metrics on loopback. See docs/operations/reliability.m
   env:
     {{- include "triton-vllm.env" . | nindent 4 }}
   lifecycle:
-    # All pods of a group are told to end at once, and the leader's requests need this one to finish.
+    # All pods of a group stop at the same time, and the leader's requests need this one to finish.
     preStop: { exec: { command: [sleep, "{{ add .Values.shutdown.preStopSeconds (include "triton-vllm.exitTimeout" .) }}"] } }
   {{- include "triton-vllm.containerRest" . | nindent 2 }}
 {{- end }}
 
-{{/* Ray of the execution environment, with what that finds as in Triton's Python backend. */}}
+{{/* Ray of the execution environment, with the library path of Triton's Python backend. */}}
 {{- define "triton-vllm.ray" -}}
 environment=/models/vllm/vllm_env
 libraries="$environment/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
@@ -90,7 +90,7 @@ ray=(env PATH="$environment/bin:$PATH" LD_LIBRARY_PATH="$libraries" python -m ra
 {{- end }}
 
 {{- define "triton-vllm.env" -}}
-# Nothing is written beside the code, where nothing can be.
+# The folder of the code is read-only.
 - { name: PYTHONDONTWRITEBYTECODE, value: "1" }
 {{- if eq .Values.workload "LeaderWorkerSet" }}
 - { name: VLLM_HOST_IP, valueFrom: { fieldRef: { fieldPath: status.podIP } } }
@@ -120,7 +120,7 @@ securityContext:
 volumeMounts:
   - { name: cache, mountPath: /cache }
   - { name: shm, mountPath: /dev/shm }
-  # Front ends meet here, vLLM's sockets lie here.
+  # For the front ends' rendezvous and vLLM's sockets.
   - { name: tmp, mountPath: /tmp }
   - { name: model, mountPath: /models/vllm/vllm_engine_args.json, subPath: vllm_engine_args.json, readOnly: true }
   {{- if include "triton-vllm.modelConfig" . }}
@@ -176,7 +176,7 @@ terminationGracePeriodSeconds: {{ include "triton-vllm.gracePeriod" . }}
 securityContext:
   runAsNonRoot: true
   fsGroup: 1000
-  # Not at each start: a cache has many files.
+  # A cache has too many files to change them at each start.
   fsGroupChangePolicy: OnRootMismatch
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
