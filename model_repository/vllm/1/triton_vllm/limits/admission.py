@@ -127,7 +127,11 @@ class Admission:
             self._balancer.finished()
 
     def end_all(self, why: ServingError, api: str = "") -> int:
-        """End all live requests (of ``api``, if given) with ``why``; return how many."""
+        """End all live requests (of ``api``, if given) with ``why``; return how many.
+
+        One whose coroutine has not had its first step is not live, and could not answer if it were
+        cancelled: ``admit`` refuses it.
+        """
         return sum(request.end(why) for request in self._of(api))
 
     async def wait(self, timeout: float) -> None:
