@@ -109,7 +109,7 @@ class Delta:
 
 
 # Beside a grammar, these may leave no token to choose; then the engine ends the request.
-_EXCLUDING = ("allowed_token_ids", "bad_words", "logit_bias", "min_tokens")
+_EXCLUDING = ("allowed_token_ids", "bad_words", "ignore_eos", "logit_bias", "min_tokens")
 
 
 def _failure(params: Any) -> ServingError:
