@@ -27,6 +27,7 @@ from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.host import Host
 from triton_vllm.protocol.stream import SenderPool
 from triton_vllm.topology.load_balancing import NoLoadBalancer
+from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 
@@ -51,7 +52,7 @@ class FakeRenderers:
 class FakeEngine(Engine):
     """An engine without vLLM: what it generates is ``renders.outputs``."""
 
-    def __init__(self, parser: Any) -> None:
+    def __init__(self, parser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.renders = FakeRenderers()
         aborted: list[str] = []
 
@@ -59,11 +60,10 @@ class FakeEngine(Engine):
             aborted.append(request_id)
 
         self.aborted = aborted
-        vllm = SimpleNamespace(
-            to_serving_error=_to_serving_error, abort=abort, came_with_outputs=lambda _: False
-        )
+        monkeypatch.setattr(vllm_api, "to_serving_error", _to_serving_error, raising=False)
+        monkeypatch.setattr(vllm_api, "abort", abort, raising=False)
+        monkeypatch.setattr(vllm_api, "came_with_outputs", lambda _: False, raising=False)
         plan = SimpleNamespace(
-            vllm=vllm,
             balancer=NoLoadBalancer(),
             settings=SimpleNamespace(serving=ServingSettings()),
         )
@@ -91,8 +91,8 @@ def _to_serving_error(error: Exception) -> ServingError:
 
 
 @pytest.fixture
-def engine(sampling: SamplingParser) -> Iterator[FakeEngine]:
-    engine = FakeEngine(sampling)
+def engine(sampling: SamplingParser, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    engine = FakeEngine(sampling, monkeypatch)
     yield engine
     engine.stop()
 

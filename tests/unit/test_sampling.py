@@ -213,7 +213,12 @@ def test_what_beam_search_ignores_is_refused(sampling: SamplingParser, name: str
         "structured_outputs": {"regex": "a"},
         "priority": 1,
     }
-    neutral = {"stop": [], "logit_bias": {}, "structured_outputs": None, "priority": 0}
+    neutral: dict[str, Any] = {
+        "stop": [],
+        "logit_bias": {},
+        "structured_outputs": None,
+        "priority": 0,
+    }
     with pytest.raises(RequestError, match=f'w: "{name}": does not go with "use_beam_search"'):
         sampling.parse({"use_beam_search": True, name: values[name]}, stream=False, where="w")
     params, _ = sampling.parse(

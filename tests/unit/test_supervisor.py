@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from triton_vllm.topology.front_ends import SingleFrontEnd
 from triton_vllm.topology.load_balancing import NoLoadBalancer
 from triton_vllm.topology.nodes import SingleNode
 from triton_vllm.topology.stub_process import EngineErrors
+from triton_vllm.vllm_api import api as vllm_api
 
 
 @pytest.fixture
@@ -103,13 +103,13 @@ class Supervised:
         self.told: list[ServingError] = []
         left = iter(failures)
         serving = ServingSettings(max_engine_restarts=restarts, grammar_compile_timeout_seconds=0)
-        vllm = SimpleNamespace(create_config=lambda args: None, grammar_tokenizer=lambda llm: None)
+        monkeypatch.setattr(vllm_api, "create_config", lambda args: None, raising=False)
+        monkeypatch.setattr(vllm_api, "grammar_tokenizer", lambda llm: None, raising=False)
         plan: Any = SimpleNamespace(
             slot=slot or SingleFrontEnd(),
             errors=errors,
             cluster=SimpleNamespace(close=lambda: None),
             settings=SimpleNamespace(name="vllm", serving=serving),
-            vllm=vllm,
             config=None,
             args=None,
             chat=None,
@@ -122,10 +122,10 @@ class Supervised:
             return self.runs[-1]
 
         monkeypatch.setattr("triton_vllm.engine.supervisor.EngineRun", SimpleNamespace(start=start))
-        check = SimpleNamespace(
-            StructuredOutputsCheck=lambda *how, **more: SimpleNamespace(check=None)
+        monkeypatch.setattr(
+            "triton_vllm.engine.supervisor.StructuredOutputsCheck",
+            lambda *how, **more: SimpleNamespace(check=None),
         )
-        monkeypatch.setitem(sys.modules, "triton_vllm.vllm_api.structured_outputs", check)
         self.loop = loop
         self.admission = Admission(0, 0, lambda: 0, NoLoadBalancer())
 
@@ -242,17 +242,15 @@ def test_a_close_ends_the_tries(
 
 
 @pytest.fixture
-def run(loop: EventLoopThread, errors: EngineErrors) -> EngineRun:
+def run(loop: EventLoopThread, errors: EngineErrors, monkeypatch: pytest.MonkeyPatch) -> EngineRun:
     """A real run, of an engine without processes."""
+    monkeypatch.setattr(vllm_api, "engine_processes", lambda llm: [], raising=False)
+    monkeypatch.setattr(vllm_api, "shut_down", lambda llm, timeout: None, raising=False)
+    monkeypatch.setattr(vllm_api, "has_failed", lambda llm: False, raising=False)
 
     async def make() -> EngineRun:
-        vllm = SimpleNamespace(
-            engine_processes=lambda llm: [],
-            shut_down=lambda llm, timeout: None,
-            has_failed=lambda llm: False,
-        )
         slot, cluster = SingleFrontEnd(), SingleNode()
-        plan: Any = SimpleNamespace(vllm=vllm, slot=slot, errors=errors, cluster=cluster)
+        plan: Any = SimpleNamespace(slot=slot, errors=errors, cluster=cluster)
         llm = SimpleNamespace()
         renderers: Any = None
         held = contextlib.ExitStack()

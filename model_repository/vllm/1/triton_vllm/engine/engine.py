@@ -11,7 +11,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from triton_vllm.counters import LoopLag
 from triton_vllm.engine.plan import EnginePlan
@@ -34,11 +34,9 @@ from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import GenerationRequest
 from triton_vllm.protocol.schema_errors import checked
 from triton_vllm.protocol.stream import ResponseStream
+from triton_vllm.vllm_api import api as vllm_api
 
 logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from triton_vllm.vllm_api import api as vllm_api
 
 _LOG_STATS_SECONDS = 10.0
 _END_SECONDS = 1.0  # for requests that are being cancelled
@@ -96,8 +94,7 @@ class Engine:
 
     def vllm_metrics(self) -> vllm_api.Metrics:
         """Return vLLM's own metrics, of all front ends."""
-        metrics: vllm_api.Metrics = self.plan.vllm.Metrics()
-        return metrics
+        return vllm_api.Metrics()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start the coroutine of a request, which must ``admit`` it, in the event loop."""
@@ -113,8 +110,7 @@ class Engine:
         def finish() -> None:
             """Have vLLM end it with the text so far."""
             stream.outcome = "timeout"
-            vllm, llm = self.plan.vllm, self._supervisor.run.llm
-            self._loop.spawn(vllm.abort(llm, request.request_id))
+            self._loop.spawn(vllm_api.abort(self._supervisor.run.llm, request.request_id))
 
         return self.admission.admit(
             TRITON,
@@ -136,10 +132,10 @@ class Engine:
         if isinstance(error, asyncio.CancelledError):  # the event loop is being stopped
             return self.admission.down or UnavailableError(UNLOADING)
         if isinstance(error, Exception):
-            explained: ServingError = self.plan.vllm.to_serving_error(error)
+            explained = vllm_api.to_serving_error(error)
         else:  # a panic of Rust's, as in tokenizers, or a library that calls sys.exit
             explained = GenerationError(f"{type(error).__name__}: {one_line(error)}")
-        if self.plan.vllm.came_with_outputs(error):
+        if vllm_api.came_with_outputs(error):
             self._supervisor.check()  # vLLM may have told this request of the engine's death
             if self.admission.down or isinstance(explained, EngineDownError):
                 return self.admission.down or explained

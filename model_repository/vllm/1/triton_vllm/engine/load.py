@@ -1,32 +1,33 @@
-"""Loads a model: resolves its configuration, starts the engine, and puts the parts together."""
+"""Loads an engine: what has to precede vLLM's import, the import, and the start.
+
+This is the one place that imports vLLM late. What it imports at its top has no vLLM in it, and what
+``engine.start`` imports may have.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
+import os
+import socket
 import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from triton_vllm.config.lora import Adapters, NoAdapters
 from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
-from triton_vllm.counters import LoopLag
-from triton_vllm.engine.engine import Engine
-from triton_vllm.engine.plan import EnginePlan, resolve
-from triton_vllm.engine.supervisor import Supervisor
 from triton_vllm.errors import SettingsError
-from triton_vllm.event_loop import EventLoopThread
-from triton_vllm.limits.admission import OPENAI, TRITON, Admission
-from triton_vllm.limits.answer_check import AnswerCheck
-from triton_vllm.limits.drain import Drain
-from triton_vllm.limits.server_watch import watch_server
 from triton_vllm.log import StartupTimer
-from triton_vllm.openai_api.server import openai_server
-from triton_vllm.protocol.decode import Parser
+from triton_vllm.openai_api.port import bound_port
+from triton_vllm.topology.cpus import parse_cpus
+from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
+from triton_vllm.topology.instances import Instance
+from triton_vllm.vllm_api.versions import unusable_vllm
+
+if TYPE_CHECKING:
+    from triton_vllm.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
-
-_LOG_STATS_SECONDS = 10.0
 
 
 def load_engine(settings: ModelSettings, server: ServerOptions) -> Engine:
@@ -34,114 +35,47 @@ def load_engine(settings: ModelSettings, server: ServerOptions) -> Engine:
 
     Raises SettingsError, one line with what the operator can mend, or what vLLM raised.
     """
+    where = str(settings.engine_args_path)
     timer = StartupTimer(settings.name)
+    if settings.serving.vllm_log_level:
+        os.environ["VLLM_LOGGING_LEVEL"] = settings.serving.vllm_log_level
+    cpus = parse_cpus(
+        settings.serving.engine_cpu_affinity, f'{where}: "serving.engine_cpu_affinity"'
+    )
     with contextlib.ExitStack() as held:
-        plan: EnginePlan | None = None
+        # First of all, as it sets what CUDA and prometheus_client read when they are imported.
+        instance = Instance.claim(settings, held)
+        # A port that is in use fails the load at once.
+        port = _bind_port(instance.settings, instance.slot, held)
         try:
-            plan = resolve(settings, server.metrics, held, timer)
-            engine = _start(plan, server, held, timer)
+            engine = _import_engine()(instance, cpus, port, server, held, timer)
         except SettingsError:
             raise
         except Exception as error:
             logger.error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
-            cause = (plan and plan.errors.first()) or f"{type(error).__name__}: {error}"
-            where = settings.engine_args_path
+            cause = instance.errors.first() or f"{type(error).__name__}: {error}"
             raise SettingsError(f"{where}: the engine did not start: {cause}") from error
     timer.total("ready")
     return engine
 
 
-def _start(
-    plan: EnginePlan, server: ServerOptions, held: contextlib.ExitStack, timer: StartupTimer
-) -> Engine:
-    """Start what ``plan`` says, in the order in which one part needs the other."""
-    settings, serving = plan.settings, plan.settings.serving
-    admission = Admission(
-        -(-serving.max_concurrent_requests // settings.placement.instances),
-        serving.max_queued_tokens,
-        lambda: int(plan.vllm.queued_tokens(supervisor.run.llm)),
-        plan.balancer,
+def _import_engine() -> Callable[..., Engine]:
+    """Import vLLM, and return what starts an engine. Raises SettingsError for an unknown vLLM."""
+    try:
+        from triton_vllm.engine.start import start_engine
+    except ImportError as error:
+        raise unusable_vllm(error) from error
+    return start_engine
+
+
+def _bind_port(
+    settings: ModelSettings, slot: FrontEndSlot | SingleFrontEnd, held: contextlib.ExitStack
+) -> socket.socket | None:
+    """Bind the OpenAI port, if there is one and this front end leads. Raises SettingsError."""
+    openai = settings.serving.openai
+    if openai is None or not slot.is_leader:
+        return None
+    where = f'{settings.engine_args_path}: "serving.openai"'
+    return held.enter_context(
+        bound_port(openai.host, openai.port, leads=True, shared=slot.count > 1, where=where)
     )
-    drain = Drain(admission, _drain_seconds(settings, server), settings.name)
-    answers = AnswerCheck()
-    held.callback(answers.stop)
-    openai = openai_server(settings, plan.args, plan.slot, admission, drain, answers, plan.port)
-    parser = _parser(plan)
-    with contextlib.ExitStack() as started:
-        loop = EventLoopThread("engine")
-        started.callback(loop.stop)
-        supervisor = Supervisor(plan, loop, _adapters(plan), admission, openai)
-        started.callback(lambda: loop.call(supervisor.shut_down()))
-        loop.call(supervisor.start())
-        started.pop_all()
-    timer.lap("engine started: weights, compilation, warm-up as vLLM's lines say")
-    lag = LoopLag()
-    _spawn_background(plan, loop, admission, supervisor, lag)
-    watch = watch_server(
-        settings,
-        server,
-        in_use=lambda: admission.count(TRITON) > 0,
-        changed=lambda ready: loop.call_soon(drain.cancel if ready else drain.begin),
-    )
-    held = held.pop_all()
-    return Engine(
-        plan, loop, admission, drain, supervisor, openai, parser, answers, lag, watch, held
-    )
-
-
-def _parser(plan: EnginePlan) -> Parser:
-    """Return the parser of a request's parameters, that of the model's kind."""
-    from triton_vllm.vllm_api.pooling_parameters import PoolingParser
-    from triton_vllm.vllm_api.sampling_parameters import SamplingParser
-
-    if plan.vllm.is_pooling(plan.config):
-        return PoolingParser()
-    return SamplingParser(
-        plan.vllm.default_sampling_params(plan.config),
-        plan.settings.serving.default_max_tokens,
-        plan.vllm.max_tokens_limit(plan.config),
-        plan.settings.serving.max_n,
-    )
-
-
-async def _log_stats(supervisor: Supervisor, admission: Admission) -> None:
-    while True:
-        await asyncio.sleep(_LOG_STATS_SECONDS)
-        if admission.down is None:
-            await supervisor.run.llm.do_log_stats()
-
-
-def _adapters(plan: EnginePlan) -> Adapters | NoAdapters:
-    """Return the model's LoRA adapters. Raises SettingsError."""
-    if not plan.args.enable_lora:
-        return NoAdapters()
-    return Adapters.of_model(plan.settings.directory, plan.settings.version)
-
-
-def _drain_seconds(settings: ModelSettings, server: ServerOptions) -> dict[str, float]:
-    """Return the drain's time for each API: the operator's, or what the exit timeout leaves."""
-    serving = settings.serving
-    seconds = {TRITON: serving.drain_timeout_seconds}
-    if serving.openai is not None:
-        seconds[OPENAI] = serving.openai.drain_timeout_seconds
-    instances = settings.placement.instances
-    return {api: server.drain_timeout_seconds(s, instances) for api, s in seconds.items()}
-
-
-def _spawn_background(
-    plan: EnginePlan,
-    loop: EventLoopThread,
-    admission: Admission,
-    supervisor: Supervisor,
-    lag: LoopLag,
-) -> None:
-    """Start what runs in the event loop as long as the model is loaded."""
-
-    def serves() -> bool:
-        return admission.down is None and admission.has_room_in_queue
-
-    loop.spawn(plan.balancer.heartbeat(serves))
-    if plan.reports_metrics:
-        loop.spawn(lag.measure())
-    if not plan.args.disable_log_stats:
-        loop.spawn(_log_stats(supervisor, admission))

@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from triton_vllm.config.lora import Adapters, NoAdapters
 from triton_vllm.engine.plan import EnginePlan
@@ -20,9 +20,8 @@ from triton_vllm.errors import EngineDownError, one_line
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.topology.cpus import pin_engine
 from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot
-
-if TYPE_CHECKING:
-    from triton_vllm.vllm_api.render.renderers import Renderers
+from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.render.renderers import Renderers
 
 _SHUTDOWN_SECONDS = 10.0  # a worker on a CPU takes 4 to leave, and the engine core waits for it
 _POLL_SECONDS = 0.1  # between two questions whether vLLM has reported a fatal error
@@ -60,7 +59,7 @@ class EngineRun:
         self._held = held
         self._gone = asyncio.Event()  # all of the processes
         self._failed = asyncio.Event()
-        self._processes = set(addresses.processes if addresses else plan.vllm.engine_processes(llm))
+        self._processes = set(addresses.processes if addresses else vllm_api.engine_processes(llm))
         held.callback(self._shut_down_front_end)
         self._watch(loop)
 
@@ -80,8 +79,6 @@ class EngineRun:
         if any. ``on_failure`` is called once, when the engine fails or a process of it exits.
         Raises what went wrong, and leaves nothing behind then.
         """
-        from triton_vllm.vllm_api.render.renderers import Renderers
-
         held = contextlib.ExitStack()
         try:
             if plan.slot.is_leader:
@@ -93,7 +90,7 @@ class EngineRun:
             llm = await _start(
                 plan,
                 loop,
-                lambda: plan.vllm.create_engine(plan.args, config, **front_end),
+                lambda: vllm_api.create_engine(plan.args, config, **front_end),
                 launches=not front_end,
             )
             renderers = Renderers(llm, adapters)
@@ -128,7 +125,7 @@ class EngineRun:
 
     def check(self) -> None:
         """See whether vLLM has reported a fatal error, whose process may run on for a while."""
-        if not self.failure and self._plan.vllm.has_failed(self.llm):
+        if not self.failure and vllm_api.has_failed(self.llm):
             self._fail("")
 
     def _exited(self, pid: int) -> None:
@@ -181,7 +178,7 @@ class EngineRun:
 
     def _shut_down_front_end(self) -> None:
         # In the loop: so vLLM's output task is cancelled before it can fail.
-        self._plan.vllm.shut_down(self.llm, _SHUTDOWN_SECONDS)
+        vllm_api.shut_down(self.llm, _SHUTDOWN_SECONDS)
         # Now, as vLLM's own __del__ fails when the interpreter is going down.
         del self.llm, self.renderers
 
@@ -212,7 +209,7 @@ async def _join(
     """Launch the shared engine if this front end leads; return its addresses."""
     if slot.is_leader:
         cores = await _start(
-            plan, loop, lambda: plan.vllm.EngineCores(plan.args, slot.count), launches=True
+            plan, loop, lambda: vllm_api.EngineCores(plan.args, slot.count), launches=True
         )
         held.callback(cores.shutdown, timeout=_SHUTDOWN_SECONDS)
         held.callback(slot.withdraw)

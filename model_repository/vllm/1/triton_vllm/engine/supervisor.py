@@ -17,6 +17,8 @@ from triton_vllm.limits.grammar import GrammarSandbox, NoGrammarSandbox, grammar
 from triton_vllm.log import StartupTimer
 from triton_vllm.openai_api.server import NoOpenAIServer
 from triton_vllm.topology.nodes import end_engine
+from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.structured_outputs import StructuredOutputsCheck
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class Supervisor:
         async with self._changes:
             config, replaced = plan.config, None
             if self._run is not None:
-                config = await self._loop.in_thread(lambda: plan.vllm.create_config(plan.args))
+                config = await self._loop.in_thread(lambda: vllm_api.create_config(plan.args))
                 replaced = self._run.addresses
             run = self._run = await EngineRun.start(
                 plan, config, self._loop, self._adapters, replaced, self._on_failure
@@ -115,12 +117,10 @@ class Supervisor:
 
     async def _open(self, run: EngineRun) -> None:
         """Attach the guards to a started engine, then let requests in, over HTTP too."""
-        from triton_vllm.vllm_api.structured_outputs import StructuredOutputsCheck
-
         serving = self._plan.settings.serving
         if self._grammars is None:
             self._grammars = grammar_sandbox(
-                serving.grammar_compile_timeout_seconds, self._plan.vllm.grammar_tokenizer(run.llm)
+                serving.grammar_compile_timeout_seconds, vllm_api.grammar_tokenizer(run.llm)
             )
         run.llm.check_grammar = StructuredOutputsCheck(
             run.llm,

@@ -16,13 +16,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.counters import Traffic
-from triton_vllm.engine.engine import Engine
 from triton_vllm.errors import one_line
 from triton_vllm.metrics.front_end import FrontEndMetrics
+
+if TYPE_CHECKING:
+    from triton_vllm.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
