@@ -134,46 +134,33 @@ class MetricsExport(NoMetrics):
 
     def _create(self, family: Any, sample: Any) -> _Exported:
         kinds = self._pb_utils.MetricFamily
-        kind, exported = (
-            (kinds.GAUGE, _Gauge) if family.type in ("gauge", "info") else (kinds.COUNTER, _Counter)
-        )
+        is_gauge = family.type in ("gauge", "info")
         if sample.name not in self._families:
             # Triton forgets a family whose object is gone.
             self._families[sample.name] = kinds(
-                name=sample.name, description=family.documentation or sample.name, kind=kind
+                name=sample.name,
+                description=family.documentation or sample.name,
+                kind=kinds.GAUGE if is_gauge else kinds.COUNTER,
             )
         labels = {**sample.labels, **self._labels}
-        return exported(self._families[sample.name].Metric(labels=labels))
+        return _Exported(self._families[sample.name].Metric(labels=labels), is_gauge=is_gauge)
 
 
 class _Exported:
     """A metric of Triton, and the value that it was last set to."""
 
-    __slots__ = ("_metric", "_value")
+    __slots__ = ("_is_gauge", "_metric", "_value")
 
-    def __init__(self, metric: Any) -> None:
+    def __init__(self, metric: Any, *, is_gauge: bool) -> None:
         self._metric = metric
+        self._is_gauge = is_gauge
         self._value = 0.0
 
     def update(self, value: float) -> None:
-        raise NotImplementedError
-
-
-class _Counter(_Exported):
-    __slots__ = ()
-
-    def update(self, value: float) -> None:
+        if self._is_gauge:
+            if value != self._value:
+                self._metric.set(value)
         # A lower counter was restarted, with the engine.
-        added = value - self._value if value >= self._value else value
-        if added:
+        elif added := value - (self._value if value >= self._value else 0):
             self._metric.increment(added)
         self._value = value
-
-
-class _Gauge(_Exported):
-    __slots__ = ()
-
-    def update(self, value: float) -> None:
-        if value != self._value:
-            self._metric.set(value)
-            self._value = value
