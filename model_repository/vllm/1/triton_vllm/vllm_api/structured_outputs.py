@@ -59,8 +59,8 @@ def _has_tekken(model: Any) -> bool:
 def library_of(config: Any, where: str, *, refuse: bool) -> str:
     """Return the name and version of the chosen library, for a line of the log.
 
-    Raises SettingsError, naming the file ``where``, for a library whose unsupported keywords are not
-    known, if schemas that use them are to be refused.
+    Raises SettingsError, naming the file ``where``, if ``refuse`` is set and the library's
+    unsupported keywords are not known.
     """
     backend = config.structured_outputs_config.backend
     if refuse and backend not in KNOWN:
