@@ -27,7 +27,7 @@ class Connection(Protocol):
 
 
 class Transport:
-    """Encodes and connects, as the target's protocol wants it. Imports only what that needs."""
+    """Encodes and connects for the target's protocol. Imports only what that needs."""
 
     def __init__(self, target: Target) -> None:
         self._target = target

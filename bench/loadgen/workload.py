@@ -30,7 +30,7 @@ _TOKENS_A_WORD = 4 / 3  # in English prose, about
 
 
 class WorkloadError(Exception):
-    """A dataset cannot be used; the message says why."""
+    """A dataset cannot be used, for the reason in the message."""
 
 
 class Tokenizer(Protocol):
@@ -52,7 +52,7 @@ class ModelTokenizer:
 
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise WorkloadError(f"{file}: no such file; --tokenizer wants a tokenizer.json")
+            raise WorkloadError(f"{file}: no such file; --tokenizer needs a tokenizer.json")
         self._tokenizer: Any = Fast.from_file(str(file))
 
     def words(self) -> list[str]:

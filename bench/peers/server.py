@@ -110,7 +110,7 @@ class Server:
         return reply
 
     def resolved(self) -> dict[str, str]:
-        """Return what the engine made of its arguments, as its log tells."""
+        """Return the arguments as the engine resolved them, from its log."""
         text = self.log.read_text(errors="replace")
         found = {key: set(re.findall(pattern, text)) for key, pattern in _RESOLVED.items()}
         return {key: " and ".join(sorted(values)) for key, values in found.items() if values}

@@ -72,11 +72,11 @@ def check(peer: Peer, setup: Setup) -> None:
             raise PeerError(f"{peer.name}: {vllm} has no vllm-rs, the Rust front end")
         return
     if not (setup.triton / "bin/tritonserver").exists():
-        raise PeerError(f"{peer.name}: no {setup.triton}/bin/tritonserver; --triton says where")
+        raise PeerError(f"{peer.name}: no {setup.triton}/bin/tritonserver; set --triton")
     if peer.engine_cpus:
         _engine_cpus(peer)
     if peer.kind == "official" and not setup.official_backend:
-        raise PeerError(f"{peer.name}: --official-backend says where its model.py is")
+        raise PeerError(f"{peer.name}: set --official-backend to the folder of its model.py")
 
 
 def vllm_folder(setup: Setup) -> Path:
@@ -84,7 +84,7 @@ def vllm_folder(setup: Setup) -> Path:
     code = "import importlib.util as u; print(u.find_spec('vllm').submodule_search_locations[0])"
     folder = Path(_python_says(setup, code))
     if not (folder / "__init__.py").exists():
-        raise PeerError(f"{setup.python} has no vllm; --python says which one has")
+        raise PeerError(f"{setup.python} has no vllm; set --python to one that has")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Reads the operator's files, and says which of them this process may not read."""
+"""Reads the operator's files, and reports those that this process may not read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MODEL_FILES = {".bin", ".gguf", ".jinja", ".json", ".model", ".pt", ".pth", ".s
 def read_json_object(path: Path, content: str) -> dict[str, Any]:
     """Read a JSON object. Raises SettingsError with the file, line and column.
 
-    ``content`` says what the file is for, where it is missing.
+    ``content`` describes the file in the error for a missing one.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
@@ -46,14 +46,14 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def model_file(directory: Path, version: str, name: str, backends_name: str) -> Path:
-    """Return the file of the model that exists: ours, or in the version's folder the backend's.
+    """Return the model's file ``name``, or ``backends_name`` in the version's folder if that exists.
 
-    Ours if none exists. Raises SettingsError if both exist.
+    Raises SettingsError if both exist.
     """
-    ours, backends = directory / name, directory / version / backends_name
-    if ours.exists() and backends.exists():
-        raise SettingsError(f"{backends}: {ours} exists too: keep one of the two")
-    return backends if backends.exists() else ours
+    own, backends = directory / name, directory / version / backends_name
+    if own.exists() and backends.exists():
+        raise SettingsError(f"{backends}: {own} exists too: keep one of the two")
+    return backends if backends.exists() else own
 
 
 def check_readable(given: Mapping[str, Any], where: str, folder: Path = Path()) -> None:
@@ -70,7 +70,7 @@ def check_readable(given: Mapping[str, Any], where: str, folder: Path = Path()) 
 
 
 def unreadable(path: Path) -> str:
-    """Return what to say of a path that this process may not read."""
+    """Return the error for a path that this process may not read."""
     return f"{path}: not readable for uid {os.geteuid()}"
 
 

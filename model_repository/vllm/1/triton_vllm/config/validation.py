@@ -1,4 +1,4 @@
-"""Checks a JSON object of settings against a dataclass, and says each mistake in one line.
+"""Checks a JSON object of settings against a dataclass; an error is one line.
 
 pydantic does the checking. It is imported late: Triton loads the model once more, in a throw-away
 process, to complete config.pbtxt, and importing pydantic takes 0.2 s.
