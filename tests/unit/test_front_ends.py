@@ -16,7 +16,8 @@ import pytest
 
 from triton_vllm.errors import SettingsError
 from triton_vllm.topology import front_ends
-from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot, rendezvous_dir
+from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot
+from triton_vllm.topology.rendezvous import is_held, rendezvous_dir
 
 PACKAGE = Path(front_ends.__file__).parents[2]
 
@@ -184,7 +185,7 @@ def test_nobody_waits_in_a_model_that_is_being_unloaded(tmp_path: Path) -> None:
 
 def test_a_seat_that_somebody_has_just_removed_is_free(tmp_path: Path) -> None:
     """Front ends that start together clean up together, and none of them stumbles over it."""
-    assert not front_ends._is_held(tmp_path / "slot-0")
+    assert not is_held(tmp_path / "slot-0")
 
 
 def test_a_seat_in_this_process(tmp_path: Path) -> None:

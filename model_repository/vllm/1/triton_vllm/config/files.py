@@ -46,7 +46,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def model_file(directory: Path, version: str, name: str, backends_name: str) -> Path:
-    """Return the model's file ``name``, or ``backends_name`` in the version's folder if that exists.
+    """Return the model's file ``name``, or ``backends_name`` of the version's folder if it exists.
 
     Raises SettingsError if both exist.
     """

@@ -18,25 +18,22 @@ engine core and publishes its addresses there. The others wait for the addresses
         └── closing      the leader is stopping the engine
 
 A slot is claimed once. After the first front end has left a cohort or died, no other one may join
-it, so a reload never mixes with its predecessor. Locks are POSIX record locks: the kernel drops
-them with the process, so no crashed process looks alive.
+it, so a reload never mixes with its predecessor.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 from triton_vllm.errors import SettingsError
+from triton_vllm.topology.rendezvous import is_held, locked
 
 _POLL_SECONDS = 0.05
 
@@ -96,17 +93,17 @@ class FrontEndSlot:
     @classmethod
     def claim(cls, directory: Path, count: int) -> FrontEndSlot:
         """Claim the next free slot of ``count`` under ``directory``."""
-        with _locked(directory):
+        with locked(directory):
             numbers = [0]
             for path in sorted(directory.glob("*-of-*"), key=_number):
                 numbers.append(_number(path) + 1)
                 slots = list(path.glob("slot-*"))
-                if not any(_is_held(s) for s in slots):
+                if not any(is_held(s) for s in slots):
                     shutil.rmtree(path, ignore_errors=True)
                 elif (
                     len(slots) < count
                     and path.name.endswith(f"-of-{count}")
-                    and all(_is_held(s) for s in slots)
+                    and all(is_held(s) for s in slots)
                 ):
                     return cls._lock(path, len(slots), count)
             path = directory / f"{max(numbers)}-of-{count}"
@@ -150,7 +147,7 @@ class FrontEndSlot:
         """Return the indexes of the other front ends that are alive."""
         own = Path(self._held.name)
         slots = [slot for slot in self._cohort.glob("slot-*") if slot != own]
-        return [int(slot.name.removeprefix("slot-")) for slot in slots if _is_held(slot)]
+        return [int(slot.name.removeprefix("slot-")) for slot in slots if is_held(slot)]
 
     def occupied(self) -> int:
         """Return how many front ends are alive."""
@@ -158,7 +155,7 @@ class FrontEndSlot:
 
     def leader_lives(self) -> bool:
         """Return whether the front end that starts the engine is alive."""
-        return self.is_leader or _is_held(self._cohort / "slot-0")
+        return self.is_leader or is_held(self._cohort / "slot-0")
 
     def leader_pid(self) -> int:
         """Return the process id of the leader."""
@@ -200,12 +197,12 @@ class FrontEndSlot:
 
     def release(self) -> None:
         """Release the slot; the last front end to leave removes the folder."""
-        with _locked(self._cohort.parent):
+        with locked(self._cohort.parent):
             if self.is_leader:
                 self.announce_closing()
             self._held.close()  # which drops the lock
             others = set(self._cohort.glob("slot-*")) - {Path(self._held.name)}
-            if not any(_is_held(slot) for slot in others):
+            if not any(is_held(slot) for slot in others):
                 shutil.rmtree(self._cohort, ignore_errors=True)
 
     def stop_waiting(self) -> None:
@@ -220,67 +217,6 @@ class FrontEndSlot:
         """Tell the others that the engine is not restarted, if this is the leader."""
         if self.is_leader:
             (self._cohort / "restarts-exhausted").touch()
-
-
-def rendezvous_dir(model: str, version: str, engine: str = "") -> Path:
-    """Return the folder of the front ends of this model of this server; create it.
-
-    Each ``engine`` of a model with several has its own folder.
-
-    The server is the parent process; its start time tells it from an earlier one with the same id.
-    Folders of servers that have ended are removed. A server of another container, whose process is
-    not visible here, is recognized by its locks.
-    """
-    root = Path(tempfile.gettempdir()) / f"triton_vllm-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise SettingsError(f"{root}: belongs to another user; remove it or set TMPDIR")
-    for server in root.iterdir():
-        pid, _, started = server.name.partition("-")
-        if pid.isdigit() and _start_time(int(pid)) != started and not _is_inhabited(server):
-            shutil.rmtree(server, ignore_errors=True)
-    server = root / f"{os.getppid()}-{_start_time(os.getppid())}"
-    place = server / model / (f"{version}.{engine}" if engine else version)
-    place.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def _start_time(pid: int) -> str | None:
-    """Return a process's start time in clock ticks since boot (proc(5), field 22)."""
-    with contextlib.suppress(OSError):
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return stat.rpartition(")")[2].split()[19]
-    return None
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    with (directory / "lock").open("w", encoding="utf-8") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _is_held(slot: Path) -> bool:
-    """Return whether a running process holds the slot.
-
-    Never call it for the own slot: closing the file here would drop the lock.
-    """
-    try:
-        with slot.open("r+", encoding="utf-8") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:  # another front end has just cleaned up
-        return False
-    except OSError:
-        return True
-    return False
-
-
-def _is_inhabited(server: Path) -> bool:
-    """Return whether a slot is held, as by a container with the same temporary directory."""
-    try:
-        return any(_is_held(slot) for slot in server.glob("*/*/*-of-*/slot-*"))
-    except FileNotFoundError:
-        return True  # its owner or another front end is changing it
 
 
 def _number(cohort: Path) -> int:

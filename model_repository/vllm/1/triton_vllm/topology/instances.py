@@ -17,8 +17,9 @@ from pathlib import Path
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd, rendezvous_dir
+from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
 from triton_vllm.topology.load_balancing import LoadBalancer, LoadTable, NoLoadBalancer
+from triton_vllm.topology.rendezvous import rendezvous_dir
 from triton_vllm.topology.stub_process import EngineErrors
 
 
