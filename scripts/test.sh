@@ -210,7 +210,7 @@ contract_tests() {
     # By its version the newest is a build for CUDA.
     HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_TARGET_DEVICE=cpu HOSTILE_CASES=$cases \
         PYTHONPATH="$1$CONTRACT_DEPS" \
-        "$ENVIRONMENT/bin/python" -m pytest -q tests/contract
+        "$ENVIRONMENT/bin/python" -m pytest -q ${selected[@]+"${selected[@]}"} tests/contract
 }
 
 # get_vllm FOLDER REQUIREMENT SHA256: the Python code of that wheel in FOLDER/wheel, and the kernels
