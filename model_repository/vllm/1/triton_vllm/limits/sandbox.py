@@ -20,6 +20,7 @@ _START_SECONDS = 300.0
 _END_SECONDS = 1.0
 _POLL_SECONDS = 0.2  # between two looks whether the model is being unloaded
 _PATIENCE = 10  # times the limit, on a machine too busy to let the process work
+_LEAST_PATIENCE = 5.0  # seconds: a short limit says nothing of how long a process waits for a core
 
 Job = Any
 Prepare = Callable[..., Callable[[Job], Any]]
@@ -107,7 +108,7 @@ class Sandbox:
         """Return whether the job was done, and its result or why it failed."""
         try:
             self._connection.send(job)
-            return self._receive(self._seconds * _PATIENCE)
+            return self._receive(max(self._seconds * _PATIENCE, _LEAST_PATIENCE))
         except (EOFError, OSError):
             self._process.join(_END_SECONDS)
             code = self._process.exitcode
