@@ -159,7 +159,8 @@ await_steps() {
         [ "${#waiting[@]}" -gt 0 ] || break
         if [ -t 2 ]; then
             used=$(($(used_mb) - from))
-            printf '\r\e[K  [%d s] %s (%d MB so far)' "$SECONDS" "$(doing)" "$used" >&2
+            printf '\r\e[K  [%d s] %s' "$SECONDS" "$(doing)" >&2
+            [ "$used" -lt 100 ] || printf ' (%d MB written)' "$used" >&2
         fi
         sleep 0.2
     done

@@ -23,12 +23,12 @@ need_python() {
         err "python3 has neither pip nor venv: install python3-venv"
 }
 
-# need_uv: set UV. What uv downloads and unpacks stays in the cache, and what is installed there links
-# to it, so that it takes no room of its own.
-need_uv() {
-    export UV_CACHE_DIR="${UV_CACHE_DIR:-$CACHE/uv/cache}" UV_FOLDER="$CACHE/uv/program"
-    use_uv "$UV_FOLDER"
-}
+# What uv downloads and unpacks stays in the cache, and what is installed there links to it, so that
+# it takes no room of its own. gen_vllm_env.sh takes both folders from these variables.
+export UV_CACHE_DIR="${UV_CACHE_DIR:-$CACHE/uv/cache}" UV_FOLDER="$CACHE/uv/program"
+
+# need_uv: set UV to the path of uv.
+need_uv() { use_uv "$UV_FOLDER"; }
 
 # make_venv FOLDER LOCK: an environment of python3 that holds what requirements/LOCK names. Nothing
 # is done where it is there already.
@@ -111,7 +111,6 @@ environment_minor() { python3 -c 'import sys; print(f"3.{min(max(sys.version_inf
 
 # demo_environment FOLDER: the environment with vLLM, for the embedded Triton, in the model's folder.
 demo_environment() {
-    need_uv
     PYTHON_VERSION="$(environment_minor)" TRITON_VERSION="$EMBEDDED_TRITON" \
         "$ROOT/gen_vllm_env.sh" --device cpu --format dir --model-dir "$1" --triton none
 }
