@@ -159,6 +159,7 @@ async def sweep(args: Any, config: Any) -> tuple[list[Outcome], bool]:
         await asyncio.sleep(1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NIGHTLY, reason="nightly")
 @pytest.mark.timeout(900)
 def test_no_pair_of_parameters_ends_the_engine_or_its_reader(config: Any) -> None:
