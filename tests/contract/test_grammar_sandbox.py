@@ -134,7 +134,7 @@ def test_the_limit_does_not_hold_the_engine() -> None:
     """It outlives the first one, which would leave its descriptors open after a restart."""
 
     class Engine:
-        vllm_config = SimpleNamespace(structured_outputs_config=SimpleNamespace(backend="auto"))
+        vllm_config = SimpleNamespace(structured_outputs_config=SimpleNamespace(backend="xgrammar"))
         model_config = SimpleNamespace(skip_tokenizer_init=False, get_vocab_size=lambda: 100)
 
         def get_tokenizer(self) -> Any:
