@@ -249,6 +249,11 @@ get_other_vllms() {
 media_packages() {
     local folder=$CACHE/media-packages
     make_package_folder "$folder" media.lock "$ENVIRONMENT/bin/python"
+    # A package index has once offered soundfile's wheel without its library alone.
+    if ! PYTHONPATH="$folder" "$ENVIRONMENT/bin/python" -c 'import av, soundfile'; then
+        rm "$folder.stamp"
+        UV_NO_CACHE=1 make_package_folder "$folder" media.lock "$ENVIRONMENT/bin/python"
+    fi
     rm -rf "$folder"/torchvision.libs "$folder"/torchvision/*.so
     rm -f "$folder/torchvision/_meta_registrations.py" # it may be a link to a file in uv's cache
     : >"$folder/torchvision/_meta_registrations.py"
