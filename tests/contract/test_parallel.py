@@ -18,7 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.topology.gpus import Parallelism
-from triton_vllm.topology.nodes import MultiNode, Rendezvous, SingleNode
+from triton_vllm.topology.nodes import JOIN_TIMEOUT, MultiNode, Rendezvous, SingleNode
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api import guard as vllm_guard
 from triton_vllm.vllm_api import parallel as vllm_parallel
@@ -225,7 +225,7 @@ def test_places_that_do_not_come_in_time(
     monkeypatch.setitem(sys.modules, "ray", FAKE_RAY)
     monkeypatch.setattr("triton_vllm.vllm_api.ray.current_platform", Gpus(2))
     monkeypatch.setattr(ray_utils, "PG_WAIT_TIMEOUT", 1800)
-    monkeypatch.setenv(vllm_parallel.JOIN_TIMEOUT, "0.01")
+    monkeypatch.setenv(JOIN_TIMEOUT, "0.01")
     executor = object.__new__(ray_executor)
     executor.parallel_config = SimpleNamespace(world_size=gpus)
     with pytest.raises(TimeoutError) as raised:
@@ -243,7 +243,7 @@ def test_a_start_that_fails_by_itself(ray_executor: Any, monkeypatch: pytest.Mon
         raise ValueError("no weights")
 
     monkeypatch.setattr(ray_executor.__bases__[0], "_init_executor", fail)
-    monkeypatch.setenv(vllm_parallel.JOIN_TIMEOUT, "600.0")
+    monkeypatch.setenv(JOIN_TIMEOUT, "600.0")
     with pytest.raises(ValueError, match="no weights"):
         object.__new__(ray_executor)._init_executor()
 

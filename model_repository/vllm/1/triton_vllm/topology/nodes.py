@@ -24,6 +24,7 @@ from triton_vllm.errors import SettingsError
 logger = logging.getLogger(__name__)
 
 _ESTABLISHED = "01"  # <net/tcp_states.h>
+JOIN_TIMEOUT = "TRITON_VLLM_JOIN_TIMEOUT"  # environment variable of the engine core, in seconds
 _PING_SECONDS = 10.0
 # An engine answers between two steps, and no step takes this long.
 _PATIENCE_SECONDS = 60.0

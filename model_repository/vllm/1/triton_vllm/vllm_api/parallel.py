@@ -16,9 +16,7 @@ from vllm.v1.executor import Executor
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.topology.gpus import Parallelism, check_gpus
-from triton_vllm.topology.nodes import MultiNode, Rendezvous, SingleNode
-
-JOIN_TIMEOUT = "TRITON_VLLM_JOIN_TIMEOUT"  # environment variable of the engine core, in seconds
+from triton_vllm.topology.nodes import JOIN_TIMEOUT, MultiNode, Rendezvous, SingleNode
 
 
 def visible_gpus() -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 from vllm.platforms import current_platform
 from vllm.v1.executor import Executor, ray_utils
 
-from triton_vllm.vllm_api.parallel import JOIN_TIMEOUT
+from triton_vllm.topology.nodes import JOIN_TIMEOUT
 
 _CHOICE: Any = SimpleNamespace(distributed_executor_backend="ray")
 # Where vLLM has two, an operator chooses one by an environment variable.
