@@ -47,6 +47,16 @@ def value(server: TritonServer, name: str, **labels: str) -> float:
     )
 
 
+def settled(server: TritonServer, name: str) -> float:
+    """Return a counter once it has stood still for two seconds: earlier requests are in it."""
+    last, since = value(server, name), time.monotonic()
+    while time.monotonic() - since < 2:
+        time.sleep(PERIOD)
+        if (now := value(server, name)) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
 def await_value(server: TritonServer, expected: float, name: str, **labels: str) -> None:
     """Wait until a metric has a value; it takes a period or two."""
     deadline = time.monotonic() + 30
@@ -57,7 +67,7 @@ def await_value(server: TritonServer, expected: float, name: str, **labels: str)
 
 def test_tokens_and_requests_are_counted_exactly(server: TritonServer) -> None:
     """Five requests of eight tokens are 40 tokens, five finished for length, five first tokens."""
-    tokens = value(server, "vllm:generation_tokens_total")
+    tokens = settled(server, "vllm:generation_tokens_total")
     finished = value(server, "vllm:request_success_total", finished_reason="length")
     first = value(server, "vllm:time_to_first_token_seconds_count")
     ok = value(server, "triton_vllm:requests_total", outcome="ok")
