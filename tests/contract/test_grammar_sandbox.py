@@ -91,15 +91,6 @@ def compiler() -> Iterator[Sandbox]:
     sandbox.end()
 
 
-ADDRESS = {
-    "type": "object",
-    "properties": {
-        name: {"type": "string", "minLength": 1}
-        for name in ("name", "street", "number", "city", "region", "code", "country", "phone")
-    },
-}
-
-
 def test_what_takes_too_much_memory_is_not_compiled() -> None:
     """The process ends with an error of memory, and the next grammar has a new one."""
     sandbox = compiler_with(30.0, memory=128 << 20)
@@ -109,16 +100,21 @@ def test_what_takes_too_much_memory_is_not_compiled() -> None:
     sandbox.end()
 
 
+# Ordinary, and large enough that compiling takes tens of milliseconds: several ticks of the clock.
+WORDS = "|".join(f"word{n}" for n in range(2000))
+FORM = json.dumps(
+    {"type": "object", "properties": {f"field{n}": {"type": "string"} for n in range(200)}}
+)
 TAG = '{"structures": [{"begin": "<a>", "schema": %s, "end": "</a>"}], "triggers": ["<a"]}'
 
 
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("json", json.dumps(ADDRESS)),
-        ("regex", "[a-z]+(-[a-z]+)*, [0-9]{5} [A-Za-z ]+"),
-        ("grammar", "start: /[a-z]+(-[a-z]+)*, [0-9]{5} [A-Za-z ]+/"),
-        ("structural_tag", TAG % json.dumps(ADDRESS)),
+        ("json", FORM),
+        ("regex", WORDS),
+        ("grammar", f"start: /{WORDS}/"),
+        ("structural_tag", TAG % FORM),
     ],
     ids=["schema", "regex", "Lark", "older tag"],
 )
