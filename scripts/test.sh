@@ -4,7 +4,7 @@
 #
 #   scripts/test.sh [--unit | --all] [--triton DIR [--env DIR]] [pytest option...]
 #
-#   --unit        lint and unit tests only: five minutes, and neither Triton nor vLLM
+#   --unit        lint and unit tests only: two minutes, and neither Triton nor vLLM
 #   --all         also the nightly tests (docs/testing.md), those of two nodes with Ray as root, and
 #                 ten minutes of scripts/soak.sh: two hours
 #   --triton DIR  only the end-to-end tests, with the Triton in DIR, such as /opt/tritonserver
