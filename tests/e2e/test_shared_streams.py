@@ -17,7 +17,9 @@ from tests.e2e.load import infer_request, text_of
 pytestmark = pytest.mark.timeout(120)
 
 WORDS = " ".join(["word"] * 3000)
-ANSWER = {"text_input": WORDS.encode(), "stream": True, "exclude_input_in_output": True}
+STREAMED = {"stream": True, "exclude_input_in_output": True}
+ANSWER = {"text_input": WORDS.encode(), **STREAMED}
+REFUSED = {"text_input": b"error: bad prompt", **STREAMED}
 
 
 @pytest.fixture
@@ -35,22 +37,15 @@ def send(server: Server) -> Iterator[Any]:
         yield lambda request: stub.ModelStreamInfer(iter([request]), timeout=50)
 
 
-def missing() -> Any:
-    """Return a request for a version that the model does not have."""
-    message = infer_request({"text_input": b"Hello"})
-    message.model_version = "2"
-    return message
-
-
 def test_with_streams_of_their_own_all_are_answered(server: Server, send: Any) -> None:
-    """A long answer is complete while requests for a missing version get their errors."""
+    """A long answer is complete while requests that the model refuses get their errors."""
     ends = []
     with ThreadPoolExecutor(1) as pool:
         answering = pool.submit(lambda: list(send(infer_request(ANSWER))))
         while not answering.done():
-            ends.append(list(send(missing())))
+            ends.append(list(send(infer_request(REFUSED))))
         answer = answering.result()
     assert f" {WORDS}" == "".join(text_of(message.infer_response) for message in answer)
     assert ends
-    assert all("version 2" in message.error_message for (message,) in ends)
+    assert all("bad prompt" == error.error_message for error, _ in ends)
     assert server.process.poll() is None
