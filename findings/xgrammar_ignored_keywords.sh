@@ -14,7 +14,7 @@ set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet apache-tvm-ffi pydantic numpy
+"$folder/venv/bin/pip" install --quiet apache-tvm-ffi==0.1.15.post2 pydantic==2.14.4 numpy==2.2.6
 "$folder/venv/bin/pip" install --quiet --no-deps xgrammar==0.2.8
 "$folder/venv/bin/python" - 2>"$folder/log" <<'EOP' || { cat "$folder/log" >&2; exit 1; }
 import json
