@@ -249,10 +249,13 @@ get_other_vllms() {
 media_packages() {
     local folder=$CACHE/media-packages
     make_package_folder "$folder" media.lock "$ENVIRONMENT/bin/python"
-    # A package index has once offered soundfile's wheel without its library alone.
-    if ! PYTHONPATH="$folder" "$ENVIRONMENT/bin/python" -c 'import av, soundfile'; then
+    # Of two indexes that have the same version, uv takes the file of the first, be it soundfile's
+    # wheel without its library.
+    if ! PYTHONPATH="$folder" "$ENVIRONMENT/bin/python" -c 'import av, soundfile' 2>/dev/null; then
+        need_uv
         rm "$folder.stamp"
-        UV_NO_CACHE=1 make_package_folder "$folder" media.lock "$ENVIRONMENT/bin/python"
+        UV_INDEX='' make_package_folder "$folder" media.lock "$ENVIRONMENT/bin/python"
+        PYTHONPATH="$folder" "$ENVIRONMENT/bin/python" -c 'import av, soundfile'
     fi
     rm -rf "$folder"/torchvision.libs "$folder"/torchvision/*.so
     rm -f "$folder/torchvision/_meta_registrations.py" # it may be a link to a file in uv's cache

@@ -39,8 +39,17 @@ def uv() -> None:
 def gen(*flags: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the script with a clean set of its own variables."""
     command = [SCRIPT, *flags]
-    environment = os.environ | UV | {"MIN_FREE_GB": "1"} | variables
+    environment = clean_environment() | variables
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's variables with the tests' uv, and without those that set it up.
+
+    scripts/test.sh may have given uv some, which would override pip's that the tests set.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
+    return inherited | UV | {"MIN_FREE_GB": "1"}
 
 
 def make_triton(folder: Path, minor: str = MINOR, version: str = "") -> Path:
@@ -168,7 +177,7 @@ def test_interrupted_build_leaves_the_old_result(tmp_path: Path) -> None:
     command = [SCRIPT, *tiny_flags(tmp_path), "--triton", "none"]
     # A step is running then. bash 5.2 may fail on a trap that interrupts it at a substitution.
     step = tmp_path / ".vllm_env.building/tools"
-    environment = os.environ | UV | {"MIN_FREE_GB": "1"}
+    environment = clean_environment()
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as build:
         deadline = time.monotonic() + 60
         while not step.exists():
