@@ -19,7 +19,6 @@ from triton_vllm.topology.load_balancing import (
     HOLD_SECONDS,
     STALE_SECONDS,
     LoadBalancer,
-    LoadTable,
     NoLoadBalancer,
     is_level,
 )
@@ -30,10 +29,11 @@ PACKAGE = str(Path(triton_vllm.__file__).parents[1])
 FRONT_END = """
 import os, sys
 from pathlib import Path
-from triton_vllm.topology.load_balancing import LoadTable
-table = LoadTable(Path(sys.argv[1]), 2, 1, 1)
-table.heartbeat(serves=True)
-table.changed(10)
+from triton_vllm.topology.load_balancing import LoadBalancer
+table = LoadBalancer(Path(sys.argv[1]), 2, 1, 1)
+table.beat(serves=True)
+for _ in range(10):
+    table.accepted_http()
 os._exit(1)
 """
 
@@ -71,29 +71,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def tables(tmp_path: Path, clock: Clock) -> Iterator[list[LoadTable]]:
+def tables(tmp_path: Path, clock: Clock) -> Iterator[list[LoadBalancer]]:
     """Two engines with two front ends each, all of which serve: 0 and 2, 1 and 3."""
     with contextlib.ExitStack() as stack:
-        made = [LoadTable(tmp_path / "loads", 4, slot, slot % 2) for slot in range(4)]
+        made = [LoadBalancer(tmp_path / "loads", 4, slot, slot % 2) for slot in range(4)]
         for table in made:
             stack.callback(table.close)
-            table.heartbeat(serves=True)
+            table.beat(serves=True)
         yield made
 
 
-def take(table: LoadTable, count: int) -> None:
+def take(table: LoadBalancer, count: int) -> None:
     for _ in range(count):
         table.accepted()
 
 
-def held(table: LoadTable, clock: Clock) -> float:
+def held(table: LoadBalancer, clock: Clock) -> float:
     """Return for how many seconds ``execute`` of this front end waits."""
     before = clock.slept
-    LoadBalancer(table).backpressure()
+    table.backpressure()
     return clock.slept - before
 
 
-def requests(table: LoadTable) -> tuple[int | None, int | None]:
+def requests(table: LoadBalancer) -> tuple[int | None, int | None]:
     """Return the requests of this front end's engine and of the other one, None where down."""
     own, others = table.requests()
     return own, (others[0] if others else None)
@@ -108,19 +108,19 @@ def test_a_lead_of_one_is_none_among_few(own: int, least: int, *, level: bool) -
     assert level == is_level(own, least)
 
 
-def test_all_see_all_requests(tables: list[LoadTable]) -> None:
+def test_all_see_all_requests(tables: list[LoadBalancer]) -> None:
     """Those that execute took and those that came in the loop, of all front ends of an engine."""
     take(tables[0], 3)
     take(tables[2], 2)
-    LoadBalancer(tables[2]).accepted_http()
+    tables[2].accepted_http()
     take(tables[3], 1)
     assert [(6, 1), (1, 6)] * 2 == [requests(table) for table in tables]
     for _ in range(2):
-        LoadBalancer(tables[0]).finished()
+        tables[0].finished()
     assert (1, 4) == requests(tables[1])
 
 
-def test_the_least_loaded_never_waits(tables: list[LoadTable], clock: Clock) -> None:
+def test_the_least_loaded_never_waits(tables: list[LoadBalancer], clock: Clock) -> None:
     """Nor does anybody while both have the same."""
     take(tables[0], 50)
     take(tables[1], 50)
@@ -129,14 +129,14 @@ def test_the_least_loaded_never_waits(tables: list[LoadTable], clock: Clock) -> 
     assert [0, 0] == [held(tables[1], clock), held(tables[3], clock)]
 
 
-def test_who_is_ahead_waits_for_a_moment_only(tables: list[LoadTable], clock: Clock) -> None:
+def test_who_is_ahead_waits_for_a_moment_only(tables: list[LoadBalancer], clock: Clock) -> None:
     """Though nothing changes; the one that took nothing belongs to the same engine."""
     take(tables[0], 50)
     for table in tables[0], tables[2]:
         assert pytest.approx(HOLD_SECONDS, abs=0.003) == held(table, clock)
 
 
-def test_who_is_ahead_waits_no_longer_than_it_is(tables: list[LoadTable], clock: Clock) -> None:
+def test_who_is_ahead_waits_no_longer_than_it_is(tables: list[LoadBalancer], clock: Clock) -> None:
     """When the other has caught up, the next request may come."""
     take(tables[0], 3)
     clock.at(0.005, tables[1].accepted)
@@ -144,37 +144,37 @@ def test_who_is_ahead_waits_no_longer_than_it_is(tables: list[LoadTable], clock:
     assert pytest.approx(0.010, abs=0.003) == held(tables[0], clock)
 
 
-def test_an_engine_that_is_down_holds_nobody_back(tables: list[LoadTable], clock: Clock) -> None:
+def test_an_engine_that_is_down_holds_nobody_back(tables: list[LoadBalancer], clock: Clock) -> None:
     """It has nothing to do, and is not the least loaded one; it leaves requests to the others."""
     take(tables[0], 50)
     for table in tables[1], tables[3]:
-        table.heartbeat(serves=False)
+        table.beat(serves=False)
     assert [(50, None), (None, 50)] == [requests(table) for table in tables[:2]]
     assert 0 == held(tables[0], clock)
     for number in range(1, 5):
-        clock.at(number / 2, lambda: tables[0].heartbeat(serves=True))
+        clock.at(number / 2, lambda: tables[0].beat(serves=True))
     assert pytest.approx(DOWN_SECONDS, abs=0.003) == held(tables[1], clock)
 
 
-def test_an_engine_that_is_back_waits_no_longer(tables: list[LoadTable], clock: Clock) -> None:
+def test_an_engine_that_is_back_waits_no_longer(tables: list[LoadBalancer], clock: Clock) -> None:
     """The first heartbeat after a restart ends the wait."""
     for table in tables[1], tables[3]:
-        table.heartbeat(serves=False)
-    clock.at(0.1, lambda: tables[3].heartbeat(serves=True))
+        table.beat(serves=False)
+    clock.at(0.1, lambda: tables[3].beat(serves=True))
     assert pytest.approx(0.1, abs=0.003) == held(tables[1], clock)
 
 
-def test_when_all_are_down_nobody_waits(tables: list[LoadTable], clock: Clock) -> None:
+def test_when_all_are_down_nobody_waits(tables: list[LoadBalancer], clock: Clock) -> None:
     """A refusal comes at once."""
     for table in tables:
-        table.heartbeat(serves=False)
+        table.beat(serves=False)
     assert [0, 0, 0, 0] == [held(table, clock) for table in tables]
 
 
 def test_a_process_that_died_counts_no_more(tmp_path: Path, clock: Clock) -> None:
     """Its requests and its life stay in the file, and grow old."""
     path = tmp_path / "loads"
-    with contextlib.closing(LoadTable(path, 2, 0, 0)) as table:
+    with contextlib.closing(LoadBalancer(path, 2, 0, 0)) as table:
         clock.now = time.monotonic()
         command = [sys.executable, "-c", FRONT_END, str(path)]
         died = subprocess.run(command, env={"PYTHONPATH": PACKAGE}, check=False, timeout=60)
@@ -186,8 +186,8 @@ def test_a_process_that_died_counts_no_more(tmp_path: Path, clock: Clock) -> Non
 
 def test_who_leaves_counts_no_more(tmp_path: Path) -> None:
     """As when the model is unloaded, one front end after the other."""
-    first, second = (LoadTable(tmp_path / "loads", 2, slot, slot) for slot in range(2))
-    second.heartbeat(serves=True)
+    first, second = (LoadBalancer(tmp_path / "loads", 2, slot, slot) for slot in range(2))
+    second.beat(serves=True)
     take(second, 5)
     second.close()
     assert (None, None) == requests(first)
@@ -195,7 +195,7 @@ def test_who_leaves_counts_no_more(tmp_path: Path) -> None:
 
 
 def test_heartbeats_follow_the_engine(
-    tables: list[LoadTable], monkeypatch: pytest.MonkeyPatch
+    tables: list[LoadBalancer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The event loop shows that the engine serves, and that it does not."""
     monkeypatch.setattr(load_balancing, "HEARTBEAT_SECONDS", 0)
@@ -207,9 +207,9 @@ def test_heartbeats_follow_the_engine(
             raise KeyError
         return len(seen) == 2
 
-    tables[2].heartbeat(serves=False)
+    tables[2].beat(serves=False)
     with pytest.raises(KeyError):
-        asyncio.run(LoadBalancer(tables[0]).heartbeat(serves))
+        asyncio.run(tables[0].heartbeat(serves))
     assert [0, None, 0, None] == seen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,6 @@ from triton_vllm.limits.admission import Admission
 from triton_vllm.limits.answer_check import AnswerCheck
 from triton_vllm.limits.drain import Drain
 from triton_vllm.openai_api.server import NoOpenAIServer, openai_server
-from triton_vllm.topology.front_ends import SingleFrontEnd
 from triton_vllm.topology.load_balancing import NoLoadBalancer
 
 
@@ -29,9 +29,8 @@ def make(openai: OpenAISettings | None) -> NoOpenAIServer:
     )
     admission = Admission(0, 0, lambda: 0, NoLoadBalancer())
     drain = Drain(admission, {}, "vllm")
-    return openai_server(
-        settings, FakeEngineArgs(), SingleFrontEnd(), admission, drain, AnswerCheck(), None
-    )
+    slot: Any = None  # not looked at
+    return openai_server(settings, FakeEngineArgs(), slot, admission, drain, AnswerCheck(), None)
 
 
 def test_without_settings_there_is_no_server() -> None:

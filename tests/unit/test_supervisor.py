@@ -20,7 +20,7 @@ from triton_vllm.errors import EngineDownError, ServingError
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission
 from triton_vllm.openai_api.server import NoOpenAIServer
-from triton_vllm.topology.front_ends import SingleFrontEnd
+from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.load_balancing import NoLoadBalancer
 from triton_vllm.topology.nodes import SingleNode
 from triton_vllm.topology.stub_process import EngineErrors
@@ -45,11 +45,10 @@ def errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineErrors:
     return errors
 
 
-class Follower(SingleFrontEnd):
-    """A front end that is not the leader."""
-
-    is_leader = False
-    index, count = 1, 2
+def slot_of(errors: EngineErrors, index: int = 0, count: int = 1) -> FrontEndSlot:
+    """Return a slot in the folder of ``errors``, which nobody has claimed."""
+    held: Any = None
+    return FrontEndSlot(errors._path.parent, index, count, held)
 
 
 class FakeLLM:
@@ -96,7 +95,7 @@ class Supervised:
         monkeypatch: pytest.MonkeyPatch,
         *,
         restarts: int = 3,
-        slot: SingleFrontEnd | None = None,
+        slot: FrontEndSlot | None = None,
         failures: tuple[Exception, ...] = (),
     ) -> None:
         self.runs: list[FakeRun] = []
@@ -106,7 +105,7 @@ class Supervised:
         monkeypatch.setattr(vllm_api, "create_config", lambda args: None, raising=False)
         monkeypatch.setattr(vllm_api, "grammar_tokenizer", lambda llm: None, raising=False)
         plan: Any = SimpleNamespace(
-            slot=slot or SingleFrontEnd(),
+            slot=slot or slot_of(errors),
             errors=errors,
             cluster=SimpleNamespace(close=lambda: None),
             settings=SimpleNamespace(name="vllm", serving=serving),
@@ -199,11 +198,12 @@ def test_a_follower_whose_leader_gives_up_waits_no_more(
     loop: EventLoopThread, errors: EngineErrors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if it does so when the follower has just begun to."""
-    slot = Follower()
+    slot = slot_of(errors, 1, 2)
+    monkeypatch.setattr(slot, "leader_lives", lambda: True)
     supervised = Supervised(loop, errors, monkeypatch, slot=slot)
 
     async def exhaust() -> None:
-        slot.restarts_exhausted = True
+        slot_of(errors, 0, 2).announce_restarts_exhausted()
 
     monkeypatch.setattr(FakeRun, "end_processes", lambda self: exhaust())
     supervised.kill()
@@ -249,7 +249,7 @@ def run(loop: EventLoopThread, errors: EngineErrors, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(vllm_api, "has_failed", lambda llm: False, raising=False)
 
     async def make() -> EngineRun:
-        slot, cluster = SingleFrontEnd(), SingleNode()
+        slot, cluster = slot_of(errors), SingleNode()
         plan: Any = SimpleNamespace(slot=slot, errors=errors, cluster=cluster)
         llm = SimpleNamespace()
         renderers: Any = None

@@ -20,7 +20,7 @@ from triton_vllm.errors import SettingsError
 from triton_vllm.log import StartupTimer
 from triton_vllm.openai_api.port import bound_port
 from triton_vllm.topology.cpus import parse_cpus
-from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
+from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.instances import Instance
 from triton_vllm.vllm_api.versions import unusable_vllm
 
@@ -69,7 +69,7 @@ def _import_engine() -> Callable[..., Engine]:
 
 
 def _bind_port(
-    settings: ModelSettings, slot: FrontEndSlot | SingleFrontEnd, held: contextlib.ExitStack
+    settings: ModelSettings, slot: FrontEndSlot, held: contextlib.ExitStack
 ) -> socket.socket | None:
     """Bind the OpenAI port, if there is one and this front end leads. Raises SettingsError."""
     openai = settings.serving.openai

@@ -11,7 +11,7 @@ from typing import Any
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError, one_line
 from triton_vllm.log import StartupTimer
-from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
+from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.instances import Instance
 from triton_vllm.topology.load_balancing import NoLoadBalancer
 from triton_vllm.topology.stub_process import EngineErrors
@@ -37,7 +37,7 @@ class EnginePlan:
 
     settings: ModelSettings
     label: str
-    slot: FrontEndSlot | SingleFrontEnd
+    slot: FrontEndSlot
     balancer: NoLoadBalancer
     errors: EngineErrors
     engine_cpus: Any

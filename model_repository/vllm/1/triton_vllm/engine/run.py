@@ -84,7 +84,7 @@ class EngineRun:
             if plan.slot.is_leader:
                 plan.errors.clear()
             addresses, front_end = None, {}
-            if isinstance(plan.slot, FrontEndSlot):
+            if plan.slot.count > 1:
                 addresses = await _join(plan, plan.slot, loop, replaced, held)
                 front_end = _front_end_of(addresses, plan.slot)
             llm = await _start(
@@ -107,9 +107,7 @@ class EngineRun:
         """Notice its failure: a process exits, vLLM reports it, or the cluster is lost."""
         # A leader that dies takes the engine along.
         slot = self._plan.slot
-        leader = (
-            {slot.leader_pid()} if isinstance(slot, FrontEndSlot) and not slot.is_leader else set()
-        )
+        leader = set() if slot.is_leader else {slot.leader_pid()}
         for pid in self._processes | leader:
             self._held.callback(loop.on_exit(pid, self._exited))
         watchers = [asyncio.create_task(self._poll())]

@@ -25,8 +25,7 @@ from triton_vllm.openai_api.answer_log import AnswerLog
 from triton_vllm.openai_api.arguments import parse_frontend_args
 from triton_vllm.openai_api.middleware import RequestMiddleware
 from triton_vllm.openai_api.port import bound_port
-from triton_vllm.topology.draining import draining
-from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
+from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.vllm_api.versions import SUPPORTED
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class NoOpenAIServer:
 def openai_server(
     settings: ModelSettings,
     engine_args: vllm_api.AsyncEngineArgs,
-    slot: FrontEndSlot | SingleFrontEnd,
+    slot: FrontEndSlot,
     admission: Admission,
     drain: Drain,
     answers: AnswerCheck,
@@ -143,7 +142,7 @@ class OpenAIServer(NoOpenAIServer):
         middleware: RequestMiddleware,
         front_end: vllm_openai.FrontEnd,
         server: Any,
-        slot: FrontEndSlot | SingleFrontEnd,
+        slot: FrontEndSlot,
         drain: Drain,
         answers: AnswerCheck,
         port: socket.socket | None,
@@ -156,8 +155,7 @@ class OpenAIServer(NoOpenAIServer):
         self._middleware = middleware
         self._front_end = front_end
         self._server = server
-        self._is_leader, self._is_shared = slot.is_leader, slot.count > 1
-        self._cohort = draining(slot)
+        self._slot = slot
         self._drain = drain
         self._answers = answers
         self._port = port
@@ -183,7 +181,7 @@ class OpenAIServer(NoOpenAIServer):
         """Listen; return the task that serves."""
         host, number = self._settings.host, self._settings.port
         port = self._port or self._cleanup.enter_context(
-            bound_port(host, number, leads=False, shared=self._is_shared, where=self._where)
+            bound_port(host, number, leads=False, shared=self._slot.count > 1, where=self._where)
         )
         serving = asyncio.create_task(self._server.serve([port]))
         while not self._server.started:
@@ -192,26 +190,26 @@ class OpenAIServer(NoOpenAIServer):
                 raise SettingsError(f"{self._where}: port {number}: {serving.exception()}")
         config = self._server.config
         self._background.append(self._front_end.watch_certificates(config.ssl))
-        if not self._is_leader:
+        if not self._slot.is_leader:
             self._background.append(asyncio.create_task(self._shut_down_with_leader()))
         scheme = "https" if config.is_ssl else "http"
         logger.info(f"{self._name}: OpenAI-compatible HTTP on {scheme}://{host}:{number}/v1")
         return serving
 
     async def _shut_down_with_leader(self) -> None:
-        await self._cohort.wait_for_leader()
+        await self._slot.wait_for_drain()
         await self.shut_down()
 
     async def shut_down(self) -> None:  # noqa: D102 (as above)
         self._server.should_exit = True
-        self._cohort.announce()
+        self._slot.announce_drain()
         self._drain.begin(final=True)
         if self._serving is not None:
             # uvicorn is not to wait for clients that do not read how their requests were ended.
             self._server.config.timeout_graceful_shutdown = self._time_left()
             await asyncio.wait([self._serving])
-        self._cohort.finish()
-        await self._cohort.wait_for_others(self._time_left())
+        self._slot.announce_drained()
+        await self._slot.wait_for_others(self._time_left())
         await self._front_end.close()
         self._cleanup.close()
 

@@ -1,8 +1,8 @@
-"""How several front-end processes find the one engine that they share.
+"""How the front-end processes of one engine find it and each other.
 
 ``instance_group [{ count: N }]`` makes Triton start N stub processes, in any order and with no
 channel between them. Each claims a slot in a folder. The first one is the leader: it starts the
-engine core and publishes its addresses there. The others wait for the addresses and join.
+engine core and, if there are others, publishes its addresses there. They wait for those and join.
 
     <tmp>/triton_vllm-<uid>/<server pid>-<its start time>/<model>/<version>[.<engine>]/
     ├── lock             held while a slot is claimed or released
@@ -11,7 +11,8 @@ engine core and publishes its addresses there. The others wait for the addresses
         ├── slot-1 …     locked by the others
         ├── engine.json  the addresses and process ids, published by the leader
         ├── metrics/     the counts of each front end, in prometheus_client's files
-        ├── drained/     which front ends have answered all HTTP requests (draining.py)
+        ├── drained/     made by the leader: all stop accepting HTTP requests
+        │   └── 1        front end 1 has answered all that it had accepted
         ├── loads        the loads of several engines (load_balancing.py)
         ├── errors.jsonl errors that the engine's processes log (stub_process.py)
         ├── restarts-exhausted  the leader restarts the engine no more
@@ -24,6 +25,7 @@ it, so a reload never mixes with its predecessor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -52,41 +54,18 @@ class EngineAddresses:
     processes: list[int]
 
 
-class SingleFrontEnd:
-    """The slot of the only front end of an engine. Nothing here waits or is announced."""
-
-    index = 0
-    count = 1
-    is_leader = True
-    is_closing = False
-    restarts_exhausted = False
-
-    def leader_lives(self) -> bool:
-        """Return whether the front end that starts the engine is alive."""
-        return True
-
-    def announce_closing(self) -> None:
-        """Tell the other front ends that the engine is being stopped."""
-
-    def announce_restarts_exhausted(self) -> None:
-        """Tell the other front ends that the engine is not restarted."""
-
-    def stop_waiting(self) -> None:
-        """Let ``wait_for_engine`` fail. Any thread."""
-
-    def occupied(self) -> int:
-        """Return how many front ends are alive."""
-        return 1
-
-
 class FrontEndSlot:
-    """The slot of one of several front ends that share an engine."""
+    """The slot of one of the ``count`` front ends of an engine.
+
+    ``cohort`` is their folder. The leader starts the engine core.
+    """
 
     def __init__(self, cohort: Path, index: int, count: int, held: IO[str]) -> None:
         """Use ``FrontEndSlot.claim``."""
+        self.cohort = cohort
         self.index = index
         self.count = count
-        self._cohort = cohort
+        self.is_leader = index == 0
         self._held = held
         self._waits = True
 
@@ -119,34 +98,19 @@ class FrontEndSlot:
         return cls(cohort, index, count, held)
 
     @property
-    def is_leader(self) -> bool:
-        """Whether this front end starts the engine core."""
-        return self.index == 0
-
-    @property
     def is_closing(self) -> bool:
         """Whether the leader is stopping the engine."""
-        return (self._cohort / "closing").exists()
+        return (self.cohort / "closing").exists()
 
     @property
     def restarts_exhausted(self) -> bool:
         """Whether the leader has no attempt left to restart the engine."""
-        return (self._cohort / "restarts-exhausted").exists()
-
-    @property
-    def metrics_directory(self) -> Path:
-        """The folder of all front ends' counts."""
-        return self._cohort / "metrics"
-
-    @property
-    def cohort(self) -> Path:
-        """The folder of the front ends of this load of the model."""
-        return self._cohort
+        return (self.cohort / "restarts-exhausted").exists()
 
     def others(self) -> list[int]:
         """Return the indexes of the other front ends that are alive."""
         own = Path(self._held.name)
-        slots = [slot for slot in self._cohort.glob("slot-*") if slot != own]
+        slots = [slot for slot in self.cohort.glob("slot-*") if slot != own]
         return [int(slot.name.removeprefix("slot-")) for slot in slots if is_held(slot)]
 
     def occupied(self) -> int:
@@ -155,21 +119,21 @@ class FrontEndSlot:
 
     def leader_lives(self) -> bool:
         """Return whether the front end that starts the engine is alive."""
-        return self.is_leader or is_held(self._cohort / "slot-0")
+        return self.is_leader or is_held(self.cohort / "slot-0")
 
     def leader_pid(self) -> int:
         """Return the process id of the leader."""
-        return int((self._cohort / "slot-0").read_text(encoding="utf-8"))
+        return int((self.cohort / "slot-0").read_text(encoding="utf-8"))
 
     def publish(self, addresses: EngineAddresses) -> None:
         """Publish where the engine is. Leader only."""
-        new = self._cohort / "engine.json.new"
+        new = self.cohort / "engine.json.new"
         new.write_text(json.dumps(asdict(addresses)), encoding="utf-8")
-        new.rename(self._cohort / "engine.json")
+        new.rename(self.cohort / "engine.json")
 
     def withdraw(self) -> None:
         """Withdraw the addresses of an engine that has ended. Leader only."""
-        (self._cohort / "engine.json").unlink(missing_ok=True)
+        (self.cohort / "engine.json").unlink(missing_ok=True)
 
     async def wait_for_engine(self, died: EngineAddresses | None = None) -> EngineAddresses:
         """Wait until the leader has published an engine other than the one that ``died``.
@@ -190,20 +154,20 @@ class FrontEndSlot:
 
     def _published(self) -> EngineAddresses | None:
         try:
-            text = (self._cohort / "engine.json").read_text(encoding="utf-8")
+            text = (self.cohort / "engine.json").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
         return EngineAddresses(**json.loads(text))
 
     def release(self) -> None:
         """Release the slot; the last front end to leave removes the folder."""
-        with locked(self._cohort.parent):
+        with locked(self.cohort.parent):
             if self.is_leader:
                 self.announce_closing()
             self._held.close()  # which drops the lock
-            others = set(self._cohort.glob("slot-*")) - {Path(self._held.name)}
+            others = set(self.cohort.glob("slot-*")) - {Path(self._held.name)}
             if not any(is_held(slot) for slot in others):
-                shutil.rmtree(self._cohort, ignore_errors=True)
+                shutil.rmtree(self.cohort, ignore_errors=True)
 
     def stop_waiting(self) -> None:
         """Let ``wait_for_engine`` fail. Any thread."""
@@ -211,12 +175,39 @@ class FrontEndSlot:
 
     def announce_closing(self) -> None:
         """Tell the others that the engine is about to stop. Leader only."""
-        (self._cohort / "closing").touch()
+        with contextlib.suppress(FileNotFoundError):  # something has tidied up the folder
+            (self.cohort / "closing").touch()
 
     def announce_restarts_exhausted(self) -> None:
         """Tell the others that the engine is not restarted, if this is the leader."""
         if self.is_leader:
-            (self._cohort / "restarts-exhausted").touch()
+            (self.cohort / "restarts-exhausted").touch()
+
+    # Triton finalizes front ends one after the other, and the engine ends with the leader. So the
+    # leader has all of them close their HTTP port, and waits for the requests that they accepted.
+
+    def announce_drain(self) -> None:
+        """Tell the others to stop accepting, if this is the leader."""
+        if self.is_leader and self.count > 1:
+            (self.cohort / "drained").mkdir(exist_ok=True)
+
+    def announce_drained(self) -> None:
+        """Tell the leader, if it has asked, that every request here has been answered."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.cohort / "drained" / str(self.index)).touch()
+
+    async def wait_for_drain(self) -> None:
+        """Wait until the leader tells the others to stop accepting."""
+        while not (self.cohort / "drained").exists():  # noqa: ASYNC110 (another process makes it)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def wait_for_others(self, seconds: float) -> None:
+        """Wait, ``seconds`` at most, until all others have drained or left.."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self.is_leader and asyncio.get_running_loop().time() < deadline:
+            if all((self.cohort / "drained" / str(other)).exists() for other in self.others()):
+                return
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 def _number(cohort: Path) -> int:

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.front_ends import FrontEndSlot, SingleFrontEnd
-from triton_vllm.topology.load_balancing import LoadBalancer, LoadTable, NoLoadBalancer
+from triton_vllm.topology.front_ends import FrontEndSlot
+from triton_vllm.topology.load_balancing import LoadBalancer, NoLoadBalancer
 from triton_vllm.topology.rendezvous import rendezvous_dir
 from triton_vllm.topology.stub_process import EngineErrors
 
@@ -33,11 +31,11 @@ class Instance:
     """
 
     settings: ModelSettings
-    slot: FrontEndSlot | SingleFrontEnd
+    slot: FrontEndSlot
     errors: EngineErrors
-    devices: str = ""
-    label: str = ""
-    balancer: NoLoadBalancer = field(default_factory=NoLoadBalancer)
+    devices: str
+    label: str
+    balancer: NoLoadBalancer
 
     @classmethod
     def claim(cls, settings: ModelSettings, cleanup: contextlib.ExitStack) -> Instance:
@@ -48,42 +46,33 @@ class Instance:
         """
         placement = settings.placement
         engine = placement.engine
-        balancer: NoLoadBalancer = NoLoadBalancer()
+        label, balancer = "", NoLoadBalancer()
         if placement.engines > 1:
             member = FrontEndSlot.claim(
                 rendezvous_dir(settings.name, settings.version), placement.instances
             )
             cleanup.callback(member.release)
-            if engine is None:
-                engine = member.index % placement.engines
-            loads = member.cohort / "loads"
-            table = LoadTable(loads, placement.instances, member.index, engine)
-            cleanup.callback(table.close)
-            balancer = LoadBalancer(table)
+            engine = member.index % placement.engines if engine is None else engine
+            balancer = LoadBalancer(
+                member.cohort / "loads", placement.instances, member.index, engine
+            )
+            cleanup.callback(balancer.close)
+            label = str(engine)
         assert engine is not None, "as it is with one engine"
-        if placement.devices[engine]:
-            os.environ["CUDA_VISIBLE_DEVICES"] = placement.devices[engine]
-        place = str(engine) if placement.engines > 1 else ""
-        slot: FrontEndSlot | SingleFrontEnd = SingleFrontEnd()
-        if placement.front_ends == 1:
-            directory = tempfile.TemporaryDirectory(
-                prefix="triton_vllm-", ignore_cleanup_errors=True
-            )
-            cleanup.callback(directory.cleanup)
-            errors = EngineErrors(Path(directory.name))
-        else:
-            slot = FrontEndSlot.claim(
-                rendezvous_dir(settings.name, settings.version, place), placement.front_ends
-            )
-            cleanup.callback(slot.release)
+        devices = placement.devices[engine]
+        if devices:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+        slot = FrontEndSlot.claim(
+            rendezvous_dir(settings.name, settings.version, label), placement.front_ends
+        )
+        cleanup.callback(slot.release)
+        if slot.count > 1:
             # As in `vllm serve` with several API servers, the front ends count into files of one
             # folder, from which the leader reads the sum. prometheus_client reads the variable when
             # it is imported.
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(slot.metrics_directory)
-            errors = EngineErrors(slot.cohort)
-        return cls(
-            settings_of(settings, engine), slot, errors, placement.devices[engine], place, balancer
-        )
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(slot.cohort / "metrics")
+        errors = EngineErrors(slot.cohort)
+        return cls(settings_of(settings, engine), slot, errors, devices, label, balancer)
 
 
 def settings_of(settings: ModelSettings, engine: int) -> ModelSettings:

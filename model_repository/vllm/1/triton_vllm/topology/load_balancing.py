@@ -22,6 +22,7 @@ import asyncio
 import mmap
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,54 +48,6 @@ def is_level(own: int, least: int) -> bool:
     return own <= least + (least < _MANY)
 
 
-class LoadTable:
-    """The loads of all front ends of a model's engines; this front end writes ``slot``."""
-
-    def __init__(self, path: Path, slots: int, slot: int, engine: int) -> None:
-        """Map the file ``path``, and create it if it is missing."""
-        size = slots * _WORDS * 8
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.posix_fallocate(file, 0, size)  # a write to a full disk would end the process
-            self._map = mmap.mmap(file, size)
-        finally:
-            os.close(file)
-        self._numbers = memoryview(self._map).cast("q")
-        self._own = slot * _WORDS
-        self._engine = engine
-        self._numbers[self._own + _ENGINE] = engine + 1
-
-    def accepted(self) -> None:
-        """Count a request that ``execute`` has accepted. The thread of ``execute`` only."""
-        self._numbers[self._own + _ACCEPTED] += 1
-
-    def changed(self, change: int) -> None:
-        """Count a request that the event loop has accepted (1) or finished (-1). In the loop."""
-        self._numbers[self._own + _CHANGE] += change
-
-    def heartbeat(self, *, serves: bool) -> None:
-        """Show whether this front end runs and its engine accepts requests. Event loop only."""
-        self._numbers[self._own + _HEARTBEAT] = time.monotonic_ns() if serves else 0
-
-    def requests(self) -> tuple[int | None, list[int]]:
-        """Return the requests of this engine, None while it is down, and those of the others."""
-        oldest = time.monotonic_ns() - int(STALE_SECONDS * 1e9)
-        numbers = self._numbers
-        engines: dict[int, int] = {}
-        for at in range(0, len(numbers), _WORDS):
-            if numbers[at + _HEARTBEAT] > oldest:
-                engine = numbers[at + _ENGINE] - 1
-                load = numbers[at + _ACCEPTED] + numbers[at + _CHANGE]
-                engines[engine] = engines.get(engine, 0) + load
-        return engines.pop(self._engine, None), list(engines.values())
-
-    def close(self) -> None:
-        """Leave the table."""
-        self._numbers[self._own + _HEARTBEAT] = 0
-        self._numbers.release()
-        self._map.close()
-
-
 class NoLoadBalancer:
     """The balancer of a model with one engine, which gets all requests."""
 
@@ -117,17 +70,49 @@ class NoLoadBalancer:
 class LoadBalancer(NoLoadBalancer):
     """Delays the next request of a front end whose engine has more requests than another."""
 
-    def __init__(self, table: LoadTable) -> None:
-        self._table = table
+    def __init__(self, path: Path, slots: int, slot: int, engine: int) -> None:
+        """Map the table ``path`` of ``slots`` front ends, of which this one writes ``slot``."""
+        size = slots * _WORDS * 8
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(file, 0, size)  # a write to a full disk would end the process
+            self._map = mmap.mmap(file, size)
+        finally:
+            os.close(file)
+        self._numbers = memoryview(self._map).cast("q")
+        self._own = slot * _WORDS
+        self._engine = engine
+        self._numbers[self._own + _ENGINE] = engine + 1
 
     def accepted(self) -> None:  # noqa: D102 (as above)
-        self._table.accepted()
+        self._numbers[self._own + _ACCEPTED] += 1
 
     def accepted_http(self) -> None:  # noqa: D102
-        self._table.changed(1)
+        self._numbers[self._own + _CHANGE] += 1
 
     def finished(self) -> None:  # noqa: D102
-        self._table.changed(-1)
+        self._numbers[self._own + _CHANGE] -= 1
+
+    async def heartbeat(self, serves: Callable[[], bool]) -> None:  # noqa: D102
+        while True:
+            self.beat(serves=serves())
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    def beat(self, *, serves: bool) -> None:
+        """Show now whether this front end runs and its engine accepts requests."""
+        self._numbers[self._own + _HEARTBEAT] = time.monotonic_ns() if serves else 0
+
+    def requests(self) -> tuple[int | None, list[int]]:
+        """Return the requests of this engine, None while it is down, and those of the others."""
+        oldest = time.monotonic_ns() - int(STALE_SECONDS * 1e9)
+        numbers = self._numbers
+        engines: Counter[int] = Counter()
+        for at in range(0, len(numbers), _WORDS):
+            if numbers[at + _HEARTBEAT] > oldest:
+                engines[numbers[at + _ENGINE] - 1] += (
+                    numbers[at + _ACCEPTED] + numbers[at + _CHANGE]
+                )
+        return engines.pop(self._engine, None), list(engines.values())
 
     def backpressure(self) -> None:
         """Sleep while this engine is ahead, for a moment at most.
@@ -143,12 +128,13 @@ class LoadBalancer(NoLoadBalancer):
 
     def _longest_delay(self) -> float:
         """Return for how many seconds at most ``execute`` may be delayed as things are."""
-        own, others = self._table.requests()
+        own, others = self.requests()
         if not others or (own is not None and is_level(own, min(others))):
             return 0.0
         return DOWN_SECONDS if own is None else HOLD_SECONDS
 
-    async def heartbeat(self, serves: Callable[[], bool]) -> None:  # noqa: D102
-        while True:
-            self._table.heartbeat(serves=serves())
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+    def close(self) -> None:
+        """Leave the table."""
+        self.beat(serves=False)
+        self._numbers.release()
+        self._map.close()

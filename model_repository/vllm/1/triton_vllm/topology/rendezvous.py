@@ -50,7 +50,8 @@ def _start_time(pid: int) -> str | None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a folder."""
+    """Hold the lock of a folder, which is made again if something has tidied it up."""
+    directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w", encoding="utf-8") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
