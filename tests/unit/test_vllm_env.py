@@ -137,7 +137,7 @@ def test_the_line_names_torch_cuda_and_driver() -> None:
     """All that a machine needs, and what this one has."""
     expected = (
         "vLLM 0.33.0 needs torch 2.14.0, which is built for CUDA 13.0 and needs an NVIDIA driver "
-        "580 or newer; this machine has 580.65.06"
+        "580.65.06 or newer; this machine has 580.65.06"
     )
     assert expected == vllm_env.judge_driver("0.33.0", CUDA_13, "580.65.06")
 
@@ -147,7 +147,58 @@ def test_a_machine_without_a_driver_may_build() -> None:
     assert vllm_env.judge_driver("0.33.0", CUDA_13, "").endswith("this machine has none")
 
 
-def test_a_driver_that_is_too_old_is_refused() -> None:
-    """Before gigabytes are installed, with what to do."""
-    with pytest.raises(vllm_env.UnfitError, match=r"this machine has 550\.54\.14: install a newer"):
-        vllm_env.judge_driver("0.33.0", CUDA_13, "550.54.14")
+# The vLLMs that are supported, with what uv chose for each on 2026-11-29 (x86_64, Python 3.12): its
+# torch, and the CUDA toolkit of that torch.
+TORCH_AND_CUDA = {
+    "0.26.0": ("2.11.0", "13.0.2"),
+    "0.27.0": ("2.13.0", "13.0.3.0"),
+    "0.28.0": ("2.13.0", "13.0.3.0"),
+    "0.29.0": ("2.13.0", "13.0.3.0"),
+    "0.30.0": ("2.13.0", "13.0.3.0"),
+    "0.31.0": ("2.13.0", "13.0.3.0"),
+    "0.32.0": ("2.13.0", "13.0.3.0"),
+    "0.33.0": ("2.14.0", "13.0.3.0"),
+}
+
+
+@pytest.mark.parametrize("vllm", TORCH_AND_CUDA)
+def test_every_supported_vllm_needs_a_driver_for_cuda_13(vllm: str) -> None:
+    """On PyPI each has come with a torch for CUDA 13.0."""
+    torch, toolkit = TORCH_AND_CUDA[vllm]
+    told = vllm_env.judge_driver(vllm, [f"torch=={torch}", f"cuda-toolkit=={toolkit}"], "")
+    assert f"torch {torch}, which is built for CUDA 13.0 and needs an NVIDIA driver 580.65" in told
+
+
+def test_the_lock_has_the_torch_of_that_table() -> None:
+    """A new lock asks for a new look at its CUDA."""
+    version = version_in_lock("vllm")
+    packages = vllm_env.locked_packages(REQUIREMENTS, "vllm", version, "any")
+    torch, toolkit = TORCH_AND_CUDA[version]
+    words = [each.split()[0] for each in packages]
+    assert {f"torch=={torch}", f"cuda-toolkit=={toolkit}"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "oldest", "too_old"),
+    [
+        ("11.8", "450.80.02", "450.80.01"),
+        ("12.0", "525.60.13", "525.60.11"),
+        ("12.8", "525.60.13", "470.256.02"),
+        ("13.0", "580.65.06", "580.65.05"),
+        ("13.3", "580.65.06", "575.64.05"),
+    ],
+)
+def test_the_oldest_driver_of_each_cuda(cuda: str, oldest: str, too_old: str) -> None:
+    """It is the same for all minor versions; an older one is refused before gigabytes come."""
+    packages = ["torch==2.14.0", f"cuda-toolkit=={cuda}.1"]
+    for enough in (oldest, "590.44.01"):
+        assert f"driver {oldest} or newer" in vllm_env.judge_driver("0.33.0", packages, enough)
+    with pytest.raises(vllm_env.UnfitError, match=rf"this machine has {too_old}: install a newer"):
+        vllm_env.judge_driver("0.33.0", packages, too_old)
+
+
+def test_a_cuda_that_is_not_in_the_table() -> None:
+    """The line says so, and no driver is refused."""
+    packages = ["torch==3.0.0", "cuda-toolkit==14.0.1"]
+    told = vllm_env.judge_driver("0.40.0", packages, "580.65.06")
+    assert "CUDA 14.0 and needs an NVIDIA driver of an unknown version or newer" in told
