@@ -16,9 +16,8 @@ from vllm.outputs import CompletionOutput, RequestOutput
 
 from triton_vllm.errors import RequestError, SettingsError
 from triton_vllm.protocol.delta import Delta
-from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.outputs import CHAT_OUTPUTS
-from triton_vllm.protocol.requests import ChatPrompt, EngineOptions, GenerationRequest
+from triton_vllm.protocol.requests import ChatPrompt, EngineOptions, Generation, GenerationRequest
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.arguments import parse_engine_args
 from triton_vllm.vllm_api.compat import cli_args

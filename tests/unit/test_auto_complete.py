@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import triton_vllm
-from triton_vllm.protocol.auto_complete import complete_config
 from triton_vllm.protocol.outputs import OUTPUT_TENSORS
-from triton_vllm.protocol.schema import INPUTS
+from triton_vllm.protocol.schema import INPUTS, complete_config
 
 PACKAGE = Path(triton_vllm.__file__).parents[1]
 

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.fakes import FakeSender, fake_pb_utils, generation_request, logged
 from triton_vllm.errors import CancelledError
 from triton_vllm.limits.admission import Admission
-from triton_vllm.protocol.cancellation import CancellationWatcher
+from triton_vllm.limits.cancellation import CancellationWatcher
 from triton_vllm.protocol.encode import ResponseEncoder
 from triton_vllm.protocol.stream import ResponseStream
 from triton_vllm.topology.load_balancing import NoLoadBalancer
@@ -49,7 +49,7 @@ class Restless(dict[Any, Any]):
 def watched(watcher: CancellationWatcher, sender: Any) -> Iterator[None]:
     """Be a live request whose client is watched."""
     admission = Admission(0, 0, lambda: 0, NoLoadBalancer())
-    with admission.admit() as live, watcher.watch(stream_of(sender), live):
+    with admission.admit() as live, watcher.watch(live, stream_of(sender).is_cancelled):
         yield
 
 
@@ -170,7 +170,7 @@ def test_a_question_without_an_answer_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A Triton that does not answer is left behind, and the model can be unloaded."""
-    monkeypatch.setattr("triton_vllm.protocol.cancellation._STOP_SECONDS", 0.1)
+    monkeypatch.setattr("triton_vllm.limits.cancellation._STOP_SECONDS", 0.1)
     asked, answer = threading.Event(), threading.Event()
 
     class Stuck(FakeSender):

@@ -11,8 +11,7 @@ import pytest
 from tests.unit.fakes import FakeRequest
 from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.errors import RequestError
-from triton_vllm.protocol.decode import decode
-from triton_vllm.protocol.host import Host, triton_timeout
+from triton_vllm.protocol.decode import Host, decode, triton_timeout
 from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, OUTPUT_TENSORS, OUTPUTS
 from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 

@@ -19,12 +19,12 @@ from triton_vllm.errors import GenerationError, ServingError, UnavailableError, 
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission
 from triton_vllm.limits.answer_check import AnswerCheck
+from triton_vllm.limits.cancellation import CancellationWatcher
 from triton_vllm.limits.server_watch import NoWatch
 from triton_vllm.openai_api.server import NoOpenAIServer
-from triton_vllm.protocol.cancellation import CancellationWatcher
+from triton_vllm.protocol.decode import Host
 from triton_vllm.protocol.delta import Delta
-from triton_vllm.protocol.generation import Generation
-from triton_vllm.protocol.host import Host
+from triton_vllm.protocol.requests import Generation
 from triton_vllm.protocol.stream import SenderPool
 from triton_vllm.topology.load_balancing import NoLoadBalancer
 from triton_vllm.vllm_api import api as vllm_api

@@ -17,9 +17,8 @@ from triton_vllm.limits.schema_check import Answer, violations
 from triton_vllm.openai_api.answer_log import AnswerLog
 from triton_vllm.openai_api.exchange import Message
 from triton_vllm.protocol.delta import Delta, DeltaExtras, SequenceExtras
-from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.outputs import SCHEMA_ERRORS
-from triton_vllm.protocol.requests import ChatPrompt
+from triton_vllm.protocol.requests import ChatPrompt, Generation
 from triton_vllm.protocol.schema_errors import checked
 
 pytestmark = pytest.mark.timeout(60)

@@ -15,13 +15,12 @@ from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.engine.load import load_engine
 from triton_vllm.errors import GenerationError, ServingError, SettingsError, one_line
+from triton_vllm.limits.cancellation import CancellationWatcher
 from triton_vllm.log import log_to_triton
 from triton_vllm.metrics.export import export_metrics
-from triton_vllm.protocol.auto_complete import complete_config
-from triton_vllm.protocol.cancellation import CancellationWatcher
-from triton_vllm.protocol.decode import decode
-from triton_vllm.protocol.host import Host, read_request_id
+from triton_vllm.protocol.decode import Host, decode, read_request_id
 from triton_vllm.protocol.requests import GenerationRequest
+from triton_vllm.protocol.schema import complete_config
 from triton_vllm.protocol.stream import ResponseStream, SenderPool
 from triton_vllm.topology.stub_process import leave_no_core_dump, prepare_process
 
@@ -75,7 +74,7 @@ class TritonPythonModel:
         try:
             with (
                 self._engine.admit(request, stream) as live,
-                self._cancellations.watch(stream, live),
+                self._cancellations.watch(live, stream.is_cancelled),
             ):
                 work = await self._engine.render(request)  # 2. tokenize
                 async for output in work.outputs():  # 3. generate

@@ -4,7 +4,7 @@ The life of a request, and the module that holds each step:
 
 1. decode    ``protocol.decode``           Triton's tensors become one typed ``GenerationRequest``
 2. tokenize  ``vllm_api.render``           vLLM's renderer turns the prompt into token ids
-3. generate  ``protocol.generation``       the request joins the engine's batch; deltas come back
+3. generate  ``protocol.requests``         the request joins the engine's batch; deltas come back
 4. send      ``protocol.stream``           sender threads turn deltas into Triton responses
 5. finish    ``protocol.stream``           the last response carries the FINAL flag, exactly once
 

@@ -30,8 +30,7 @@ from triton_vllm.limits.drain import UNLOADING, Drain
 from triton_vllm.limits.server_watch import NoWatch, ServerWatch
 from triton_vllm.openai_api.server import NoOpenAIServer
 from triton_vllm.protocol.decode import Parser
-from triton_vllm.protocol.generation import Generation
-from triton_vllm.protocol.requests import GenerationRequest
+from triton_vllm.protocol.requests import Generation, GenerationRequest
 from triton_vllm.protocol.schema_errors import checked
 from triton_vllm.protocol.stream import ResponseStream
 from triton_vllm.vllm_api import api as vllm_api

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.errors import RequestError
 from triton_vllm.protocol.fields import ParameterValidator, load_json_object
-from triton_vllm.protocol.host import (
-    Host,
-    read_request_id,
-    read_request_parameters,
-    trace_headers,
-    triton_timeout,
-)
-from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, Output
+from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, TEXTS, Output
 from triton_vllm.protocol.prompts import PromptWithParameters
 from triton_vllm.protocol.requests import EngineOptions, GenerationRequest, Prompt, TextPrompt
 from triton_vllm.protocol.schema import (
@@ -29,10 +25,73 @@ from triton_vllm.protocol.schema import (
     RequestSchema,
     TensorNames,
 )
-from triton_vllm.protocol.tensors import Inputs
+from triton_vllm.protocol.tensors import Inputs, utf8
+
+_TEXT_OUTPUTS = frozenset(tensor.name for tensor in TEXTS)
+# The keys that Triton's parameters extension reserves. Its generate endpoint passes them on to the
+# model, which ignores them.
+_RESERVED = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers"}
+_RESERVED |= {"binary_data_output"}
+_RESERVED_PREFIX = "triton_"
+_TRACE_HEADERS = ("traceparent", "tracestate")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Triton's view of the model.
+
+    ``outputs`` holds the declared outputs. ``header_patterns`` holds the server's regular
+    expressions for the headers that it forwards as request parameters.
+    """
+
+    outputs: frozenset[str] = _TEXT_OUTPUTS
+    header_patterns: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model_config: str, server: ServerOptions) -> Host:
+        """Read ``model_config``, the JSON in ``initialize``'s arguments."""
+        outputs = json.loads(model_config).get("output", [])
+        return cls(frozenset(output["name"] for output in outputs), server.header_patterns)
+
+    def named_outputs(self, request: Any) -> frozenset[str]:
+        """Return the outputs that the client names, empty for none.
+
+        Triton fills in every output of the model where the client names none.
+        """
+        asked = frozenset(request.requested_output_names())
+        return frozenset() if asked >= self.outputs else asked
+
+    def model_parameters(
+        self, own: Mapping[str, Any], request_id: str, known: Collection[str]
+    ) -> dict[str, Any]:
+        """Return the request parameters that the model reads.
+
+        This leaves out Triton's own, the request's id, which the generate endpoint repeats among
+        them, the trace context and forwarded headers. A key that differs from a ``known`` parameter
+        only in hyphens and case is not a header, so that no misspelt parameter is lost.
+        """
+        return {
+            key: value
+            for key, value in own.items()
+            if not (key in _RESERVED or key.startswith(_RESERVED_PREFIX) or key in _TRACE_HEADERS)
+            and (key, value) != ("id", request_id)
+            and (key.lower().replace("-", "_") in known or not self._forwards(key))
+        }
+
+    def _forwards(self, key: str) -> bool:
+        return any(_matches(pattern, key) for pattern in self.header_patterns)
+
+
+def _matches(pattern: str, key: str) -> bool:
+    """Return whether Triton forwards a header. Its expressions ignore case by default."""
+    flags = re.RegexFlag(0) if pattern.startswith("(?-i)") else re.IGNORECASE
+    try:
+        return re.search(pattern.removeprefix("(?-i)"), key, flags) is not None
+    except re.error:  # valid for Triton's library, and not for Python's
+        return True
+
 
 _HOST = Host()
-_TEXT_OUTPUTS = frozenset({TRITON_VLLM_BACKEND.text_output, TUTORIAL_2023.text_output})
 
 
 class Parser(Protocol):
@@ -66,7 +125,7 @@ def decode(request: Any, parser: Parser, host: Host = _HOST) -> GenerationReques
         allowed = ", ".join(sorted(schema.allowed_inputs))
         raise RequestError(f"{name}: does not go with {prompt_name}, allowed: {allowed}")
     prompt = schema.read(inputs)
-    own = read_request_parameters(request)
+    own: dict[str, Any] = json.loads(utf8("parameters", request.parameters) or "{}")
     request_id = read_request_id(request)
     if isinstance(prompt, PromptWithParameters):
         prompt, where, given = prompt
@@ -75,8 +134,7 @@ def decode(request: Any, parser: Parser, host: Host = _HOST) -> GenerationReques
         text = inputs.string(where)
         given = load_json_object(text, where) if text.strip() else {}
     else:
-        known = parser.parameters
-        where = "parameters"
+        where, known = "parameters", parser.parameters
         given = known.unpacked(host.model_parameters(own, request_id, known.names))
     named = host.named_outputs(request)
     stream = inputs.boolean(names.stream)
@@ -86,13 +144,18 @@ def decode(request: Any, parser: Parser, host: Host = _HOST) -> GenerationReques
         prompt=prompt,
         stream=stream,
         sampling_params=params,
-        options=_with_time_limit(request, own, options, where),
+        options=_with_time_limit(options, triton_timeout(request, own), where),
         text_output=_text_output(named, names) if schema.has_text else "",
         outputs=_outputs(inputs, params, schema, named, prompt_name),
         prefix=_prefix(inputs, prompt, names, stream=stream),
         text_from_start=names is TUTORIAL_2023,
-        trace_headers=trace_headers(request, own),
+        trace_headers=_trace_headers(request, own),
     )
+
+
+def read_request_id(request: Any) -> str:
+    """Return the client's id of a ``pb_utils.InferenceRequest``, empty for none."""
+    return utf8("id", request.request_id)
 
 
 def _prompt_name(inputs: Inputs, schemas: Mapping[str, RequestSchema]) -> str:
@@ -100,16 +163,14 @@ def _prompt_name(inputs: Inputs, schemas: Mapping[str, RequestSchema]) -> str:
     came = [name for name in (*GENERATION_SCHEMAS, *POOLING_SCHEMAS) if name in inputs]
     if len(came) == 1 and came[0] in schemas:
         return came[0]
-    first, *others, last = schemas
+    *others, last = schemas
     if not came:
-        wrong = f"{first}: missing"
+        wrong = f"{others[0]}: missing"
+    elif came[1:]:
+        wrong = f"{came[1]}: came beside {came[0]}"
     else:
-        wrong = (
-            f"{came[1]}: came beside {came[0]}" if came[1:] else f"{came[0]}: not for this model"
-        )
-    raise RequestError(
-        f"{wrong}; a request has one prompt: {', '.join([first, *others])} or {last}"
-    )
+        wrong = f"{came[0]}: not for this model"
+    raise RequestError(f"{wrong}; a request has one prompt: {', '.join(others)} or {last}")
 
 
 def _prefix(inputs: Inputs, prompt: Prompt, names: TensorNames, *, stream: bool) -> str:
@@ -118,10 +179,9 @@ def _prefix(inputs: Inputs, prompt: Prompt, names: TensorNames, *, stream: bool)
     if names is TUTORIAL_2023:
         return text or ""
     echo = not inputs.boolean(EXCLUDE_INPUT, default=stream or text is None)
-    if echo and stream:
-        raise RequestError(f"{EXCLUDE_INPUT}: must be true, or absent, when {names.stream} is true")
-    if echo and text is None:
-        raise RequestError(f"{EXCLUDE_INPUT}: must be true, or absent, without text_input")
+    if echo and (stream or text is None):
+        when = f"when {names.stream} is true" if stream else "without text_input"
+        raise RequestError(f"{EXCLUDE_INPUT}: must be true, or absent, {when}")
     return text or "" if echo else ""
 
 
@@ -139,15 +199,15 @@ def _outputs(
     for name in sorted(named - choices.keys() - always.keys() - texts):
         allowed = ", ".join([*sorted(texts), *always, *choices])
         raise RequestError(f"{name}: no output of a request with {prompt_name}, allowed: {allowed}")
-    asked = [o for name, o in choices.items() if name in named or inputs.boolean(o.flag)]
-    asked += [
-        o for name, o in always.items() if name in named or inputs.boolean(o.flag, default=True)
+    asked = [
+        output
+        for name, output in (choices | always).items()
+        if name in named or inputs.boolean(output.flag, default=name in always)
     ]
     if getattr(params, "num_logprobs", None) is None:
-        needs_logprobs = any(output.tensor.name == "cumulative_logprob" for output in asked)
-        asked = [NO_LOGPROBS if output is LOGPROBS else output for output in asked]
-        if needs_logprobs:
+        if any(output.tensor.name == "cumulative_logprob" for output in asked):
             params.logprobs = 0
+        asked = [NO_LOGPROBS if output is LOGPROBS else output for output in asked]
     return tuple(asked)
 
 
@@ -159,17 +219,34 @@ def _text_output(named: frozenset[str], names: TensorNames) -> str:
     """
     if not named or names.text_output in named:
         return names.text_output
-    (other,) = _TEXT_OUTPUTS - {names.text_output}
-    return other if other in named else ""
+    return next(iter(_TEXT_OUTPUTS & named), "")
 
 
-def _with_time_limit(
-    request: Any, own: Mapping[str, Any], options: EngineOptions, where: str
-) -> EngineOptions:
+def triton_timeout(request: Any, own: Mapping[str, Any]) -> float:
+    """Return Triton's request timeout in seconds, 0 for none.
+
+    Over HTTP, the generate endpoint passes it on as a parameter, in microseconds.
+    """
+    given = request.timeout() or own.get("timeout", 0)
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise RequestError(f"timeout: must be microseconds, an integer from 0, got {given!r}")
+    return given / 1e6
+
+
+def _with_time_limit(options: EngineOptions, triton: float, where: str) -> EngineOptions:
     """Return the options with the shorter of the client's time limit and Triton's for it."""
     asked = options.timeout_seconds
     if asked is not None and asked <= 0:
         raise RequestError(f'{where}: "timeout_seconds": must be more than 0, got {asked}')
-    triton = triton_timeout(request, own) / 1e6
-    limits = [seconds for seconds in (asked, triton) if seconds]
-    return replace(options, timeout_seconds=min(limits)) if triton else options
+    return replace(options, timeout_seconds=min(asked or triton, triton)) if triton else options
+
+
+def _trace_headers(request: Any, own: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the W3C trace context in which the request is served; empty for none.
+
+    Triton's own span, where Triton traces (``--trace-config mode=opentelemetry``); else what the
+    client sent as request parameters, or as headers that Triton forwards.
+    """
+    context = request.trace().get_context() if hasattr(request, "trace") else None
+    carrier = json.loads(context) if context else own
+    return {key: carrier[key] for key in _TRACE_HEADERS if isinstance(carrier.get(key), str)}

@@ -1,11 +1,12 @@
-"""A client's request, decoded and checked."""
+"""A client's request: decoded and checked, then in the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.outputs import Output
 
 
@@ -124,3 +125,15 @@ class GenerationRequest:
     def num_sequences(self) -> int:
         """How many texts are generated for the one prompt (sampling parameter ``n``)."""
         return int(self.sampling_params.n)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A rendered request, and how its outputs are read.
+
+    ``outputs`` adds the request to the engine and yields vLLM's outputs until one is final; closing
+    the generator aborts the request. ``read`` turns an output into a delta.
+    """
+
+    outputs: Callable[[], AsyncGenerator[Any, None]]
+    read: Callable[[Any], Delta]

@@ -1,4 +1,4 @@
-"""The input tensors, and the kinds of requests by the input that holds the prompt.
+"""The input tensors, the kinds of requests by the input that holds the prompt, and config.pbtxt.
 
 Two sets of names are understood, that of Triton's own vLLM backend and that of the 2023 tutorial.
 """
@@ -7,8 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from triton_vllm.protocol.outputs import CHAT_OUTPUTS, EMBEDDINGS, OUTPUTS, SCORES, Output
+from triton_vllm.protocol.outputs import (
+    CHAT_OUTPUTS,
+    EMBEDDINGS,
+    OUTPUT_TENSORS,
+    OUTPUTS,
+    SCORES,
+    Output,
+)
 from triton_vllm.protocol.prompts import (
     CHAT_OPTIONS,
     MEDIA,
@@ -60,32 +68,23 @@ INPUTS = (
 
 @dataclass(frozen=True, slots=True)
 class TensorNames:
-    """One set of names: what is called differently in each, and all inputs of the set."""
+    """One set of names: all its inputs, and what is called differently in each set."""
 
-    stream: str
-    parameters: str
-    text_output: str
     inputs: frozenset[str]
+    stream: str = "stream"
+    parameters: str = "sampling_parameters"
+    text_output: str = "text_output"
 
 
 TUTORIAL_2023 = TensorNames(
-    "STREAM",
-    "SAMPLING_PARAMETERS",
-    "TEXT",
-    frozenset({"PROMPT", "STREAM", "SAMPLING_PARAMETERS"}),
+    frozenset({"PROMPT", "STREAM", "SAMPLING_PARAMETERS"}), "STREAM", "SAMPLING_PARAMETERS", "TEXT"
 )
-_COUNTS = frozenset({"return_num_input_tokens", "return_num_output_tokens"})
 POOLING = TensorNames(
-    "stream",
-    "pooling_parameters",
-    "text_output",
     frozenset({"texts", "queries", "documents", "pooling_parameters", "embedding_request"}),
+    parameters="pooling_parameters",
 )
 TRITON_VLLM_BACKEND = TensorNames(
-    "stream",
-    "sampling_parameters",
-    "text_output",
-    frozenset(tensor.name for tensor in INPUTS) - TUTORIAL_2023.inputs - POOLING.inputs,
+    frozenset(tensor.name for tensor in INPUTS) - TUTORIAL_2023.inputs - POOLING.inputs
 )
 _CHAT = CHAT_OPTIONS | CHAT_FLAGS.keys()
 _PLAIN = TRITON_VLLM_BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids", "messages"}
@@ -112,11 +111,32 @@ GENERATION_SCHEMAS = {
     "messages": RequestSchema(read_chat, _PLAIN | _CHAT, outputs=CHAT_OUTPUTS),
     "PROMPT": RequestSchema(read_tutorial_text, TUTORIAL_2023.inputs, TUTORIAL_2023),
 }
+_COUNTS = frozenset({"return_num_input_tokens", "return_num_output_tokens"})
 _POOLED = _COUNTS | {"pooling_parameters"}
 POOLING_SCHEMAS = {
-    "texts": RequestSchema(read_texts, _POOLED, POOLING, (EMBEDDINGS,), has_text=False),
-    "queries": RequestSchema(
-        read_pairs, _POOLED | {"documents"}, POOLING, (SCORES,), has_text=False
-    ),
+    "texts": RequestSchema(read_texts, _POOLED, POOLING, (EMBEDDINGS,), False),
+    "queries": RequestSchema(read_pairs, _POOLED | {"documents"}, POOLING, (SCORES,), False),
     "embedding_request": RequestSchema(read_embedding_request, _COUNTS, POOLING),
 }
+
+
+def complete_config(config: Any) -> Any:
+    """Add the missing declarations to ``config``, a ``pb_utils.ModelConfig``; return it.
+
+    So a folder made for Triton's vLLM backend loads. Existing declarations stay unchanged; the
+    model checks them when it is initialized. Triton calls this in a separate process before the
+    model's, so it must be quick. Raises ValueError for a ``max_batch_size`` above 0, because the
+    engine batches.
+    """
+    declared = config.as_dict()
+    given = {tensor["name"] for tensor in declared["input"] + declared["output"]}
+    for tensor in INPUTS:
+        if tensor.name not in given:
+            config.add_input({**tensor.as_config(), "optional": True})
+    for tensor in OUTPUT_TENSORS:
+        if tensor.name not in given:
+            config.add_output(tensor.as_config())
+    if "model_transaction_policy" not in declared:
+        config.set_model_transaction_policy({"decoupled": True})
+    config.set_max_batch_size(0)
+    return config

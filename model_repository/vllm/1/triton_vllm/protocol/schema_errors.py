@@ -10,9 +10,8 @@ from typing import Any
 
 from triton_vllm.limits.schema_check import Answer, Violation, schema_text
 from triton_vllm.protocol.delta import Delta
-from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.outputs import SCHEMA_ERRORS
-from triton_vllm.protocol.requests import ChatPrompt, GenerationRequest
+from triton_vllm.protocol.requests import ChatPrompt, Generation, GenerationRequest
 
 Check = Callable[[Answer], Awaitable[list[Violation]]]
 _CUT = ("length", "abort")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ class Tensor:
         """The dimensions; -1 is any size."""
         return [*self.size] if isinstance(self.size, tuple) else [self.size]
 
+    def as_config(self) -> dict[str, Any]:
+        """Return its declaration as a ``pb_utils.ModelConfig`` takes it."""
+        return {"name": self.name, "data_type": f"TYPE_{self.datatype}", "dims": self.dims}
+
 
 class Inputs:
     """The input tensors of one request. A wrong one raises RequestError naming it."""
@@ -33,7 +38,6 @@ class Inputs:
         self._tensors = {tensor.name(): tensor for tensor in request.inputs()}
 
     def __contains__(self, name: str) -> bool:
-        """Return whether the client sent the input."""
         return name in self._tensors
 
     def names(self) -> set[str]:
@@ -46,11 +50,11 @@ class Inputs:
 
     def string(self, name: str) -> str:
         """Return a STRING [1]."""
-        return _decoded(name, self._element(name))
+        return _text(name, self._element(name))
 
     def strings(self, name: str) -> list[str]:
         """Return a STRING [-1]."""
-        return [_decoded(name, element) for element in self._elements(name)]
+        return [_text(name, element) for element in self._elements(name)]
 
     def integers(self, name: str) -> list[int]:
         """Return an INT64 [-1]."""
@@ -67,16 +71,16 @@ class Inputs:
         return elements[0]
 
 
-def _decoded(name: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
+def _text(name: str, value: Any) -> str:
+    return value if isinstance(value, str) else utf8(name, bytes(value).decode)
+
+
+def utf8(name: str, decode: Callable[[], str]) -> str:
+    """Return what ``decode`` does. Raises RequestError if the bytes of ``name`` are not UTF-8."""
     try:
-        return bytes(value).decode()
+        return decode()
     except UnicodeDecodeError as error:
-        raise RequestError(not_utf8(name, error)) from None
-
-
-def not_utf8(name: str, error: UnicodeDecodeError) -> str:
-    """Return what is wrong with the bytes of ``name``."""
-    byte = error.object[error.start]
-    return f"{name}: not UTF-8: byte 0x{byte:02x} at offset {error.start}"
+        byte = error.object[error.start]
+        raise RequestError(
+            f"{name}: not UTF-8: byte 0x{byte:02x} at offset {error.start}"
+        ) from None

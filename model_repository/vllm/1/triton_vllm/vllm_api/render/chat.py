@@ -18,8 +18,7 @@ from vllm.tool_parsers import ToolParserManager
 
 from triton_vllm.config.arguments import command_line
 from triton_vllm.errors import MediaError, RequestError, SettingsError, one_line
-from triton_vllm.protocol.generation import Generation
-from triton_vllm.protocol.requests import ChatPrompt, GenerationRequest
+from triton_vllm.protocol.requests import ChatPrompt, Generation, GenerationRequest
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.compat import chat_utils, cli_args
 from triton_vllm.vllm_api.render import text as vllm_text

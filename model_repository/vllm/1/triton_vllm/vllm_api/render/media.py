@@ -13,8 +13,7 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.transformers_utils.processor import get_video_processor_cls_name
 
 from triton_vllm.errors import MediaError, RequestError, ServingError, one_line
-from triton_vllm.protocol.generation import Generation
-from triton_vllm.protocol.requests import GenerationRequest, MediaPrompt
+from triton_vllm.protocol.requests import Generation, GenerationRequest, MediaPrompt
 from triton_vllm.vllm_api.render import text as vllm_text
 from triton_vllm.vllm_api.render.fetch import (
     GuardedConnector,

@@ -17,9 +17,9 @@ from vllm.utils.async_utils import merge_async_iterators
 
 from triton_vllm.errors import GenerationError, RequestError
 from triton_vllm.protocol.delta import Delta, DeltaExtras, SequenceExtras
-from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import (
     EmbedRequest,
+    Generation,
     GenerationRequest,
     PoolingOptions,
     ScoreRequest,

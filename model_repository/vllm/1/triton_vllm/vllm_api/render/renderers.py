@@ -6,10 +6,10 @@ import argparse
 
 from triton_vllm.config.lora import Adapter, Adapters, LoadedAdapters, NoAdapters
 from triton_vllm.errors import RequestError
-from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import (
     ChatPrompt,
     EmbedRequest,
+    Generation,
     GenerationRequest,
     MediaPrompt,
     ScoreRequest,

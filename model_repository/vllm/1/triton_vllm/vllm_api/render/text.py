@@ -13,8 +13,8 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.protocol.delta import DeltaReader
-from triton_vllm.protocol.generation import Generation
 from triton_vllm.protocol.requests import (
+    Generation,
     GenerationRequest,
     TextPrompt,
     TokenPrompt,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from triton_vllm.errors import CancelledError
 from triton_vllm.limits.admission import LiveRequest
-from triton_vllm.protocol.stream import ResponseStream
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +26,19 @@ class CancellationWatcher:
     def __init__(self, period: float) -> None:
         """Start to ask every ``period`` seconds."""
         self._period = period
-        self._live: dict[ResponseStream, LiveRequest] = {}
+        self._live: dict[LiveRequest, Callable[[], bool]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cancellation", daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
-    def watch(self, stream: ResponseStream, request: LiveRequest) -> Iterator[None]:
-        """Ask for the client of ``stream`` until the context ends. Event loop only."""
-        self._live[stream] = request
+    def watch(self, request: LiveRequest, is_cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Ask whether the client is gone until the context ends. Event loop only."""
+        self._live[request] = is_cancelled
         try:
             yield
         finally:
-            self._live.pop(stream, None)
+            self._live.pop(request, None)
 
     def stop(self) -> None:
         """End the thread; leave it behind if a question to Triton takes longer than seconds."""
@@ -57,14 +56,13 @@ class CancellationWatcher:
                 live = list(self._live.items())
             except RuntimeError:
                 continue
-            for stream, request in live:
+            for request, is_cancelled in live:
                 try:
-                    if stream.is_cancelled():
-                        request.task.get_loop().call_soon_threadsafe(self._end, stream)
+                    if is_cancelled():
+                        request.task.get_loop().call_soon_threadsafe(self._end, request)
                 except Exception as error:
                     logger.error(f"cancellation: {error}")
 
-    def _end(self, stream: ResponseStream) -> None:
-        """End the stream's request, if it is still live. Event loop only."""
-        if (request := self._live.pop(stream, None)) is not None:
+    def _end(self, request: LiveRequest) -> None:
+        if self._live.pop(request, None) is not None:  # it is still live
             request.end(CancelledError("cancelled by the client"))
