@@ -76,9 +76,12 @@ def test_errors_are_mapped_to_statuses(error: Exception, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("no flag - here, a--b", "no flag - here, a--b"),
+        ("no flag - here, a--b --no-such", "no flag - here, a--b --no-such"),
         ("needs --max-logprobs", 'needs "max_logprobs" in vllm_engine_args.json'),
-        ("--a-b and --c to be set", '"a_b" and "c" in vllm_engine_args.json to be set'),
+        (
+            "--enable-auto-tool-choice and --runner to be set",
+            '"enable_auto_tool_choice" and "runner" in vllm_engine_args.json to be set',
+        ),
     ],
 )
 def test_a_flag_in_vllms_words_becomes_a_key(text: str, expected: str) -> None:

@@ -81,7 +81,7 @@ def test_engine_arguments_are_adopted(model: str) -> None:
         ({"reasoning_parser": "x"}, '"reasoning_parser" is an engine argument: it belongs beside'),
         (
             {"enable_auto_tool_choice": True},
-            "--enable-auto-tool-choice requires --tool-call-parser",
+            '"enable_auto_tool_choice" requires "tool_call_parser"',
         ),
         (
             {"enable_auto_tool_choice": True, "tool_call_parser": "hremes"},

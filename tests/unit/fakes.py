@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 import pytest
 
+from triton_vllm.errors import one_line
 from triton_vllm.protocol.requests import GenerationRequest, TextPrompt
 
 FINAL = 1
@@ -373,6 +374,8 @@ def fake_vllm_api() -> SimpleNamespace:
     """Return what ``triton_vllm.vllm_api`` offers to ``sampling`` and ``engine_args``."""
     return SimpleNamespace(
         version=lambda: "9.9.9",
+        as_keys=lambda error, _="": one_line(error),
+        why_wrong=one_line,
         SamplingParams=FakeSamplingParams,
         RequestOutputKind=FakeOutputKind,
         PoolingParams=FakePoolingParams,

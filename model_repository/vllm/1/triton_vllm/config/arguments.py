@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Union
 
+from triton_vllm.config.flags import flags_as_keys
 from triton_vllm.errors import SettingsError, did_you_mean, one_line
 
 # Keys that vLLM once had, and what to do with their value: (new key, new value) or nothing.
@@ -60,9 +61,8 @@ def command_line(
             argument = as_arguments(key, value, hints[key])
             parser.parse_args(argument)
         except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
-            raise SettingsError(
-                f'{where}: "{key}": {_without_option(error)}, got {json.dumps(value)}'
-            ) from None
+            reason = flags_as_keys(_without_option(error), hints)
+            raise SettingsError(f'{where}: "{key}": {reason}, got {json.dumps(value)}') from None
         arguments += argument
     return arguments
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ def load_engine(settings: ModelSettings, server: ServerOptions) -> Engine:
         except Exception as error:
             logger.error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
             cause = instance.errors.first() or f"{type(error).__name__}: {error}"
-            raise SettingsError(f"{where}: the engine did not start: {cause}") from error
+            raise SettingsError(f"{where}: the engine did not start: {_as_keys(cause)}") from error
     timer.total("ready")
     return engine
 
@@ -66,6 +67,12 @@ def _import_engine() -> Callable[..., Engine]:
     except ImportError as error:
         raise unusable_vllm(error) from error
     return start_engine
+
+
+def _as_keys(cause: str) -> str:
+    """Return what vLLM said with its flags as keys."""
+    vllm_api = sys.modules.get("triton_vllm.vllm_api.api")  # not there if vLLM's import failed
+    return cause if vllm_api is None else str(vllm_api.as_keys(cause))
 
 
 def _bind_port(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from triton_vllm.config.settings import ModelSettings
-from triton_vllm.errors import SettingsError, one_line
+from triton_vllm.errors import SettingsError
 from triton_vllm.log import StartupTimer
 from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.instances import Instance
@@ -76,7 +76,8 @@ def resolve(
     try:
         config = vllm_api.create_config(args)
     except Exception as error:
-        raise SettingsError(f'{where}: model "{args.model}": {one_line(error)}') from error
+        reason = vllm_api.as_keys(error)
+        raise SettingsError(f'{where}: model "{args.model}": {reason}') from error
     chat = parse_chat_args(settings.chat, args, where)
     timer.lap(f"configuration of {args.model} resolved")
     if not vllm_api.is_pooling(config):

@@ -134,7 +134,8 @@ class EngineRun:
             self._fail(f"process {pid}")
 
     def _fail(self, what: str) -> None:
-        cause = one_line(self._plan.errors.first(_CAUSE_SECONDS), _CAUSE_LENGTH)
+        logged = vllm_api.as_keys(self._plan.errors.first(_CAUSE_SECONDS))
+        cause = one_line(logged, _CAUSE_LENGTH)
         unknown = "vLLM reported a fatal error, see its log"
         self.failure = ": ".join(filter(None, (what, cause))) or unknown
         self._failed.set()

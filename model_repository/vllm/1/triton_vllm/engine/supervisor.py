@@ -10,7 +10,7 @@ from collections.abc import Callable
 from triton_vllm.config.lora import Adapters, NoAdapters
 from triton_vllm.engine.plan import EnginePlan
 from triton_vllm.engine.run import EngineRun
-from triton_vllm.errors import EngineDownError, one_line
+from triton_vllm.errors import EngineDownError
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission
 from triton_vllm.limits.grammar import GrammarSandbox, NoGrammarSandbox, grammar_sandbox
@@ -200,7 +200,7 @@ class Supervisor:
                 await self.start()
             except Exception as failed:
                 logged = self._plan.errors.first(seconds=time.monotonic() - began)
-                cause = logged or one_line(failed)
+                cause = vllm_api.as_keys(logged or failed)
                 why = f"the engine died and could not be restarted: {cause}"
                 logger.error(f"{self._name}: no restart: {cause}")
             else:

@@ -13,7 +13,7 @@ from typing import Any
 
 from triton_vllm.config.arguments import command_line
 from triton_vllm.config.openai import OpenAISettings
-from triton_vllm.errors import SettingsError, one_line
+from triton_vllm.errors import SettingsError
 
 # Options of vLLM's front end that would do harm here, or nothing.
 _BESIDE_TRITON = "it is for vllm serve's own processes"
@@ -58,7 +58,7 @@ def parse_frontend_args(
     try:
         return vllm_openai.complete(parser.parse_args(arguments), engine_args, model)
     except Exception as error:  # vLLM's own checks
-        raise SettingsError(f"{where}: {one_line(error)}") from error
+        raise SettingsError(f"{where}: {vllm_api.as_keys(error)}") from error
 
 
 def _parts(value: Any, parser: argparse.ArgumentParser, key: str) -> list[Any]:

@@ -23,6 +23,7 @@ from triton_vllm.limits.answer_check import AnswerCheck
 from triton_vllm.limits.drain import Drain
 from triton_vllm.openai_api.answer_log import AnswerLog
 from triton_vllm.openai_api.arguments import parse_frontend_args
+from triton_vllm.openai_api.error_texts import ErrorTexts
 from triton_vllm.openai_api.middleware import RequestMiddleware
 from triton_vllm.openai_api.port import bound_port
 from triton_vllm.topology.front_ends import FrontEndSlot
@@ -166,14 +167,17 @@ class OpenAIServer(NoOpenAIServer):
     async def serve(self, llm: vllm_api.AsyncLLM) -> None:  # noqa: D102 (as above)
         if self._server.should_exit:  # the model is unloaded while its engine is restarted
             return
+        from triton_vllm.vllm_api import api as vllm_api
+
         try:
             await self._front_end.attach(llm)
         except Exception as error:
             raise SettingsError(
                 f"{self._where}: vLLM's app cannot be built: "
-                f"{type(error).__name__}: {one_line(error)}"
+                f"{type(error).__name__}: {vllm_api.as_keys(error)}"
             ) from error
-        self._middleware.app = AnswerLog(self._front_end.app, self._answers)
+        app = ErrorTexts(self._front_end.app, vllm_api.why_wrong)
+        self._middleware.app = AnswerLog(app, self._answers)
         if self._serving is None:
             self._serving = await self._open()
 

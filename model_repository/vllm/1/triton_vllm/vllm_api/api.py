@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
+import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
@@ -27,6 +27,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
+from triton_vllm.config.flags import flags_as_keys
 from triton_vllm.config.lora import Adapter
 from triton_vllm.config.settings import ENGINE_ARGS_FILE
 from triton_vllm.errors import (
@@ -37,6 +38,7 @@ from triton_vllm.errors import (
     UnavailableError,
     one_line,
 )
+from triton_vllm.vllm_api.compat import cli_args
 from triton_vllm.vllm_api.render.beam_search import beam_search_names
 from triton_vllm.vllm_api.start import (
     EngineCores,
@@ -70,9 +72,6 @@ _LIMITS = {
     "QueueOverflowError": "(max_num_queued_reqs)",
     "MaxQueuedTokensError": "(max_num_queued_tokens)",
 }
-
-
-_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 
 
 def version() -> str:
@@ -204,14 +203,23 @@ def queued_tokens(llm: AsyncLLM) -> int:
     return sum(state.prompt_len for state in states if state.is_prefilling)
 
 
-def as_keys(text: str) -> str:
-    """Return a text of vLLM's with its flags as keys of the engine arguments' file."""
-    keys = _FLAG.sub(lambda flag: f'"{flag[1].replace("-", "_")}"', text)
-    last = [*_FLAG.finditer(text)][-1:]
-    if not last:
-        return text
-    end = len(keys) - (len(text) - last[0].end())
-    return f"{keys[:end]} in {ENGINE_ARGS_FILE}{keys[end:]}"
+@functools.cache
+def _options() -> frozenset[str]:
+    """Return the names of all options of ``vllm serve``."""
+    return frozenset(f.name for f in (*fields(AsyncEngineArgs), *fields(cli_args.FrontendArgs)))
+
+
+def as_keys(error: Exception | str, file: str = "") -> str:
+    """Return what vLLM says in one line, with its flags as keys.
+
+    ``file`` is the name of the file that they belong to, where the text does not begin with it.
+    """
+    return flags_as_keys(one_line(error), _options(), file)
+
+
+def why_wrong(error: Exception | str) -> str:
+    """Return vLLM's reason for the refusal of a request."""
+    return as_keys(error, ENGINE_ARGS_FILE)
 
 
 def came_with_outputs(error: BaseException) -> bool:
@@ -227,14 +235,14 @@ def to_serving_error(error: Exception) -> ServingError:
     if isinstance(error, ServingError):
         return error
     if isinstance(error, EngineDeadError):
-        return EngineDownError(f"the engine died: {one_line(error)}")
+        return EngineDownError(f"the engine died: {as_keys(error)}")
     if isinstance(error, _TRY_LATER_ERRORS):
         limit = _LIMITS.get(type(error).__name__, "")
-        return UnavailableError(f"{one_line(error)} {limit}".strip())
+        return UnavailableError(f"{as_keys(error)} {limit}".strip())
     if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
         return to_serving_error(error.__cause__)
     if isinstance(error, UnicodeEncodeError):  # what JSON within JSON held, such as a tool's call
         return RequestError("the request holds half of a surrogate pair, which is no Unicode text")
     if isinstance(error, (*_CLIENT_ERRORS, ValueError, TypeError)):
-        return RequestError(as_keys(one_line(error)))
-    return GenerationError(f"{type(error).__name__}: {one_line(error)}")
+        return RequestError(why_wrong(error))
+    return GenerationError(f"{type(error).__name__}: {as_keys(error)}")

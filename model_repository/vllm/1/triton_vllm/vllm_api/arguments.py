@@ -15,7 +15,7 @@ from pathlib import Path
 from triton_vllm.config.arguments import command_line, translate_dropped
 from triton_vllm.config.files import read_json_object
 from triton_vllm.config.settings import CHAT_KEYS, SERVING_KEY
-from triton_vllm.errors import SettingsError, one_line
+from triton_vllm.errors import SettingsError
 from triton_vllm.vllm_api import api as vllm_api
 
 
@@ -34,7 +34,8 @@ def parse_engine_args(
     try:
         return vllm_api.AsyncEngineArgs.from_cli_args(parser.parse_args(arguments))
     except Exception as error:  # vLLM's own checks; offline it also looks for the model here
-        raise SettingsError(f'{where}: model "{given["model"]}": {one_line(error)}') from error
+        reason = vllm_api.as_keys(error)
+        raise SettingsError(f'{where}: model "{given["model"]}": {reason}') from error
 
 
 def engine_command_line(

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from triton_vllm.errors import RequestError, one_line
+from triton_vllm.errors import RequestError
 from triton_vllm.protocol.fields import ParameterValidator
 from triton_vllm.protocol.requests import PoolingOptions
 from triton_vllm.protocol.schema import POOLING_SCHEMAS
@@ -53,4 +53,4 @@ class PoolingParser:
         try:
             return self._class(**checked), PoolingOptions(**options)
         except Exception as error:  # vLLM's own checks
-            raise RequestError(f"{where}: {one_line(error)}") from None
+            raise RequestError(f"{where}: {vllm_api.why_wrong(error)}") from None

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from triton_vllm.errors import RequestError, one_line
+from triton_vllm.errors import RequestError
 from triton_vllm.limits.admission import check_sequences
 from triton_vllm.protocol.fields import ParameterValidator
 from triton_vllm.protocol.requests import EngineOptions
@@ -89,7 +89,7 @@ class SamplingParser:
         try:
             return self._class(**values), options
         except Exception as error:  # vLLM's own checks of ranges and combinations
-            raise RequestError(f"{where}: {one_line(error)}") from None
+            raise RequestError(f"{where}: {vllm_api.why_wrong(error)}") from None
 
     def _check_beam_search(self, checked: Mapping[str, Any], *, stream: bool, where: str) -> None:
         """Raise RequestError for a stream, and for a parameter that beam search would ignore."""

@@ -17,7 +17,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tool_parsers import ToolParserManager
 
 from triton_vllm.config.arguments import command_line
-from triton_vllm.errors import MediaError, RequestError, SettingsError, one_line
+from triton_vllm.errors import MediaError, RequestError, SettingsError
 from triton_vllm.protocol.requests import ChatPrompt, Generation, GenerationRequest
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.compat import chat_utils, cli_args
@@ -50,7 +50,7 @@ def parse_chat_args(given: Mapping[str, Any], engine_args: Any, where: str) -> a
         chat_utils.validate_chat_template(args.chat_template)
         args.chat_template = chat_utils.load_chat_template(args.chat_template)
     except Exception as error:  # of vLLM's own checks, whose classes differ
-        raise SettingsError(f"{where}: {one_line(error)}") from error
+        raise SettingsError(f"{where}: {vllm_api.as_keys(error)}") from error
     return args
 
 
@@ -84,7 +84,7 @@ class ChatRenderer:
         except MediaError as error:
             raise MediaError(f"messages: {error}") from error
         if not isinstance(rendered, tuple):
-            raise RequestError(f"messages: {vllm_api.as_keys(rendered.error.message)}")
+            raise RequestError(f"messages: {vllm_api.why_wrong(rendered.error.message)}")
         _, (engine_input,) = rendered
         # vLLM's parsers may keep special tokens, or bind the model to a grammar.
         params = _changed(request.sampling_params, before, chat.to_sampling_params(1, {}))
