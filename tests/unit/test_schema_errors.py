@@ -170,7 +170,7 @@ def test_a_stream_is_checked_when_it_is_complete(check: AnswerCheck) -> None:
                 ),
             ),
             request(),
-            check.check,
+            check,
         )
     )
     shown = [SCHEMA_ERRORS.encode(d.extras).tolist() for d in deltas if d.extras]
@@ -203,7 +203,7 @@ def test_arguments_of_strict_tools_are_checked(check: AnswerCheck) -> None:
                 prompt=ChatPrompt([], {"tools": tools}),
                 sampling_params=SimpleNamespace(structured_outputs=None, n=1),
             ),
-            check.check,
+            check,
         )
     )
     last = deltas[-1].extras
@@ -217,7 +217,7 @@ def test_without_a_schema_there_is_nothing_to_say(check: AnswerCheck) -> None:
         checked(
             generation_of(Delta(("text",), 1, True, extras(SequenceExtras()))),
             request(sampling_params=SimpleNamespace(structured_outputs=None, n=1)),
-            check.check,
+            check,
         )
     )
     assert delta.extras is not None

@@ -120,7 +120,7 @@ class Engine:
     async def render(self, request: GenerationRequest) -> Generation:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
         generation = await self._supervisor.run.renderers.render(request)
-        return checked(generation, request, self.answers.check)
+        return checked(generation, request, self.answers)
 
     def backpressure(self) -> None:
         """Delay the return of ``execute`` while this engine has more requests than another."""

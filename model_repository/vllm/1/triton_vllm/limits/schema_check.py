@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -55,23 +55,20 @@ def violations(answer: Answer) -> list[Violation]:
         keyword = TRUNCATED if answer.truncated else NOT_JSON
         cut = "the text was cut: " if answer.truncated else ""
         return [violation(keyword, f"{cut}no JSON: {error}")]
-    validator = Draft202012Validator(
-        json.loads(answer.schema),
-        # An empty registry: nothing is fetched for a $ref.
-        registry=Registry(),
-        format_checker=_formats(Draft202012Validator.FORMAT_CHECKER),
-    )
+    # An empty registry: nothing is fetched for a $ref.
+    formats = _formats(Draft202012Validator.FORMAT_CHECKER)
+    schema = json.loads(answer.schema)
+    validator = Draft202012Validator(schema, registry=Registry(), format_checker=formats)
     try:
-        found = itertools.islice(_found(validator, value), MAX_VIOLATIONS)
-        return list(found)
+        found = itertools.islice(validator.iter_errors(value), MAX_VIOLATIONS)
+        return [_violation(error) for error in found]
     except Exception as error:  # a schema that jsonschema cannot use: a $ref that leads nowhere
         return [violation(UNCHECKED, f"{type(error).__name__}: {error}")]
 
 
-def _found(validator: Any, value: Any) -> Iterator[Violation]:
-    for error in validator.iter_errors(value):
-        path = "".join(f"/{escaped(str(part))}" for part in error.absolute_path)
-        yield violation(str(error.validator), error.message, path)
+def _violation(error: Any) -> Violation:
+    path = "".join(f"/{escaped(str(part))}" for part in error.absolute_path)
+    return violation(str(error.validator), error.message, path)
 
 
 @functools.cache
@@ -81,12 +78,10 @@ def _formats(known: Any) -> Any:
     checker.checkers = dict(known.checkers)
     for name, matches in _MORE_FORMATS.items():
         if name not in checker.checkers:
-            checker.checks(name, raises=ValueError)(_of_strings(matches))
+            checker.checks(name, raises=ValueError)(
+                lambda value, matches=matches: not isinstance(value, str) or bool(matches(value))
+            )
     return checker
-
-
-def _of_strings(matches: Callable[[str], object]) -> Callable[[object], bool]:
-    return lambda value: not isinstance(value, str) or bool(matches(value))
 
 
 def _date_time(text: str) -> object:
@@ -120,8 +115,3 @@ _MORE_FORMATS: dict[str, Callable[[str], object]] = {
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def schema_text(schema: str | Mapping[str, Any]) -> str:
-    """Return a schema as text, as it travels to the sandbox."""
-    return schema if isinstance(schema, str) else json.dumps(schema)

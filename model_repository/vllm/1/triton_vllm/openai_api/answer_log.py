@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
-from triton_vllm.limits.answer_check import AnswerCheck
-from triton_vllm.limits.schema_check import Answer
-from triton_vllm.openai_api.exchange import Message, Receive, Send
-from triton_vllm.protocol.schema_errors import add_calls, call_answers, tool_schemas
+from triton_vllm.limits.answer_check import AnswerCheck, SequenceAnswer, schema_text, tool_schemas
+from triton_vllm.openai_api.exchange import App, Message, Receive, Send
 
 logger = logging.getLogger(__name__)
-
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _PATHS = ("/chat/completions", "/completions", "/responses")
 _MARKS = (b"json_schema", b'"strict"', b"structured_outputs")  # else there is nothing to check
@@ -67,18 +65,28 @@ class AnswerLog:
     async def _look(self, asked: bytes, answered: bytes) -> None:
         try:
             request = json.loads(asked)
+            schema, tools = _schema(request), tool_schemas(request.get("tools"))
             messages = list(_messages(answered))
-            answers = list(answers_of(request, messages))
+            choices = _choices(messages)
         except (ValueError, TypeError, KeyError, AttributeError):  # not a request as we know it
             return
         identity = str(next((m["id"] for m in messages if isinstance(m.get("id"), str)), "?"))
-        for where, answer in answers:
-            if found := await self._check.check(answer):
+        for i, answer in choices.items():
+            if found := await self._check.check_sequence(answer, schema, tools):
                 # Not the messages: they quote the text.
-                places = [f"{each['keyword']} at {where}{each['path']}" for each in found]
+                places = [f"{each['keyword']} at choice {i} {each['path']}" for each in found]
                 more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
                 listed = ", ".join(places[:_MAX_LISTED])
                 logger.warning(f"{identity}: the answer violates its schema: {listed}{more}")
+
+
+def _schema(request: Any) -> str:
+    """Return the JSON schema that a request asks for; empty if there is none."""
+    wanted = request.get("response_format") or (request.get("text") or {}).get("format") or {}
+    if wanted.get("type") == "json_schema":
+        return json.dumps(wanted.get("json_schema", wanted)["schema"])
+    given = (request.get("structured_outputs") or {}).get("json")
+    return schema_text(SimpleNamespace(json=given))
 
 
 def _messages(body: bytes) -> Iterator[dict[str, Any]]:
@@ -91,48 +99,18 @@ def _messages(body: bytes) -> Iterator[dict[str, Any]]:
             yield json.loads(line.removeprefix(b"data: "))
 
 
-def answers_of(request: Any, messages: list[dict[str, Any]]) -> Iterator[tuple[str, Answer]]:
-    """Yield the texts and tool arguments of a response that have a schema, and where they stand."""
-    schema = _schema(request)
-    tools = tool_schemas(request.get("tools"))
-    texts: dict[int, str] = {}
-    calls: dict[int, dict[int, dict[str, str]]] = {}
-    reasons: dict[int, str] = {}
+def _choices(messages: list[dict[str, Any]]) -> dict[int, SequenceAnswer]:
+    """Return what each choice of a response says; that of /v1/responses is choice 0."""
+    choices: dict[int, SequenceAnswer] = defaultdict(SequenceAnswer)
     for message in messages:
         for choice in message.get("choices") or []:
-            i = choice.get("index", 0)
             said = choice.get("message") or choice.get("delta") or {}
-            texts[i] = texts.get(i, "") + (said.get("content") or choice.get("text") or "")
-            add_calls(calls.setdefault(i, {}), said.get("tool_calls") or [])
-            reasons[i] = choice.get("finish_reason") or reasons.get(i, "")
-        for text in _output_texts(message.get("response", message)):
-            texts[0] = text
-    for i, text in texts.items():
-        cut = reasons.get(i) == "length"
-        if schema and (text or not calls.get(i)):
-            yield f"choice {i} ", Answer(schema, text, cut)
-        for where, answer in call_answers(calls.get(i, {}), tools, truncated=cut):
-            yield f"choice {i} {where}", answer
-
-
-def _output_texts(response: Any) -> Iterator[str]:
-    """Yield the texts of a finished response of /v1/responses."""
-    if isinstance(response, dict) and response.get("status") in ("completed", "incomplete"):
-        parts = [
-            part
-            for item in response.get("output") or []
-            if item.get("type") == "message"
-            for part in item.get("content") or []
-        ]
-        yield "".join(part.get("text") or "" for part in parts)
-
-
-def _schema(request: Any) -> str:
-    """Return the JSON schema that a request asks for; empty if there is none."""
-    wanted = request.get("response_format") or (request.get("text") or {}).get("format") or {}
-    if wanted.get("type") == "json_schema":
-        return json.dumps(
-            wanted["json_schema"]["schema"] if "json_schema" in wanted else wanted["schema"]
-        )
-    given = (request.get("structured_outputs") or {}).get("json")
-    return given if isinstance(given, str) else json.dumps(given) if given else ""
+            text = said.get("content") or choice.get("text") or ""
+            calls = said.get("tool_calls") or []
+            choices[choice.get("index", 0)].add(text, calls, choice.get("finish_reason"))
+        response = message.get("response", message)
+        if isinstance(response, dict) and response.get("status") in ("completed", "incomplete"):
+            items = [each for each in response.get("output") or [] if each.get("type") == "message"]
+            parts = [part for item in items for part in item.get("content") or []]
+            choices[0].text = "".join(part.get("text") or "" for part in parts)
+    return choices
