@@ -17,21 +17,14 @@ from triton_vllm.config.flags import flags_as_keys
 from triton_vllm.errors import SettingsError, did_you_mean, one_line
 
 # Keys that vLLM once had, and what to do with their value: (new key, new value) or nothing.
-Translation = Callable[[Any], tuple[str, Any] | None]
-DROPPED: dict[str, Translation] = {
+_IGNORED = {"max_seq_len_to_capture", "max_context_len_to_capture", "swap_space", "device"}
+_IGNORED |= {"use_v2_block_manager", "num_scheduler_steps", "engine_use_ray", "preemption_mode"}
+_IGNORED |= {"disable_async_output_proc", "num_lookahead_slots"}
+DROPPED: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
     "disable_log_requests": lambda v: ("enable_log_requests", not is_true(v)),
     "worker_use_ray": lambda v: ("distributed_executor_backend", "ray") if is_true(v) else None,
     "guided_decoding_backend": lambda v: ("structured_outputs_config", {"backend": v}),
-    "max_seq_len_to_capture": lambda v: None,
-    "max_context_len_to_capture": lambda v: None,
-    "swap_space": lambda v: None,
-    "use_v2_block_manager": lambda v: None,
-    "num_scheduler_steps": lambda v: None,
-    "engine_use_ray": lambda v: None,
-    "disable_async_output_proc": lambda v: None,
-    "preemption_mode": lambda v: None,
-    "num_lookahead_slots": lambda v: None,
-    "device": lambda v: None,
+    **dict.fromkeys(_IGNORED, lambda v: None),
 }
 
 
@@ -41,10 +34,7 @@ def is_true(value: object) -> bool:
 
 
 def command_line(
-    given: Mapping[str, Any],
-    hints: Mapping[str, Any],
-    parser: argparse.ArgumentParser,
-    where: str,
+    given: Mapping[str, Any], hints: Mapping[str, Any], parser: argparse.ArgumentParser, where: str
 ) -> list[str]:
     """Return ``given`` as arguments of a command line, each of which ``parser`` has accepted.
 
@@ -61,7 +51,10 @@ def command_line(
             argument = as_arguments(key, value, hints[key])
             parser.parse_args(argument)
         except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
-            reason = flags_as_keys(_without_option(error), hints)
+            text = one_line(error).partition(" For further information visit")[0]
+            if text.startswith("argument --"):  # argparse's "argument --max-num-seqs: "
+                text = text.partition(": ")[2]
+            reason = flags_as_keys(text, hints)
             raise SettingsError(f'{where}: "{key}": {reason}, got {json.dumps(value)}') from None
         arguments += argument
     return arguments
@@ -78,9 +71,7 @@ def translate_dropped(
     for key, value in given.items():
         if key in known or key not in DROPPED:
             result[key] = value
-            continue
-        new = DROPPED[key](value)
-        if new is None:
+        elif (new := DROPPED[key](value)) is None:
             warn(f'{where}: "{key}" is ignored: vLLM has dropped it')
         else:
             warn(f'{where}: "{key}" is read as "{new[0]}": {json.dumps(new[1])}')
@@ -117,11 +108,13 @@ def json_types(hint: Any) -> set[type]:
     if hint is Any:
         return set(_JSON_NAMES)
     origin = typing.get_origin(hint)
-    if origin in (Union, types.UnionType, typing.Annotated):
-        members = typing.get_args(hint)[:1] if origin is typing.Annotated else typing.get_args(hint)
-        return set().union(*(json_types(m) for m in members if m is not type(None)))
+    members = [member for member in typing.get_args(hint) if member not in (None, type(None))]
+    if origin is typing.Annotated:
+        return json_types(members[0])
+    if origin in (Union, types.UnionType):
+        return set().union(*map(json_types, members))
     if origin is typing.Literal:
-        return {type(v) for v in typing.get_args(hint) if v is not None}
+        return set(map(type, members))
     plain = origin or hint
     if plain in (list, tuple, set):
         return {list}
@@ -130,9 +123,3 @@ def json_types(hint: Any) -> set[type]:
     if not isinstance(plain, type):
         return {str}
     return {dict}  # a dict, or one of vLLM's config classes, which are built from objects
-
-
-def _without_option(error: Exception) -> str:
-    """Return argparse's message without its "argument --max-num-seqs: "."""
-    text = one_line(error).partition(" For further information visit")[0]
-    return text.partition(": ")[2] if text.startswith("argument --") else text

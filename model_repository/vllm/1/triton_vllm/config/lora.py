@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,22 +93,18 @@ class Adapters:
         """Return an adapter. Raises AdapterNotFoundError, which lists the available ones."""
         if (state := self._state()) != self._seen:
             self._seen = state
-            self._reload()
+            try:
+                self._listed = self._read()
+            except SettingsError as error:
+                logger.error(f"{error}; the adapters stay as they were")
+            else:
+                logger.info(f"{self._path}: read again: {', '.join(self._listed) or 'empty'}")
         if name not in self._listed:
-            there = ", ".join(self._listed) or "none"
+            nearest, there = did_you_mean(name, self._listed), ", ".join(self._listed) or "none"
             raise AdapterNotFoundError(
-                f'lora_name: unknown adapter "{name}"{did_you_mean(name, self._listed)}, '
-                f"available: {there}"
+                f'lora_name: unknown adapter "{name}"{nearest}, available: {there}'
             )
         return self._listed[name]
-
-    def _reload(self) -> None:
-        try:
-            self._listed = self._read()
-        except SettingsError as error:
-            logger.error(f"{error}; the adapters stay as they were")
-        else:
-            logger.info(f"{self._path}: read again: {', '.join(self._listed) or 'empty'}")
 
     def _state(self) -> tuple[int, int, int] | None:
         try:
@@ -118,21 +114,18 @@ class Adapters:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read(self) -> dict[str, Adapter]:
-        listed: Mapping[str, object] = read_json_object(
-            self._path,
-            'the folders or hub ids of adapters by name ("enable_lora"), {} for none yet',
-        )
+        content = 'the folders or hub ids of adapters by name ("enable_lora"), {} for none yet'
+        listed = read_json_object(self._path, content)
         check_readable(listed, str(self._path), self._path.parent)
         adapters = {}
         for name, path in listed.items():
+            where = f'{self._path}: "{name}"'
             if not name or not isinstance(path, str) or not path:
-                raise SettingsError(
-                    f'{self._path}: "{name}": must be a folder or a hub id, got {path!r}'
-                )
+                raise SettingsError(f"{where}: must be a folder or a hub id, got {path!r}")
             try:
                 adapters[name] = Adapter.at(name, path, self._path.parent)
             except OSError as error:
-                raise SettingsError(f'{self._path}: "{name}": {error}') from None
+                raise SettingsError(f"{where}: {error}") from None
         return adapters
 
 
@@ -154,14 +147,12 @@ class LoadedAdapters:
         """
         if not name:
             return None
-        adapter = self._adapters.find(name)
+        adapter, what = self._adapters.find(name), f'lora_name: adapter "{name}"'
         if adapter.is_gone:
-            raise UnavailableError(f'lora_name: adapter "{name}": its folder is gone')
+            raise UnavailableError(f"{what}: its folder is gone")
         if adapter not in self._loaded:
             try:
                 self._loaded[adapter] = await load(adapter)
             except Exception as error:
-                raise UnavailableError(
-                    f'lora_name: adapter "{name}" cannot be loaded: {one_line(error)}'
-                ) from error
+                raise UnavailableError(f"{what} cannot be loaded: {one_line(error)}") from error
         return self._loaded[adapter]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,12 @@ class Placement:
                 f"{where}: parameter {DEVICES_PARAMETER} needs instances of KIND_MODEL, and "
                 "instance_group has KIND_GPU, which chooses a GPU by itself"
             )
-        if on_gpus:
-            return cls._of_triton(on_gpus, args, where, visible)
+        if on_gpus:  # an engine for each GPU on which Triton has placed instances
+            placed = _instances(on_gpus, where)
+            gpus = sorted(placed)
+            own = int(args.get("model_instance_device_id", gpus[0]))
+            devices = tuple(as_visible(str(gpu), visible, where) for gpu in gpus)
+            return cls(devices, gpus.index(own), placed[own], placed.total())
         count = max(1, sum(group.get("count", 1) for group in groups))
         if not given:
             return cls(front_ends=count, instances=count)
@@ -74,31 +78,18 @@ class Placement:
         devices = tuple(",".join(as_visible(gpu, visible, where) for gpu in ids) for ids in sets)
         return cls(devices, 0 if len(sets) == 1 else None, count // len(sets), count)
 
-    @classmethod
-    def _of_triton(
-        cls,
-        groups: Sequence[Mapping[str, Any]],
-        args: Mapping[str, str],
-        where: Path,
-        visible: str | None,
-    ) -> Placement:
-        """An engine for each GPU on which Triton has placed instances."""
-        instances: Counter[int] = Counter()
-        for group in groups:
-            for gpu in group.get("gpus", []):
-                instances[int(gpu)] += group.get("count", 1)
-        gpus = sorted(instances)
-        if not gpus:
-            raise SettingsError(
-                f"{where}: instance_group has kind: KIND_GPU, and the server has no GPU for it"
-            )
-        own = int(args.get("model_instance_device_id", gpus[0]))
-        return cls(
-            tuple(as_visible(str(gpu), visible, where) for gpu in gpus),
-            gpus.index(own),
-            instances[own],
-            instances.total(),
+
+def _instances(groups: list[Mapping[str, Any]], where: Path) -> Counter[int]:
+    """Return how many instances Triton has placed on each GPU."""
+    placed: Counter[int] = Counter()
+    for group in groups:
+        for gpu in group.get("gpus", []):
+            placed[int(gpu)] += group.get("count", 1)
+    if not placed:
+        raise SettingsError(
+            f"{where}: instance_group has kind: KIND_GPU, and the server has no GPU for it"
         )
+    return placed
 
 
 def parse_sets(text: str, where: str) -> list[list[str]]:

@@ -44,18 +44,17 @@ class ServerOptions:
         parser.add_argument("--http-address", default="0.0.0.0")  # noqa: S104 (Triton's default)
         parser.add_argument("--http-port", default="8000")
         parser.add_argument("--exit-timeout-secs", default=str(_EXIT_TIMEOUT_SECONDS))
-        for protocol in ("http", "grpc"):
-            parser.add_argument(f"--{protocol}-header-forward-pattern", default="")
+        parser.add_argument("--http-header-forward-pattern", default="")
+        parser.add_argument("--grpc-header-forward-pattern", default="")
         given, _ = parser.parse_known_args(arguments)
         serves_http = _is_true(given.allow_http) and Path(program).name.startswith("tritonserver")
         address = _ANY_ADDRESS.get(given.http_address, given.http_address)
+        patterns = given.http_header_forward_pattern, given.grpc_header_forward_pattern
         return cls(
             http=(address, int(given.http_port)) if serves_http else None,
             metrics=_is_true(given.allow_metrics),
             exit_timeout_seconds=int(given.exit_timeout_secs),
-            header_patterns=tuple(
-                filter(None, (given.http_header_forward_pattern, given.grpc_header_forward_pattern))
-            ),
+            header_patterns=tuple(filter(None, patterns)),
         )
 
     def drain_timeout_seconds(self, wanted: float, front_ends: int) -> float:
