@@ -23,13 +23,11 @@ _SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_par
 class Parallelism:
     """What one engine consists of.
 
-    ``workers`` is the number of processes, each with a GPU, over all machines; ``here`` those of
-    this machine, None where Ray places them. ``engines`` are vLLM's engine cores, one for each
-    data-parallel rank, of which ``engines_here`` run on this machine. ``text`` says which
-    arguments ask for that.
+    ``here`` is the number of workers, each with a GPU, of this machine, None where Ray places them.
+    ``engines`` are vLLM's engine cores, one for each data-parallel rank, of which ``engines_here``
+    run on this machine. ``text`` says which arguments ask for that.
     """
 
-    workers: int
     here: int | None
     engines: int
     engines_here: int
@@ -41,22 +39,21 @@ class Parallelism:
         sizes = {name: getattr(args, name, 1) for name in _SIZES}
         sizes["data_parallel_size"] = engines = args.data_parallel_size
         in_engine = math.prod(sizes[name] for name in _SIZES)
-        here: int | None = in_engine * engines
         engines_here = engines
         given = {name: size for name, size in sizes.items() if size > 1}
-        if args.distributed_executor_backend == "ray":
-            here = None
+        by_ray = args.distributed_executor_backend == "ray"
+        if by_ray:
+            pass
         elif args.data_parallel_rank is not None or args.data_parallel_external_lb:
-            engines_here, here = 1, in_engine
+            engines_here = 1
         elif args.data_parallel_size_local is not None:
-            engines_here = args.data_parallel_size_local
-            here = in_engine * engines_here
-            given["data_parallel_size_local"] = engines_here
-        if here is not None and args.nnodes > 1:
+            engines_here = given["data_parallel_size_local"] = args.data_parallel_size_local
+        here = in_engine * engines_here
+        if args.nnodes > 1 and not by_ray:
             here = in_engine * engines // args.nnodes
             given["nnodes"] = args.nnodes
         text = ", ".join(f'"{name}": {size}' for name, size in given.items())
-        return cls(in_engine * engines, here, engines, engines_here, text)
+        return cls(None if by_ray else here, engines, engines_here, text)
 
 
 def check_gpus(
@@ -69,21 +66,17 @@ def check_gpus(
     GPUs.
     """
     needed = parallelism.here
-    asks = f"{where}: the engine arguments ask for {needed} GPU" + ("s" if needed != 1 else "")
-    asks += f" ({parallelism.text})" if parallelism.text else ""
-    if devices:
-        given = len(devices.split(","))
-        if needed is None:
+    if needed is None:
+        if devices:
             raise SettingsError(
                 f"{where}: Ray places the engine by itself, and config.pbtxt chooses GPUs for it "
                 f"({devices}): use one of the two"
             )
-        if given != needed:
-            raise SettingsError(
-                f"{asks}, and config.pbtxt gives {given} to each engine ({devices})"
-            )
-    if needed is None:
         return
+    asks = f"{where}: the engine arguments ask for {needed} GPU" + ("s" if needed != 1 else "")
+    asks += f" ({parallelism.text})" if parallelism.text else ""
+    if devices and (given := len(devices.split(","))) != needed:
+        raise SettingsError(f"{asks}, and config.pbtxt gives {given} to each engine ({devices})")
     seen = count()
     if seen is not None and seen < needed:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

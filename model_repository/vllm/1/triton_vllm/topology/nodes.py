@@ -15,6 +15,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,9 @@ class MultiNode(SingleNode):
         """Wait ``seconds`` for all nodes at the ``rendezvous``; None: this is not the head node."""
         self._rendezvous = rendezvous
         self._seconds = seconds
-        self._failure = ""
         self._closing = False
 
-    def close(self) -> None:
-        """Let ``wait_for_nodes`` fail: the model is being unloaded. Any thread."""
+    def close(self) -> None:  # noqa: D102 (as above)
         self._closing = True
 
     @contextlib.contextmanager
@@ -86,48 +85,41 @@ class MultiNode(SingleNode):
             yield
             return
         started = threading.Event()
-        self._failure = ""
-        waiting = threading.Thread(
-            target=self._wait, args=(self._rendezvous, started), name="cluster", daemon=True
-        )
-        waiting.start()
-        try:
-            yield
-        except Exception as error:
-            if self._failure:
-                raise SettingsError(self._failure) from error
-            raise
-        finally:
-            started.set()
-            waiting.join()
+        with ThreadPoolExecutor(1, "cluster") as thread:
+            failure = thread.submit(self._wait, self._rendezvous, started)
+            try:
+                yield
+            except Exception as error:
+                started.set()
+                if failure.result():
+                    raise SettingsError(failure.result()) from error
+                raise
+            finally:
+                started.set()
 
-    def _wait(self, rendezvous: Rendezvous, started: threading.Event) -> None:
+    def _wait(self, rendezvous: Rendezvous, started: threading.Event) -> str:
+        """Wait until all have arrived. Return why the engine was ended before, if it was."""
         since = time.monotonic()
-        reported = 0.0
+        reported = since + 5 - _REPORT_SECONDS
         while not started.wait(0.5):
-            arrived = rendezvous.arrived()
+            arrived, now = rendezvous.arrived(), time.monotonic()
             if arrived >= rendezvous.number:
-                return  # vLLM is in charge from here on
-            if self._closing:
-                self._failure = "the model is being unloaded"
-                end_engine()
-                return
-            now = time.monotonic()
+                break  # vLLM is in charge from here on
             missing = (
                 f"{arrived} of {rendezvous.number} {rendezvous.what} have connected to "
                 f"{rendezvous.host}:{rendezvous.port}"
             )
-            if now - since > self._seconds:
-                self._failure = (
-                    f"{missing} within {self._seconds:g} s "
-                    '("serving.cluster_join_timeout_seconds"): '
-                    "start the others with scripts/join_cluster.sh"
-                )
+            if self._closing or now - since > self._seconds:
                 end_engine()
-                return
-            if now - since > 5 and now - reported > _REPORT_SECONDS:
+                late = (
+                    f'{missing} within {self._seconds:g} s ("serving.cluster_join_timeout_seconds")'
+                    ": start the others with scripts/join_cluster.sh"
+                )
+                return "the model is being unloaded" if self._closing else late
+            if now - reported > _REPORT_SECONDS:
                 reported = now
                 logger.info(f"waiting for the cluster: {missing}")
+        return ""
 
     async def watch(self, llm: Any) -> None:
         """Ping all engines; when one does not answer, end the processes here."""
