@@ -108,21 +108,6 @@ class Delta:
         )
 
 
-# Beside a grammar, these may leave no token to choose; then the engine ends the request.
-_EXCLUDING = ("allowed_token_ids", "bad_words", "ignore_eos", "logit_bias", "min_tokens")
-
-
-def _failure(params: Any) -> ServingError:
-    """Return what the finish reason "error" means for a request with these ``SamplingParams``."""
-    excluding = [f'"{name}"' for name in _EXCLUDING if getattr(params, name, None)]
-    if not excluding or getattr(params, "structured_outputs", None) is None:
-        return GenerationError("the engine failed on this request; it may be sent again")
-    return RequestError(
-        f"{', '.join(excluding)}: leave no token that the grammar allows (structured_outputs, or "
-        "that of a tool call)"
-    )
-
-
 class DeltaReader:
     """Reads vLLM's outputs of one request as deltas, each text at its sequence's index.
 
@@ -136,7 +121,6 @@ class DeltaReader:
         """
         self._params = params
         self._detailed = detailed
-        self._texts = [""] * num_sequences
         self._sequences = [SequenceExtras()] * num_sequences  # of a delta without new tokens
 
     def read(self, output: Any) -> Delta:
@@ -148,36 +132,43 @@ class DeltaReader:
         completions = output.outputs
         if output.finished and any(c.finish_reason == "error" for c in completions):
             raise _failure(self._params)
-        if len(self._texts) == 1:
-            completion = completions[0]
-            texts: tuple[str, ...] = (completion.text,)
-            num_tokens = len(completion.token_ids)
+        if len(self._sequences) == 1:
+            texts: tuple[str, ...] = (completions[0].text,)
+            num_tokens = len(completions[0].token_ids)
         else:
-            placed = self._texts.copy()
-            for completion in completions:
-                placed[completion.index] += completion.text
-            texts = tuple(placed)
+            new = {completion.index: completion.text for completion in completions}
+            texts = tuple(new.get(i, "") for i in range(len(self._sequences)))
             num_tokens = sum(len(completion.token_ids) for completion in completions)
-        extras = self._extras(output) if self._detailed else None
-        return Delta(texts, num_tokens, output.finished, extras)
-
-    def _extras(self, output: Any) -> DeltaExtras:
-        return DeltaExtras(
-            self._place(output.outputs),
+        if not self._detailed:
+            return Delta(texts, num_tokens, output.finished)
+        extras = DeltaExtras(
+            self._place(completions),
             len(output.prompt_token_ids or ()),
             output.num_cached_tokens or 0,
             output.prompt_logprobs,
         )
+        return Delta(texts, num_tokens, output.finished, extras)
 
     def _place(self, completions: Sequence[Any]) -> tuple[SequenceExtras, ...]:
         """Return each sequence's extras; one without new tokens keeps its cumulative logprob."""
-        if len(self._sequences) == 1:
-            return (SequenceExtras.of(completions[0]),)
         placed = self._sequences.copy()
         for completion in completions:
-            new = SequenceExtras.of(completion)
-            placed[completion.index] = new
-            self._sequences[completion.index] = SequenceExtras(
-                cumulative_logprob=new.cumulative_logprob
-            )
+            new = placed[completion.index] = SequenceExtras.of(completion)
+            total = new.cumulative_logprob
+            self._sequences[completion.index] = SequenceExtras(cumulative_logprob=total)
         return tuple(placed)
+
+
+# Beside a grammar, these may leave no token to choose; then the engine ends the request.
+_EXCLUDING = ("allowed_token_ids", "bad_words", "ignore_eos", "logit_bias", "min_tokens")
+
+
+def _failure(params: Any) -> ServingError:
+    """Return what the finish reason "error" means for a request with these ``SamplingParams``."""
+    excluding = [f'"{name}"' for name in _EXCLUDING if getattr(params, name, None)]
+    if not excluding or getattr(params, "structured_outputs", None) is None:
+        return GenerationError("the engine failed on this request; it may be sent again")
+    return RequestError(
+        f"{', '.join(excluding)}: leave no token that the grammar allows (structured_outputs, or "
+        "that of a tool call)"
+    )

@@ -42,30 +42,24 @@ class ResponseEncoder:
 
     def of_delta(self, delta: Delta, request: GenerationRequest) -> tuple[Any, bool]:
         """Return the response with a request's delta, and whether it is large."""
-        size = 0
-        tensors = []
+        arrays: dict[str, NDArray[Any]] = {}
         if request.text_output:
-            texts = delta.texts
-            if request.prefix:
-                texts = tuple(request.prefix + text for text in texts)
+            texts = [request.prefix + text for text in delta.texts]
             if len(texts) == 1 and len(texts[0]) <= _CACHED_LENGTH and not delta.extras:
                 return self._cached_response(request.text_output, texts[0]), False
-            array = strings(texts)
-            size = _num_bytes(array)
-            tensors.append(self._pb_utils.Tensor(request.text_output, array))
+            arrays[request.text_output] = strings(texts)
         if delta.extras:
-            for output in request.outputs:
-                array = output.encode(delta.extras)
-                size += _num_bytes(array)
-                tensors.append(self._pb_utils.Tensor(output.tensor.name, array))
-        return self._pb_utils.InferenceResponse(output_tensors=tensors), size > _LARGE
+            arrays |= {o.tensor.name: o.encode(delta.extras) for o in request.outputs}
+        tensors = [self._pb_utils.Tensor(name, array) for name, array in arrays.items()]
+        is_large = sum(map(_num_bytes, arrays.values())) > _LARGE
+        return self._pb_utils.InferenceResponse(output_tensors=tensors), is_large
 
     def forget(self) -> None:
         """Release the shared memory of all cached responses."""
         self._cached_response.cache_clear()
 
     def _text_response(self, name: str, text: str) -> Any:
-        tensor = self._pb_utils.Tensor(name, strings((text,)))
+        tensor = self._pb_utils.Tensor(name, strings([text]))
         return self._pb_utils.InferenceResponse(output_tensors=[tensor])
 
 

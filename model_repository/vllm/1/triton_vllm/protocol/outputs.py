@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from triton_vllm.protocol.delta import DeltaExtras, PositionLogprobs
+from triton_vllm.protocol.delta import DeltaExtras, PositionLogprobs, SequenceExtras
 from triton_vllm.protocol.tensors import Tensor
 
 _LOWEST = -9999.0  # for minus infinity, which JSON does not have; ``vllm serve`` writes the same
@@ -56,25 +56,15 @@ def _logprobs_json(positions: Sequence[PositionLogprobs]) -> str:
     )
 
 
-def _finish_reason(extras: DeltaExtras) -> NDArray[Any]:
-    return strings(str(sequence.finish_reason) for sequence in extras.sequences)
+def _texts(name: str, meaning: str, of: Callable[[SequenceExtras], str]) -> Output:
+    """Return an output with one text for each sequence."""
+    tensor = Tensor(name, "STRING", -1, meaning)
+    return Output(tensor, lambda extras: strings(map(of, extras.sequences)))
 
 
-def _stop_reason(extras: DeltaExtras) -> NDArray[Any]:
-    return strings(json.dumps(sequence.stop_reason) for sequence in extras.sequences)
-
-
-def _cumulative_logprob(extras: DeltaExtras) -> NDArray[Any]:
-    values = [sequence.cumulative_logprob for sequence in extras.sequences]
-    return np.array(values, dtype=np.float32)
-
-
-def _logprobs(extras: DeltaExtras) -> NDArray[Any]:
-    return strings(_logprobs_json(sequence.logprobs) for sequence in extras.sequences)
-
-
-def _no_logprobs(extras: DeltaExtras) -> NDArray[Any]:
-    return strings("null" for _ in extras.sequences)
+def _numbers(tensor: Tensor, of: Callable[[DeltaExtras], list[Any]]) -> Output:
+    dtype = {"FP32": np.float32, "UINT32": np.uint32, "INT64": np.int64}[tensor.datatype]
+    return Output(tensor, lambda extras: np.array(of(extras), dtype))
 
 
 def _prompt_logprobs(extras: DeltaExtras) -> NDArray[Any]:
@@ -82,38 +72,7 @@ def _prompt_logprobs(extras: DeltaExtras) -> NDArray[Any]:
     return strings([_logprobs_json(positions) if positions else "null"])
 
 
-def _num_input_tokens(extras: DeltaExtras) -> NDArray[Any]:
-    return np.array([extras.num_input_tokens], dtype=np.uint32)
-
-
-def _num_cached_tokens(extras: DeltaExtras) -> NDArray[Any]:
-    return np.array([extras.num_cached_tokens], dtype=np.uint32)
-
-
-def _num_output_tokens(extras: DeltaExtras) -> NDArray[Any]:
-    counts = [len(sequence.token_ids) for sequence in extras.sequences]
-    return np.array(counts, dtype=np.uint32)
-
-
-def _output_ids(extras: DeltaExtras) -> NDArray[Any]:
-    ids = [token_id for sequence in extras.sequences for token_id in sequence.token_ids]
-    return np.array(ids, dtype=np.int64)
-
-
-def _reasoning(extras: DeltaExtras) -> NDArray[Any]:
-    return strings(sequence.reasoning for sequence in extras.sequences)
-
-
-def _tool_calls(extras: DeltaExtras) -> NDArray[Any]:
-    return strings(json.dumps([*sequence.tool_calls]) for sequence in extras.sequences)
-
-
-def _schema_errors(extras: DeltaExtras) -> NDArray[Any]:
-    errors = [sequence.schema_errors for sequence in extras.sequences]
-    return strings(json.dumps(each and [*each], ensure_ascii=False) for each in errors)
-
-
-def _vectors(extras: DeltaExtras) -> NDArray[Any]:
+def _embeddings(extras: DeltaExtras) -> NDArray[Any]:
     assert extras.embeddings is not None, "as each answer of a pooling model holds them"
     return extras.embeddings
 
@@ -122,62 +81,70 @@ TEXTS = (
     Tensor("text_output", "STRING", -1, "the text, one element for each sequence"),
     Tensor("TEXT", "STRING", -1, "the prompt and all text so far, for the tutorial's clients"),
 )
-LOGPROBS = Output(
-    Tensor("logprobs", "STRING", -1, "JSON, one list for each sequence: a position's tokens"),
-    _logprobs,
+LOGPROBS = _texts(
+    "logprobs",
+    "JSON, one list for each sequence: a position's tokens",
+    lambda sequence: _logprobs_json(sequence.logprobs),
 )
-NO_LOGPROBS = Output(LOGPROBS.tensor, _no_logprobs)
-SCHEMA_ERRORS = Output(
-    Tensor("schema_errors", "STRING", -1, "JSON: what the text violates of its schema; or null"),
-    _schema_errors,
+NO_LOGPROBS = Output(LOGPROBS.tensor, lambda extras: strings(["null"] * len(extras.sequences)))
+SCHEMA_ERRORS = _texts(
+    "schema_errors",
+    "JSON: what the text violates of its schema; or null",
+    lambda sequence: json.dumps(sequence.schema_errors, ensure_ascii=False),
 )
 OUTPUTS = (
-    Output(
-        Tensor("finish_reason", "STRING", -1, '"stop", "length", ...; "None" before the end'),
-        _finish_reason,
+    _texts(
+        "finish_reason",
+        '"stop", "length", ...; "None" before the end',
+        lambda sequence: str(sequence.finish_reason),
     ),
-    Output(
+    _numbers(
         Tensor("cumulative_logprob", "FP32", -1, "log probability of all text so far"),
-        _cumulative_logprob,
+        lambda extras: [sequence.cumulative_logprob for sequence in extras.sequences],
     ),
     LOGPROBS,
-    Output(Tensor("num_input_tokens", "UINT32", 1, "the prompt's tokens"), _num_input_tokens),
-    Output(
+    _numbers(
+        Tensor("num_input_tokens", "UINT32", 1, "the prompt's tokens"),
+        lambda extras: [extras.num_input_tokens],
+    ),
+    _numbers(
         Tensor("num_output_tokens", "UINT32", -1, "the number of new tokens in this response"),
-        _num_output_tokens,
+        lambda extras: [len(sequence.token_ids) for sequence in extras.sequences],
     ),
-    Output(
+    _numbers(
         Tensor("output_ids", "INT64", -1, "these tokens' ids, sequence after sequence"),
-        _output_ids,
+        lambda extras: [token for sequence in extras.sequences for token in sequence.token_ids],
     ),
-    Output(
-        Tensor("stop_reason", "STRING", -1, "JSON: the stop string or token id met, or null"),
-        _stop_reason,
+    _texts(
+        "stop_reason",
+        "JSON: the stop string or token id met, or null",
+        lambda sequence: json.dumps(sequence.stop_reason),
     ),
     Output(
         Tensor("prompt_logprobs", "STRING", 1, "JSON list, in the first response, then null"),
         _prompt_logprobs,
     ),
     SCHEMA_ERRORS,
-    Output(
+    _numbers(
         Tensor("num_cached_tokens", "UINT32", 1, "the prompt's tokens found in the prefix cache"),
-        _num_cached_tokens,
+        lambda extras: [extras.num_cached_tokens],
     ),
 )
 # A response to messages has these unless their flag is false.
 CHAT_OUTPUTS = (
-    Output(Tensor("reasoning", "STRING", -1, "the model's reasoning"), _reasoning),
-    Output(
-        Tensor("tool_calls", "STRING", -1, "JSON list of OpenAI's tool calls; streamed, of deltas"),
-        _tool_calls,
+    _texts("reasoning", "the model's reasoning", lambda sequence: sequence.reasoning),
+    _texts(
+        "tool_calls",
+        "JSON list of OpenAI's tool calls; streamed, of deltas",
+        lambda sequence: json.dumps([*sequence.tool_calls]),
     ),
 )
 # A pooling model answers with one of these.
 EMBEDDINGS = Output(
     Tensor("embeddings", "FP32", (-1, -1), "a row for each text: its embedding, or its classes"),
-    _vectors,
+    _embeddings,
 )
-SCORES = Output(Tensor("scores", "FP32", -1, "a score for each pair"), _vectors)
+SCORES = Output(Tensor("scores", "FP32", -1, "a score for each pair"), _embeddings)
 OUTPUT_TENSORS = (
     *TEXTS,
     *(output.tensor for output in (*OUTPUTS, *CHAT_OUTPUTS, EMBEDDINGS, SCORES)),

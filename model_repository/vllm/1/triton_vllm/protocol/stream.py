@@ -35,25 +35,14 @@ class ResponseStream:
     sender thread that the stream belongs to. ``outcome`` is what a good end counts as.
     """
 
-    __slots__ = (
-        "_closed",
-        "_closing",
-        "_maker",
-        "_queue",
-        "_sender",
-        "_so_far",
-        "outcome",
-        "request",
-    )
-
     def __init__(
         self,
-        maker: ResponseEncoder,
+        encoder: ResponseEncoder,
         sender: Any,
         queue: SimpleQueue[Any],
         request: GenerationRequest | None,
     ) -> None:
-        self._maker = maker
+        self._encoder = encoder
         self._sender = sender
         self._queue = queue
         self._closed = False
@@ -79,6 +68,28 @@ class ResponseStream:
         with self._closing:
             return not self._closed and bool(self._sender.is_cancelled())
 
+    def deliver(self, message: Message) -> int:
+        """Send a message, the last one with the FINAL flag. Returns the number of responses."""
+        if self._closed:
+            return 0
+        if isinstance(message, ServingError):
+            self._finish(self._encoder.of_error(message))
+            return 1
+        assert self.request is not None, "only an undecoded request has none, and it only fails"
+        is_final = message.final
+        if self.request.text_from_start:
+            self._so_far = message = self._so_far + message if self._so_far else message
+        response, is_large = self._encoder.of_delta(message, self.request)
+        if is_final and not is_large:
+            self._finish(response)
+            return 1
+        # A send with the FINAL flag that fails, for want of shared memory, can never be repeated:
+        # after a large response the flag travels alone, and a failure is still answered.
+        self._sender.send(response, 0)
+        if is_final:
+            self._finish(None)
+        return 1 + is_final
+
     def close(self) -> int:
         """Send a plain error, or the FINAL flag alone. Returns the number of responses.
 
@@ -87,62 +98,29 @@ class ResponseStream:
         """
         if self._closed:
             return 0
+        plain = GenerationError("the error cannot be sent, see the log")
         try:
-            response = self._maker.of_error(
-                GenerationError("the error cannot be sent, see the log")
-            )
+            response = self._encoder.of_error(plain)
         except Exception:
             response = None
         self._finish(response)
         return 1
 
-    def deliver(self, message: Message) -> int:
-        """Send a message, the last one with the FINAL flag. Returns the number of responses."""
-        if self._closed:
-            return 0
-        sent = 1
-        if isinstance(message, ServingError):
-            response = self._maker.of_error(message)
-        else:
-            response, is_large = self._response(message)
-            # A send with the FINAL flag that fails, for want of shared memory, can never be
-            # repeated: after a large response the flag travels alone, and a failure is still
-            # answered.
-            if not message.final or is_large:
-                self._sender.send(response, 0)
-                if not message.final:
-                    return sent
-                response = None
-                sent = 2
-        self._finish(response)
-        return sent
-
     def _finish(self, response: Any) -> None:
         with self._closing:
             self._closed = True
-        self._sender.send(response, self._maker.final_flag)
-
-    def _response(self, delta: Delta) -> tuple[Any, bool]:
-        """Return the response with a delta, and whether it is large."""
-        request = self.request
-        assert request is not None, "only an undecoded request has none, and it only fails"
-        if request.text_from_start:
-            self._so_far = delta = delta if self._so_far is None else self._so_far + delta
-        return self._maker.of_delta(delta, request)
+        self._sender.send(response, self._encoder.final_flag)
 
 
 class SenderPool:
-    """The sender threads of one front end.
-
-    ``traffic`` holds what each of them has sent.
-    """
+    """The sender threads of one front end. ``traffic`` holds what each of them has sent."""
 
     def __init__(self, pb_utils: Any, threads: int, max_tokens_per_response: int) -> None:
         """Start ``threads`` threads. ``max_tokens_per_response`` bounds merging; 0: no bound."""
         self._max_tokens = max_tokens_per_response or None
         self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads)]
-        self._makers = [ResponseEncoder(pb_utils) for _ in range(threads)]
-        self._next = itertools.cycle(zip(self._makers, self._queues, strict=True))
+        self._encoders = [ResponseEncoder(pb_utils) for _ in range(threads)]
+        self._next = itertools.cycle(zip(self._encoders, self._queues, strict=True))
         self.traffic = [Traffic() for _ in self._queues]
         self._threads = [
             threading.Thread(target=self._run, args=(q, t), name=f"sender-{i}", daemon=True)
@@ -153,8 +131,8 @@ class SenderPool:
 
     def open(self, sender: Any, request: GenerationRequest | None = None) -> ResponseStream:
         """Return the stream of responses to one request. Called by one thread only."""
-        maker, queue = next(self._next)
-        return ResponseStream(maker, sender, queue, request)
+        encoder, queue = next(self._next)
+        return ResponseStream(encoder, sender, queue, request)
 
     def stop(self, timeout: float) -> None:
         """Send what is queued, then end the threads. Returns after ``timeout`` seconds at most."""
@@ -162,22 +140,22 @@ class SenderPool:
             queue.put(None)
         for thread in self._threads:
             thread.join(timeout / len(self._threads))
-        for maker in self._makers:
-            maker.forget()
+        for encoder in self._encoders:
+            encoder.forget()
 
     def _run(self, queue: SimpleQueue[Any], traffic: Traffic) -> None:
         while True:
             items = [queue.get()]
             items += [queue.get() for _ in range(queue.qsize())]
             messages = [item for item in items if item is not None]
-            came = len(messages)
             try:
-                messages = merge(messages, self._max_tokens)
+                merged = merge(messages, self._max_tokens)
             except Exception as error:
                 logger.error(f"deltas not merged: {one_line(error)}")
-            traffic.merged_deltas += came - len(messages)
+                merged = messages
+            traffic.merged_deltas += len(messages) - len(merged)
             since = time.perf_counter()
-            for stream, message in messages:
+            for stream, message in merged:
                 self._deliver(stream, message, traffic)
             traffic.seconds += time.perf_counter() - since
             if None in items:
@@ -194,11 +172,10 @@ class SenderPool:
                 self._close(stream, message, traffic)
             else:
                 self._deliver(stream, GenerationError(why), traffic)
-        else:
-            traffic.responses += sent
-            if sent and (isinstance(message, ServingError) or message.final):
-                outcome = message.outcome if isinstance(message, ServingError) else stream.outcome
-                traffic.outcomes[outcome] += 1
+            return
+        traffic.responses += sent
+        if sent and (isinstance(message, ServingError) or message.final):
+            traffic.outcomes[getattr(message, "outcome", stream.outcome)] += 1
 
     def _close(self, stream: ResponseStream, error: ServingError, traffic: Traffic) -> None:
         """Close and count a stream whose ``error`` could not be sent."""
@@ -221,16 +198,15 @@ def merge(
     No merged delta has more than ``max_tokens`` tokens (None: no bound), unless it came so.
     """
     merged: list[tuple[ResponseStream, Message]] = []
-    last: dict[int, int] = {}  # id(stream) -> the index of its newest message in `merged`
+    last: dict[ResponseStream, int] = {}  # the index of its newest message in `merged`
     for stream, message in items:
-        at = last.get(id(stream))
-        if at is not None and isinstance(message, Delta):
-            before = merged[at][1]
+        if stream in last and isinstance(message, Delta):
+            before = merged[last[stream]][1]
             if isinstance(before, Delta) and (
                 max_tokens is None or before.num_tokens + message.num_tokens <= max_tokens
             ):
-                merged[at] = (stream, before + message)
+                merged[last[stream]] = (stream, before + message)
                 continue
-        last[id(stream)] = len(merged)
+        last[stream] = len(merged)
         merged.append((stream, message))
     return merged
