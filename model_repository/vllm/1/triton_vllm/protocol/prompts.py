@@ -13,7 +13,6 @@ from triton_vllm.protocol.requests import (
     Prompt,
     ScoreRequest,
     TextPrompt,
-    TokenPrompt,
 )
 from triton_vllm.protocol.tensors import Inputs
 
@@ -21,7 +20,6 @@ MEDIA = frozenset({"image", "audio", "video"})
 CHAT_BOOLEANS = frozenset({"add_generation_prompt", "continue_final_message"})
 CHAT_OPTIONS = CHAT_BOOLEANS | {"tools", "tool_choice", "chat_template_kwargs"}
 _TOOL_CHOICES = ("auto", "none", "required")
-_EMBEDDING_KEYS = {"input", "pooling_params"}
 
 
 class PromptWithParameters(NamedTuple):
@@ -39,16 +37,6 @@ def read_text(inputs: Inputs) -> Prompt:
     return MediaPrompt(text, media) if any(media.values()) else TextPrompt(text)
 
 
-def read_tutorial_text(inputs: Inputs) -> Prompt:
-    """Read ``PROMPT``."""
-    return TextPrompt(inputs.string("PROMPT"))
-
-
-def read_token_ids(inputs: Inputs) -> Prompt:
-    """Read ``input_ids``."""
-    return TokenPrompt(inputs.integers("input_ids"))
-
-
 def read_chat(inputs: Inputs) -> Prompt:
     """Read ``messages`` and the options of a chat. vLLM checks their contents."""
     messages = _array(inputs, "messages")
@@ -61,17 +49,19 @@ def read_chat(inputs: Inputs) -> Prompt:
 def _option(inputs: Inputs, name: str) -> Any:
     if name in CHAT_BOOLEANS:
         return inputs.boolean(name)
-    text = inputs.string(name)
     if name == "tools":
         return _array(inputs, name)
-    if name == "tool_choice" and text in _TOOL_CHOICES:
+    text = inputs.string(name)
+    if name == "chat_template_kwargs":
+        return _template_kwargs(text, name)
+    if text in _TOOL_CHOICES:
         return text
-    if name == "tool_choice" and text.lstrip()[:1] not in ("{", '"'):
-        raise RequestError(
-            f"tool_choice: must be {', '.join(_TOOL_CHOICES)}, or a JSON object that names a "
-            f"function, got {text[:100]}"
-        )
-    return load_json(text, name) if name == "tool_choice" else _template_kwargs(text, name)
+    if text.lstrip()[:1] in ("{", '"'):
+        return load_json(text, name)
+    raise RequestError(
+        f"tool_choice: must be {', '.join(_TOOL_CHOICES)}, or a JSON object that names a "
+        f"function, got {text[:100]}"
+    )
 
 
 def _template_kwargs(text: str, name: str) -> dict[str, Any]:
@@ -91,15 +81,15 @@ def _array(inputs: Inputs, name: str) -> list[Any]:
 
 def read_texts(inputs: Inputs) -> Prompt:
     """Read ``texts``."""
-    return EmbedRequest(_filled("texts", inputs.strings("texts")))
+    return EmbedRequest(_filled(inputs, "texts"))
 
 
 def read_pairs(inputs: Inputs) -> Prompt:
     """Read ``queries`` and ``documents``."""
-    queries = _filled("queries", inputs.strings("queries"))
+    queries = _filled(inputs, "queries")
     if "documents" not in inputs:
         raise RequestError("documents: missing, queries are scored against them")
-    documents = _filled("documents", inputs.strings("documents"))
+    documents = _filled(inputs, "documents")
     if len(queries) not in (1, len(documents)):
         raise RequestError(
             f"queries: must be one, or as many as the {len(documents)} documents, "
@@ -108,33 +98,32 @@ def read_pairs(inputs: Inputs) -> Prompt:
     return ScoreRequest(queries, documents)
 
 
+def _filled(inputs: Inputs, name: str) -> list[str]:
+    if texts := inputs.strings(name):
+        return texts
+    raise RequestError(f"{name}: must have at least one element, has none")
+
+
 def read_embedding_request(inputs: Inputs) -> PromptWithParameters:
     """Read ``embedding_request``: ``input`` is a text or its token ids, or a list of such."""
     where = "embedding_request"
     given = load_json_object(inputs.string(where), where)
-    for key in given.keys() - _EMBEDDING_KEYS:
-        allowed = ", ".join(sorted(_EMBEDDING_KEYS))
-        raise RequestError(f'{where}: unknown key "{key}", allowed: {allowed}')
+    for key in given.keys() - {"input", "pooling_params"}:
+        raise RequestError(f'{where}: unknown key "{key}", allowed: input, pooling_params')
     came = given.get("input")
     texts = came if isinstance(came, list) and not _is_text(came) else [came]
     if not texts or not all(_is_text(text) for text in texts):
         raise RequestError(
             f'{where}: "input" must be a string, a list of token ids, or a list of either'
         )
-    parameters = _embedding_parameters(given.get("pooling_params", {}), where)
-    return PromptWithParameters(
-        EmbedRequest(texts, as_json=True), f'{where}: "pooling_params"', parameters
-    )
-
-
-def _embedding_parameters(given: Any, where: str) -> dict[str, Any]:
-    """Return the parameters. Triton's OpenAI front end sends ``dimensions`` as a list of one."""
-    if not isinstance(given, dict):
+    parameters = given.get("pooling_params", {})
+    if not isinstance(parameters, dict):
         raise RequestError(f'{where}: "pooling_params" must be an object')
-    dimensions = given.get("dimensions")
-    if isinstance(dimensions, list) and len(dimensions) == 1:
-        return {**given, "dimensions": dimensions[0]}
-    return given
+    dimensions = parameters.get("dimensions")
+    if isinstance(dimensions, list) and len(dimensions) == 1:  # as Triton's front end sends it
+        parameters["dimensions"] = dimensions[0]
+    prompt = EmbedRequest(texts, as_json=True)
+    return PromptWithParameters(prompt, f'{where}: "pooling_params"', parameters)
 
 
 def _is_text(value: object) -> bool:
@@ -142,9 +131,3 @@ def _is_text(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and all(type(v) is int and v >= 0 for v in value)
     return isinstance(value, str)
-
-
-def _filled(name: str, texts: list[str]) -> list[str]:
-    if not texts:
-        raise RequestError(f"{name}: must have at least one element, has none")
-    return texts

@@ -26,10 +26,8 @@ from triton_vllm.protocol.prompts import (
     read_pairs,
     read_text,
     read_texts,
-    read_token_ids,
-    read_tutorial_text,
 )
-from triton_vllm.protocol.requests import Prompt
+from triton_vllm.protocol.requests import Prompt, TextPrompt, TokenPrompt
 from triton_vllm.protocol.tensors import Inputs, Tensor
 
 EXCLUDE_INPUT = "exclude_input_in_output"
@@ -94,8 +92,7 @@ _PLAIN = TRITON_VLLM_BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids"
 class RequestSchema:
     """One kind of request: how its prompt is read, and which inputs are allowed beside it.
 
-    ``outputs`` are sent without being asked for, unless a flag says no; ``has_text`` tells whether
-    there is a text beside them.
+    ``outputs`` are sent unless a flag says no; ``has_text``: there is a text beside them.
     """
 
     read: Callable[[Inputs], Prompt | PromptWithParameters]
@@ -107,9 +104,11 @@ class RequestSchema:
 
 GENERATION_SCHEMAS = {
     "text_input": RequestSchema(read_text, _PLAIN | MEDIA),
-    "input_ids": RequestSchema(read_token_ids, _PLAIN),
+    "input_ids": RequestSchema(lambda inputs: TokenPrompt(inputs.integers("input_ids")), _PLAIN),
     "messages": RequestSchema(read_chat, _PLAIN | _CHAT, outputs=CHAT_OUTPUTS),
-    "PROMPT": RequestSchema(read_tutorial_text, TUTORIAL_2023.inputs, TUTORIAL_2023),
+    "PROMPT": RequestSchema(
+        lambda inputs: TextPrompt(inputs.string("PROMPT")), TUTORIAL_2023.inputs, TUTORIAL_2023
+    ),
 }
 _COUNTS = frozenset({"return_num_input_tokens", "return_num_output_tokens"})
 _POOLED = _COUNTS | {"pooling_parameters"}
