@@ -72,7 +72,6 @@ class FakeEngine(Engine):
             plan=cast(Any, plan),
             loop=EventLoopThread("engine"),
             admission=Admission(0, 0, lambda: 0, plan.balancer),
-            drain=cast(Any, None),
             supervisor=cast(Any, supervisor),
             openai=NoOpenAIServer(),
             parser=parser,
@@ -83,7 +82,7 @@ class FakeEngine(Engine):
         )
 
     def stop(self) -> None:
-        self._loop.stop()
+        self.loop.stop()
 
 
 def _to_serving_error(error: Exception) -> ServingError:
@@ -246,7 +245,7 @@ def test_a_request_that_arrives_while_the_engine_is_down_is_answered(
     model: Any, engine: FakeEngine
 ) -> None:
     """One that was accepted before, and whose coroutine starts after."""
-    engine._loop.call(_set_down_then_serve(model, engine))
+    engine.loop.call(_set_down_then_serve(model, engine))
 
 
 async def _set_down_then_serve(model: Any, engine: FakeEngine) -> None:

@@ -29,9 +29,8 @@ class EventLoopThread:
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run ``coroutine`` in the loop; return its result or raise its exception."""
-        return asyncio.run_coroutine_threadsafe(_without_exit(coroutine), self._loop).result(
-            timeout
-        )
+        running = asyncio.run_coroutine_threadsafe(_without_exit(coroutine), self._loop)
+        return running.result(timeout)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Call what blocks in a thread beside the loop, always the same; return its result.
@@ -91,7 +90,12 @@ class EventLoopThread:
         loop.call_soon(started.set_result, loop)
         try:
             while not self._ended:
-                _run_on(loop)
+                try:
+                    loop.run_forever()
+                except (SystemExit, KeyboardInterrupt) as error:
+                    # A task of anybody's ends the loop, and with it all the others: run it again.
+                    what = f"a task tried to end the process: {type(error).__name__}"
+                    loop.call_exception_handler({"message": what, "exception": error})
             left = asyncio.all_tasks(loop)
             for task in left:
                 task.cancel()
@@ -99,18 +103,6 @@ class EventLoopThread:
             loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             loop.close()
-
-
-def _run_on(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the loop until it is stopped, or a task of anybody's tries to exit the process.
-
-    Such a task ends the loop, and with it all the others: it is to be run again.
-    """
-    try:
-        loop.run_forever()
-    except (SystemExit, KeyboardInterrupt) as error:
-        what = f"a task tried to end the process: {type(error).__name__}"
-        loop.call_exception_handler({"message": what, "exception": error})
 
 
 async def _without_exit(coroutine: Coroutine[Any, Any, T]) -> T:

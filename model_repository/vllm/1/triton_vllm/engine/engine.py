@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from triton_vllm.counters import LoopLag
@@ -26,7 +27,7 @@ from triton_vllm.errors import (
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import TRITON, Admission, LiveRequest
 from triton_vllm.limits.answer_check import AnswerCheck
-from triton_vllm.limits.drain import UNLOADING, Drain
+from triton_vllm.limits.drain import UNLOADING
 from triton_vllm.limits.server_watch import NoWatch, ServerWatch
 from triton_vllm.openai_api.server import NoOpenAIServer
 from triton_vllm.protocol.decode import Parser
@@ -37,44 +38,29 @@ from triton_vllm.vllm_api import api as vllm_api
 
 logger = logging.getLogger(__name__)
 
-_LOG_STATS_SECONDS = 10.0
 _END_SECONDS = 1.0  # for requests that are being cancelled
 
 
+@dataclass(eq=False)
 class Engine:
-    """One vLLM engine, seen from one front end.
+    """One vLLM engine, seen from one front end; ``load.load_engine`` makes it.
 
     ``plan`` is its configuration, ``parser`` reads the parameters of a request, ``openai`` is the
     HTTP server, ``answers`` checks what is generated against its schema, ``lag`` is the event
-    loop's. Methods may be called by any thread, except where stated.
+    loop's, ``held`` is what ``shutdown`` releases last. Methods may be called by any thread, except
+    where stated.
     """
 
-    def __init__(
-        self,
-        plan: EnginePlan,
-        loop: EventLoopThread,
-        admission: Admission,
-        drain: Drain,
-        supervisor: Supervisor,
-        openai: NoOpenAIServer,
-        parser: Parser,
-        answers: AnswerCheck,
-        lag: LoopLag,
-        watch: ServerWatch | NoWatch,
-        held: contextlib.ExitStack,
-    ) -> None:
-        """Use ``load.load_engine``. ``held`` holds what ``shutdown`` releases last."""
-        self.plan = plan
-        self.openai = openai
-        self.parser = parser
-        self.answers = answers
-        self.lag = lag
-        self.admission = admission
-        self._loop = loop
-        self._drain = drain
-        self._supervisor = supervisor
-        self._watch = watch
-        self._held = held
+    plan: EnginePlan
+    loop: EventLoopThread
+    admission: Admission
+    supervisor: Supervisor
+    openai: NoOpenAIServer
+    parser: Parser
+    answers: AnswerCheck
+    lag: LoopLag
+    watch: ServerWatch | NoWatch
+    held: contextlib.ExitStack
 
     @property
     def is_up(self) -> bool:
@@ -84,12 +70,12 @@ class Engine:
     @property
     def restarts(self) -> int:
         """How often the engine was restarted."""
-        return self._supervisor.policy.restarts
+        return self.supervisor.policy.restarts
 
     @property
     def restarts_exhausted(self) -> bool:
         """Whether an engine that died is not restarted any more."""
-        return self._supervisor.restarts_exhausted
+        return self.supervisor.restarts_exhausted
 
     def vllm_metrics(self) -> vllm_api.Metrics:
         """Return vLLM's own metrics, of all front ends."""
@@ -98,7 +84,7 @@ class Engine:
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start the coroutine of a request, which must ``admit`` it, in the event loop."""
         self.plan.balancer.accepted()
-        self._loop.spawn(coroutine)
+        self.loop.spawn(coroutine)
 
     def admit(
         self, request: GenerationRequest, stream: ResponseStream
@@ -109,7 +95,7 @@ class Engine:
         def finish() -> None:
             """Have vLLM end it with the text so far."""
             stream.outcome = "timeout"
-            self._loop.spawn(vllm_api.abort(self._supervisor.run.llm, request.request_id))
+            self.loop.spawn(vllm_api.abort(self.supervisor.run.llm, request.request_id))
 
         return self.admission.admit(
             TRITON,
@@ -119,7 +105,7 @@ class Engine:
 
     async def render(self, request: GenerationRequest) -> Generation:
         """Turn the prompt into token ids. Raises RequestError when it exceeds the context."""
-        generation = await self._supervisor.run.renderers.render(request)
+        generation = await self.supervisor.run.renderers.render(request)
         return checked(generation, request, self.answers)
 
     def backpressure(self) -> None:
@@ -135,7 +121,7 @@ class Engine:
         else:  # a panic of Rust's, as in tokenizers, or a library that calls sys.exit
             explained = GenerationError(f"{type(error).__name__}: {one_line(error)}")
         if vllm_api.came_with_outputs(error):
-            self._supervisor.check()  # vLLM may have told this request of the engine's death
+            self.supervisor.check()  # vLLM may have told this request of the engine's death
             if self.admission.down or isinstance(explained, EngineDownError):
                 return self.admission.down or explained
         if isinstance(explained, GenerationError):
@@ -153,20 +139,20 @@ class Engine:
         the model alive. So only HTTP requests have to be waited for.
         """
         # 1. No restart and no drain begins from now on.
-        self._supervisor.close()
-        self._watch.stop()
+        self.supervisor.close()
+        self.watch.stop()
         # 2. The OpenAI port is closed, by all front ends of the engine; its requests get time.
-        self._loop.call(self.openai.shut_down())
+        self.loop.call(self.openai.shut_down())
         # 3. What is left is ended.
-        ended = self._loop.call(self._end_requests())
+        ended = self.loop.call(self._end_requests())
         if ended:
             logger.warning(f"{self.plan.settings.name}: {ended} requests aborted by the unload")
         # 4. The engine ends, or is left to the front end that has started it.
-        self._loop.call(self._supervisor.shut_down())
+        self.loop.call(self.supervisor.shut_down())
         # 5. The event loop's thread ends, its background work with it.
-        self._loop.stop()
+        self.loop.stop()
         # 6. The port, the front end's slot and its folders are released.
-        self._held.close()
+        self.held.close()
         # 7. Or Python walks all that vLLM has imported once more before the process ends: seconds,
         # for which Triton waits, of one front end after the other.
         gc.freeze()

@@ -38,19 +38,13 @@ def start_engine(
     held: contextlib.ExitStack,
     timer: StartupTimer,
 ) -> Engine:
-    """Resolve the configuration and start the engine. The parameters are those of ``resolve``.
+    """Resolve the configuration, and start the parts in the order in which one needs the other.
 
-    ``held`` holds what must be released at the end; the engine takes it over.
+    The parameters are those of ``resolve``. ``held`` holds what must be released at the end; the
+    engine takes it over.
     """
     timer.lap(f"vLLM {vllm_api.version()} imported")
     plan = resolve(instance, engine_cpus, port, server.metrics, timer)
-    return _start(plan, server, held, timer)
-
-
-def _start(
-    plan: EnginePlan, server: ServerOptions, held: contextlib.ExitStack, timer: StartupTimer
-) -> Engine:
-    """Start what ``plan`` says, in the order in which one part needs the other."""
     settings, serving = plan.settings, plan.settings.serving
     admission = Admission(
         -(-serving.max_concurrent_requests // settings.placement.instances),
@@ -79,9 +73,8 @@ def _start(
         in_use=lambda: admission.count(TRITON) > 0,
         changed=lambda ready: loop.call_soon(drain.cancel if ready else drain.begin),
     )
-    held = held.pop_all()
     return Engine(
-        plan, loop, admission, drain, supervisor, openai, parser, answers, lag, watch, held
+        plan, loop, admission, supervisor, openai, parser, answers, lag, watch, held.pop_all()
     )
 
 
@@ -95,13 +88,6 @@ def _parser(plan: EnginePlan) -> Parser:
         vllm_api.max_tokens_limit(plan.config),
         plan.settings.serving.max_n,
     )
-
-
-async def _log_stats(supervisor: Supervisor, admission: Admission) -> None:
-    while True:
-        await asyncio.sleep(_LOG_STATS_SECONDS)
-        if admission.down is None:
-            await supervisor.run.llm.do_log_stats()
 
 
 def _adapters(plan: EnginePlan) -> Adapters | NoAdapters:
@@ -130,11 +116,16 @@ def _spawn_background(
 ) -> None:
     """Start what runs in the event loop as long as the model is loaded."""
 
-    def serves() -> bool:
-        return admission.down is None and admission.has_room_in_queue
+    async def log_stats() -> None:
+        while True:
+            await asyncio.sleep(_LOG_STATS_SECONDS)
+            if admission.down is None:
+                await supervisor.run.llm.do_log_stats()
 
-    loop.spawn(plan.balancer.heartbeat(serves))
+    loop.spawn(
+        plan.balancer.heartbeat(lambda: admission.down is None and admission.has_room_in_queue)
+    )
     if plan.reports_metrics:
         loop.spawn(lag.measure())
     if not plan.args.disable_log_stats:
-        loop.spawn(_log_stats(supervisor, admission))
+        loop.spawn(log_stats())
