@@ -11,32 +11,26 @@ from collections.abc import Iterator
 
 import pytest
 
-from triton_vllm.limits.server_watch import (
-    ProbeResult,
-    ReadinessDebouncer,
-    ServerWatch,
-    ask_server,
-)
+from triton_vllm.limits.server_watch import ReadinessDebouncer, ServerWatch, ask_server
 
-READY, NOT_READY = ProbeResult.READY, ProbeResult.NOT_READY
-GONE, UNKNOWN = ProbeResult.UNREACHABLE, ProbeResult.UNKNOWN
+READY, GONE, UNKNOWN = True, False, None
 
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ([NOT_READY, GONE, GONE], []),
+        ([GONE, GONE, GONE], []),
         ([READY, READY], []),
-        ([READY, NOT_READY, NOT_READY, NOT_READY], [False]),
         ([READY, GONE, GONE], [False]),
+        ([READY, GONE, GONE, GONE], [False]),
         ([READY, GONE, READY, GONE, READY], []),
         ([READY, UNKNOWN, UNKNOWN, UNKNOWN], []),
-        ([READY, NOT_READY, UNKNOWN, NOT_READY], [False]),
+        ([READY, GONE, UNKNOWN, GONE], [False]),
         ([READY, GONE, GONE, READY, GONE, GONE], [False, True, False]),
     ],
-    ids=["loading", "serving", "unload", "stop", "hiccups", "busy", "busy unload", "back again"],
+    ids=["loading", "serving", "unload", "stopped", "hiccups", "busy", "busy unload", "back again"],
 )
-def test_changes_follow_from_answers(answers: list[ProbeResult], expected: list[bool]) -> None:
+def test_changes_follow_from_answers(answers: list[bool | None], expected: list[bool]) -> None:
     """Only a model that was ready can leave; one odd answer says nothing."""
     readiness = ReadinessDebouncer()
     heard = [readiness.update(answer, in_use=False) for answer in answers]
@@ -72,16 +66,16 @@ def answering(reply: bytes | None) -> Iterator[tuple[str, int]]:
     [
         (b"HTTP/1.1 200 OK\r\n\r\n", READY),
         (b"no HTTP at all\r\n\r\n", UNKNOWN),
-        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", NOT_READY),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", GONE),
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", UNKNOWN),
         (None, GONE),
     ],
     ids=["ready", "no HTTP", "not ready", "restricted", "no answer"],
 )
-def test_the_server_is_asked(reply: bytes | None, expected: ProbeResult) -> None:
+def test_the_server_is_asked(reply: bytes | None, expected: bool | None) -> None:
     """Statuses are Triton's; a server that stops closes the connection without one."""
     with answering(reply) as http:
-        assert expected == ask_server(http, "/v2/models/vllm/versions/1")
+        assert expected is ask_server(http, "/v2/models/vllm/versions/1")
 
 
 def test_a_closed_port_is_a_server_that_stops() -> None:

@@ -113,12 +113,14 @@ class Admission:
             self.check()
             self._check_queue()
             request = LiveRequest(api, stop)
+            timers = _time_limit(request, timeout, finish)
             self._live.add(request)
             _current.set(request)
             try:
-                with _time_limit(request, timeout, finish):
-                    yield request
+                yield request
             finally:
+                for timer in timers:
+                    timer.cancel()
                 self._live.discard(request)
                 _current.set(None)
                 if request.why is not None:
@@ -193,21 +195,16 @@ class Admission:
             raise self.down
 
     def _check_queue(self) -> None:
-        if queued := self._full_queue():
+        if not self.has_room_in_queue:
             raise UnavailableError(
-                f"{queued} prompt tokens wait for their prefill, the limit is "
+                f"{self._queued_tokens()} prompt tokens wait for their prefill, the limit is "
                 f"{self._max_queued_tokens} (max_queued_tokens): try again later"
             )
 
     @property
     def has_room_in_queue(self) -> bool:
         """Whether prompts may join those that wait for their prefill."""
-        return not self._full_queue()
-
-    def _full_queue(self) -> int:
-        """Return how many prompt tokens wait if no more may join them, else 0."""
-        queued = self._queued_tokens() if self._max_queued_tokens else 0
-        return queued if queued >= self._max_queued_tokens else 0
+        return not self._max_queued_tokens or self._queued_tokens() < self._max_queued_tokens
 
     def close(self, why: UnavailableError) -> None:
         """Refuse new requests with ``why``; live ones continue."""
@@ -218,24 +215,17 @@ class Admission:
         self._closed = None
 
 
-@contextlib.contextmanager
 def _time_limit(
     request: LiveRequest, seconds: float | None, finish: Callable[[], object] | None
-) -> Iterator[None]:
+) -> list[asyncio.TimerHandle]:
     """End ``request`` after ``seconds``, which include its time in the queue."""
     if not seconds:
-        yield
-        return
-    loop = asyncio.get_running_loop()
+        return []
+    call_later = asyncio.get_running_loop().call_later
     late = RequestTimeoutError(f"request timed out after {seconds:g} s")
-    timers = [loop.call_later(seconds, finish or request.end, *(() if finish else (late,)))]
-    if finish is not None:
-        timers.append(loop.call_later(seconds + _GRACE, request.end, late))
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
+    if finish is None:
+        return [call_later(seconds, request.end, late)]
+    return [call_later(seconds, finish), call_later(seconds + _GRACE, request.end, late)]
 
 
 def check_sequences(n: int, limit: int, where: str) -> None:

@@ -41,6 +41,22 @@ _NO_ASSERTIONS |= {"description", "default", "examples", "deprecated", "readOnly
 _NO_ASSERTIONS |= {"discriminator", "contentEncoding", "contentMediaType"}
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _IGNORED = "ignored"
+_XGRAMMAR = dict.fromkeys(("$dynamicRef", "not", "if", "then", "else", "multipleOf"), _IGNORED)
+_XGRAMMAR |= dict.fromkeys(("dependentSchemas", "dependentRequired"), _IGNORED)
+_XGRAMMAR |= dict.fromkeys(("uniqueItems", "minProperties"), _IGNORED)
+_XGRAMMAR |= {
+    "oneOf": "taken as anyOf",
+    "contains": "taken for items",
+    "minLength": "narrowed: no escapes in the string",
+    "maxLength": "narrowed: no escapes in the string",
+    "maxProperties": "narrowed: no properties",
+    "patternProperties": "narrowed: matches the whole name",
+}
+_XGRAMMAR_FORMATS = {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6"}
+_XGRAMMAR_FORMATS |= {"uri", "uri-reference", "uri-template", "uuid", "json-pointer"}
+_XGRAMMAR_FORMATS |= {"relative-json-pointer"}
+_TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "boolean": (bool,), "object": (dict,)}
+_TYPES |= {"array": (list,), "null": (type(None),), "integer": (int,), "number": (int, float)}
 # What of a pattern may need an escape in JSON, or match what needs one.
 _MAY_NEED_ESCAPE = re.compile(r'["\x00-\x1f]|\\[^dw./\-+*?()\[\]{}|^$]|\[\^|(?<!\\)\.')
 
@@ -52,12 +68,16 @@ def departures(schema: Any, library: str) -> list[Departure]:
     """
     if library != "xgrammar":
         return []
-    return [departure for node, at in walk(schema) for departure in _xgrammar(node, at)]
+    return [
+        Departure(f"{at}/{escaped(keyword)}", keyword, effect)
+        for node, at in walk(schema)
+        for keyword, effect in _xgrammar(node)
+    ]
 
 
-def walk(schema: Any, pointer: str = "") -> Iterator[tuple[Schema, str]]:
+def walk(schema: Any) -> Iterator[tuple[Schema, str]]:
     """Yield each schema that is an object within a schema, and its JSON pointer."""
-    pending = [(schema, pointer)]
+    pending = [(schema, "")]
     while pending:
         node, at = pending.pop()
         if not isinstance(node, dict):
@@ -78,20 +98,50 @@ def escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def _found(node: Schema, at: str, effects: Mapping[str, str]) -> Iterator[Departure]:
-    for keyword, effect in effects.items():
-        if keyword in node:
-            yield Departure(f"{at}/{keyword}", keyword, effect)
+def _xgrammar(node: Schema) -> Iterator[tuple[str, str]]:
+    """Yield the keywords of a schema that xgrammar does not enforce, and what becomes of each."""
+    yield from ((keyword, effect) for keyword, effect in _XGRAMMAR.items() if keyword in node)
+    yield from _beside(node)
+    if node.get("type") != "integer":
+        effect = "narrowed: at most six decimals" if "type" in node else "ignored without type"
+        yield from ((bound, effect) for bound in _BOUNDS if bound in node)
+    target, choices, value = node.get("$ref", "#"), node.get("allOf"), node.get("const")
+    if isinstance(target, str) and target != "#" and not target.startswith("#/"):
+        yield "$ref", "ignored: not a JSON pointer"
+    if isinstance(choices, list) and len(choices) > 1:
+        yield "allOf", _IGNORED
+    if "format" in node and node["format"] not in _XGRAMMAR_FORMATS:
+        yield "format", _IGNORED
+    if isinstance(value, float) and not value.is_integer():
+        yield "const", "written with other digits"
+    if "prefixItems" in node and "items" not in node and "unevaluatedItems" not in node:
+        yield "prefixItems", "narrowed: no further items"
+    required, known = node.get("required"), node.get("properties") or {}
+    for name in required if isinstance(required, list) else []:
+        if name not in known:
+            yield "required", f'"{name}" is not in properties: ignored'
+    if isinstance(node.get("pattern"), str):
+        yield from (("pattern", effect) for effect in _pattern(node))
 
 
-def _beside(node: Schema, at: str) -> Iterator[Departure]:
+def _pattern(node: Schema) -> Iterator[str]:
+    pattern = node["pattern"]
+    if not (pattern.startswith("^") and pattern.endswith("$")):
+        yield "narrowed: matches the whole string"
+    if _MAY_NEED_ESCAPE.search(pattern):
+        yield "written unescaped: the text may be no JSON"
+    if "minLength" in node or "maxLength" in node:
+        yield "length bounds beside it are ignored"
+
+
+def _beside(node: Schema) -> Iterator[tuple[str, str]]:
     """Yield the assertions that stand beside a keyword that is taken alone."""
     alone = next((keyword for keyword in _ALONE if keyword in node), None)
     for keyword in node:
         if alone is None or keyword == alone or keyword in _NO_ASSERTIONS:
             continue
         if keyword != "type" or not _types_fit(node, alone):
-            yield Departure(f"{at}/{escaped(keyword)}", keyword, f"ignored beside {alone}")
+            yield keyword, f"ignored beside {alone}"
 
 
 def _types_fit(node: Schema, alone: str) -> bool:
@@ -108,88 +158,6 @@ def _types_fit(node: Schema, alone: str) -> bool:
     )
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "boolean": (bool,),
-    "object": (dict,),
-    "array": (list,),
-}
-_TYPES |= {"null": (type(None),), "integer": (int,), "number": (int, float)}
-
-
 def _implied_type(schema: Schema) -> Any:
     """Return the type of a schema, which is an object for a library if it has properties."""
     return schema.get("type", "object" if "properties" in schema else None)
-
-
-_XGRAMMAR = {
-    "$dynamicRef": _IGNORED,
-    "not": _IGNORED,
-    "if": _IGNORED,
-    "then": _IGNORED,
-    "else": _IGNORED,
-    "dependentSchemas": _IGNORED,
-    "dependentRequired": _IGNORED,
-    "uniqueItems": _IGNORED,
-    "multipleOf": _IGNORED,
-    "oneOf": "taken as anyOf",
-    "contains": "taken for items",
-    "minLength": "narrowed: no escapes in the string",
-    "maxLength": "narrowed: no escapes in the string",
-    "minProperties": _IGNORED,
-    "maxProperties": "narrowed: no properties",
-}
-_XGRAMMAR_FORMATS = {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6"}
-_XGRAMMAR_FORMATS |= {"uri", "uri-reference", "uri-template", "uuid", "json-pointer"}
-_XGRAMMAR_FORMATS |= {"relative-json-pointer"}
-
-
-def _xgrammar(node: Schema, at: str) -> Iterator[Departure]:
-    yield from _found(node, at, _XGRAMMAR)
-    yield from _beside(node, at)
-    yield from _named_ref(node, at)
-    if "type" not in node:
-        yield from _found(node, at, dict.fromkeys(_BOUNDS, "ignored without type"))
-    elif node["type"] != "integer":
-        effect = "narrowed: at most six decimals"
-        yield from _found(node, at, dict.fromkeys(_BOUNDS, effect))
-    if isinstance(node.get("allOf"), list) and len(node["allOf"]) > 1:
-        yield Departure(f"{at}/allOf", "allOf", _IGNORED)
-    if "format" in node and node["format"] not in _XGRAMMAR_FORMATS:
-        yield Departure(f"{at}/format", "format", _IGNORED)
-    values = [node["const"]] if "const" in node else []
-    if any(isinstance(value, float) and not value.is_integer() for value in values):
-        yield Departure(f"{at}/const", "const", "written with other digits")
-    if "prefixItems" in node and "items" not in node and "unevaluatedItems" not in node:
-        yield Departure(f"{at}/prefixItems", "prefixItems", "narrowed: no further items")
-    if "patternProperties" in node:
-        effect = "narrowed: matches the whole name"
-        yield Departure(f"{at}/patternProperties", "patternProperties", effect)
-    yield from _required(node, at)
-    yield from _pattern(node, at)
-
-
-def _named_ref(node: Schema, at: str) -> Iterator[Departure]:
-    target = node.get("$ref")
-    if isinstance(target, str) and target != "#" and not target.startswith("#/"):
-        yield Departure(f"{at}/$ref", "$ref", "ignored: not a JSON pointer")
-
-
-def _required(node: Schema, at: str) -> Iterator[Departure]:
-    required, known = node.get("required"), node.get("properties") or {}
-    for name in required if isinstance(required, list) else []:
-        if name not in known:
-            effect = f'"{name}" is not in properties: ignored'
-            yield Departure(f"{at}/required", "required", effect)
-
-
-def _pattern(node: Schema, at: str) -> Iterator[Departure]:
-    pattern = node.get("pattern")
-    if not isinstance(pattern, str):
-        return
-    if not (pattern.startswith("^") and pattern.endswith("$")):
-        yield Departure(f"{at}/pattern", "pattern", "narrowed: matches the whole string")
-    if _MAY_NEED_ESCAPE.search(pattern):
-        yield Departure(f"{at}/pattern", "pattern", "written unescaped: the text may be no JSON")
-    if "minLength" in node or "maxLength" in node:
-        yield Departure(f"{at}/pattern", "pattern", "length bounds beside it are ignored")

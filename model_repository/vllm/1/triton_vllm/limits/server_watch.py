@@ -8,7 +8,6 @@ no more connections. So the model asks the HTTP service, as any client would.
 
 from __future__ import annotations
 
-import enum
 import http.client
 import logging
 import threading
@@ -26,30 +25,23 @@ _TIMEOUT = 2.0  # seconds for an answer
 _IN_A_ROW = 2  # failures that count: a server may be unreachable for one moment only
 
 
-class ProbeResult(enum.Enum):
-    """The server's answer about this model."""
+def ask_server(address: tuple[str, int], path: str) -> bool | None:
+    """Return whether the server has the model, None if that stays unknown; at most two seconds.
 
-    READY = enum.auto()
-    NOT_READY = enum.auto()  # it is being loaded or unloaded
-    UNREACHABLE = enum.auto()  # no connection: the HTTP service has been stopped
-    UNKNOWN = enum.auto()  # a busy server, or one that answers this to some clients only
-
-
-def ask_server(address: tuple[str, int], path: str) -> ProbeResult:
-    """Ask once; give up after two seconds."""
+    It has not while the model is loaded or unloaded (503), or once the HTTP service has been
+    stopped (no connection). Unknown: a busy server, one that answers this to some clients only, or
+    no descriptor, port or address on this side.
+    """
     connection = http.client.HTTPConnection(*address, timeout=_TIMEOUT)
     try:
         connection.request("GET", path)
-        status = connection.getresponse().status
+        return {200: True, 503: False}.get(connection.getresponse().status)
     except ConnectionError:  # RemoteDisconnected is one
-        return ProbeResult.UNREACHABLE
+        return False
     except (OSError, http.client.HTTPException):
-        # No answer in time, no HTTP; or no descriptor, port or address on this side.
-        return ProbeResult.UNKNOWN
+        return None
     finally:
         connection.close()
-    known = {200: ProbeResult.READY, 503: ProbeResult.NOT_READY}
-    return known.get(status, ProbeResult.UNKNOWN)
 
 
 class NoWatch:
@@ -64,7 +56,7 @@ class ServerWatch:
 
     def __init__(
         self,
-        ask: Callable[[], ProbeResult],
+        ask: Callable[[], bool | None],
         in_use: Callable[[], bool],
         changed: Callable[[bool], None],
     ) -> None:
@@ -93,25 +85,24 @@ class ServerWatch:
 
 
 class ReadinessDebouncer:
-    """Turns probe results into changes: from the first READY on, and not for a single failure."""
+    """Turns answers into changes: from the first yes on, and not for a single no."""
 
     def __init__(self) -> None:
         self._ready: bool | None = None  # None: never seen ready, as while the model loads
         self._failures = 0
 
-    def update(self, result: ProbeResult, *, in_use: bool) -> bool | None:
+    def update(self, answer: bool | None, *, in_use: bool) -> bool | None:
         """Return whether the model is ready if that has changed, else None.
 
         A model that is ``in_use`` has been ready, seen or not.
         """
         if self._ready is None and in_use:
             self._ready = True
-        if result is ProbeResult.READY:
+        if answer:
             self._failures = 0
-            came_back = self._ready is False
-            self._ready = True
+            came_back, self._ready = self._ready is False, True
             return True if came_back else None
-        if result is ProbeResult.UNKNOWN or not self._ready:
+        if answer is None or not self._ready:
             return None
         self._failures += 1
         if self._failures < _IN_A_ROW:
