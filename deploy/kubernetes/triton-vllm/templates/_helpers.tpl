@@ -15,8 +15,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{/*
-Triton's exit timeout in seconds. limits/drain.py reserves 5 for the end of each front end and 2 more,
-so the whole drain fits, with 3 to spare.
+Triton's exit timeout in seconds. The model (config/server_options.py) keeps 5 for the end of each front end
+and 2 more, so the whole drain fits, with 3 to spare.
 */}}
 {{- define "triton-vllm.exitTimeout" -}}
 {{- add .Values.shutdown.drainSeconds (mul 5 .Values.frontEnds) 5 -}}
