@@ -11,6 +11,7 @@ import json
 import threading
 import time
 import typing
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 import pytest
 
+from triton_vllm.counters import LoopLag, Traffic
 from triton_vllm.errors import one_line
 from triton_vllm.protocol.requests import GenerationRequest, TextPrompt
 
@@ -134,6 +136,22 @@ class FakeFamilies:
     def value(self, name: str, **labels: str) -> float:
         (metric,) = (m for m in self.made[name][1] if labels.items() <= m.labels.items())
         return metric.value
+
+
+def counted_engine(index: int = 0, *, leads: bool = True, **changes: Any) -> Any:
+    """Return what the metrics read of a front end's ``Engine``, with changes."""
+    counts = {
+        "plan": SimpleNamespace(
+            slot=SimpleNamespace(index=index, is_leader=leads, occupied=lambda: 4)
+        ),
+        "openai": SimpleNamespace(traffic=Traffic()),
+        "answers": SimpleNamespace(found=Counter()),
+        "lag": LoopLag(),
+        "is_up": True,
+        "restarts": 0,
+        "restarts_exhausted": False,
+    }
+    return SimpleNamespace(**(counts | changes))
 
 
 fake_pb_utils = SimpleNamespace(

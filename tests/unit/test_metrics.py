@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client import Counter as PrometheusCounter
 
-from tests.unit.fakes import FakeFamilies, logged
+from tests.unit.fakes import FakeFamilies, counted_engine, logged
 from triton_vllm.counters import OUTCOMES, LoopLag, Traffic
 from triton_vllm.metrics.export import MetricsExport
 from triton_vllm.metrics.front_end import FrontEndMetrics
@@ -43,7 +45,7 @@ def test_counters_and_gauges_are_carried_under_their_names(
     families: FakeFamilies, registry: CollectorRegistry, export: MetricsExport
 ) -> None:
     """A counter keeps its kind, name, labels and value; so does a gauge; ours are added."""
-    Counter("vllm:tokens", "Tokens.", ["engine"], registry=registry).labels("0").inc(7)
+    PrometheusCounter("vllm:tokens", "Tokens.", ["engine"], registry=registry).labels("0").inc(7)
     Gauge("vllm:running", "Running.", ["engine"], registry=registry).labels("0").set(3)
     export.stop()
     assert {"vllm:tokens_total": "counter", "vllm:running": "gauge"} == {
@@ -72,7 +74,7 @@ def test_only_changes_are_sent(
     families: FakeFamilies, registry: CollectorRegistry, export: MetricsExport
 ) -> None:
     """A metric that stands still costs no call to the server."""
-    counter = Counter("vllm:tokens", "Tokens.", registry=registry)
+    counter = PrometheusCounter("vllm:tokens", "Tokens.", registry=registry)
     counter.inc(2)
     wait_for(lambda: "vllm:tokens_total" in families.made)
     time.sleep(10 * PERIOD)
@@ -86,12 +88,12 @@ def test_a_counter_that_starts_anew_goes_on(
     families: FakeFamilies, registry: CollectorRegistry, export: MetricsExport
 ) -> None:
     """After the engine was rebuilt vLLM counts from zero; the exported counter does not go back."""
-    first = Counter("vllm:tokens", "Tokens.", registry=registry)
+    first = PrometheusCounter("vllm:tokens", "Tokens.", registry=registry)
     first.inc(10)
     wait_for(lambda: "vllm:tokens_total" in families.made)
     wait_for(lambda: families.value("vllm:tokens_total") == 10)
     registry.unregister(first)
-    Counter("vllm:tokens", "Tokens.", registry=registry).inc(4)
+    PrometheusCounter("vllm:tokens", "Tokens.", registry=registry).inc(4)
     export.stop()
     assert 14 == families.value("vllm:tokens_total")
 
@@ -100,7 +102,7 @@ def test_one_thread_touches_the_metrics(
     families: FakeFamilies, registry: CollectorRegistry, export: MetricsExport
 ) -> None:
     """Whoever counts, only the export's own thread calls Triton: two would crash the server."""
-    counter = Counter("vllm:tokens", "Tokens.", registry=registry)
+    counter = PrometheusCounter("vllm:tokens", "Tokens.", registry=registry)
     threads = [threading.Thread(target=counter.inc) for _ in range(20)]
     for thread in threads:
         thread.start()
@@ -119,7 +121,7 @@ def test_a_lasting_failure_is_told_once(
     def refuse(**family: str) -> None:
         raise RuntimeError("no metrics here")
 
-    Counter("vllm:tokens", "Tokens.", registry=registry)
+    PrometheusCounter("vllm:tokens", "Tokens.", registry=registry)
     refuse.COUNTER = refuse.GAUGE = "any"  # type: ignore[attr-defined]
     export = MetricsExport(SimpleNamespace(MetricFamily=refuse), [registry], {}, PERIOD)
     time.sleep(5 * PERIOD)
@@ -131,7 +133,7 @@ def test_a_passing_failure_ends_nothing(
     families: FakeFamilies, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What cannot be read for a moment, as a file that is being written, is read later."""
-    Counter("vllm:tokens", "Tokens.", registry=registry).inc(7)
+    PrometheusCounter("vllm:tokens", "Tokens.", registry=registry).inc(7)
     failures = iter([OSError("half a file")])
 
     class Shaky:
@@ -157,16 +159,8 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies) -> None:
     one.outcomes["ok"] += 2
     two.outcomes["ok"] += 1
     two.outcomes["cancelled"] += 1
-    own = FrontEndMetrics(
-        1,
-        [one, two],
-        LoopLag(),
-        lambda: True,
-        lambda: 2,
-        lambda: False,
-        lambda: 4,
-        {"minimum": 5},
-    )
+    answers = SimpleNamespace(found=Counter(minimum=5))
+    own = FrontEndMetrics(counted_engine(1, restarts=2, answers=answers), [one, two])
     MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD).stop()
     name = "triton_vllm:"
     assert 7 == families.value(name + "responses_total", front_end="1")
@@ -184,7 +178,8 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies) -> None:
 
 def test_only_the_leader_counts_front_ends(families: FakeFamilies) -> None:
     """A front end that does not know how many there are exports no number."""
-    own = FrontEndMetrics(1, [], LoopLag(), lambda: False, lambda: 0, lambda: True, None, {})
+    engine = counted_engine(1, leads=False, is_up=False, restarts_exhausted=True)
+    own = FrontEndMetrics(engine, [])
     MetricsExport(SimpleNamespace(MetricFamily=families), [own], {}, PERIOD).stop()
     assert "triton_vllm:front_ends" not in families.made
     assert 0 == families.value("triton_vllm:engine_up")

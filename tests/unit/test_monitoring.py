@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.triton_server import ROOT
-from triton_vllm.counters import LoopLag, Traffic
+from tests.unit.fakes import counted_engine
+from triton_vllm.counters import Traffic
 from triton_vllm.metrics.front_end import FrontEndMetrics
 
 MONITORING = ROOT / "deploy/monitoring"
@@ -31,9 +32,7 @@ def test_the_dashboard_is_what_its_script_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", [DASHBOARD, MONITORING / "alerts.yml"], ids=["panels", "alerts"])
 def test_our_own_metrics_exist_under_the_names_used(file: Path) -> None:
     """Every triton_vllm: name in a query is one that a front end exports."""
-    own = FrontEndMetrics(
-        0, [Traffic()], LoopLag(), lambda: True, lambda: 0, lambda: False, lambda: 1, {}
-    )
+    own = FrontEndMetrics(counted_engine(), [Traffic()])
     exported = {sample.name for family in own.collect() for sample in family.samples}
     used = set(re.findall(r"triton_vllm:\w+", file.read_text()))
     assert used

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.counters import Traffic
@@ -31,40 +31,19 @@ logger = logging.getLogger(__name__)
 Labels = tuple[tuple[str, str], ...]
 
 
-class Registry(Protocol):
-    """The part of ``prometheus_client.CollectorRegistry`` that the export uses."""
-
-    def collect(self) -> Iterable[Any]:
-        """Yield ``prometheus_client.Metric`` families."""
-
-
 def export_metrics(
     pb_utils: Any, settings: ModelSettings, engine: Engine, traffic: Sequence[Traffic]
 ) -> NoMetrics:
     """Start to export what vLLM and this front end count, unless metrics are off."""
     if not engine.plan.reports_metrics:
         return NoMetrics()
-    slot = engine.plan.slot
-    own = FrontEndMetrics(
-        slot.index,
-        [*traffic, engine.openai.traffic],
-        engine.lag,
-        lambda: engine.is_up,
-        lambda: engine.restarts,
-        lambda: engine.restarts_exhausted,
-        slot.occupied if slot.is_leader else None,
-        engine.answers.found,
-    )
     labels = {"model": settings.name, "version": settings.version}
     if engine.plan.label:  # the model has several engines, and vLLM counts in each from 0
         labels["gpu_set"] = engine.plan.label
-    return MetricsExport(
-        pb_utils,
-        # The leader reads what all front ends count for vLLM.
-        [own, engine.vllm_metrics()] if slot.is_leader else [own],
-        labels,
-        settings.serving.metrics_interval_seconds,
-    )
+    collectors: list[Any] = [FrontEndMetrics(engine, traffic)]
+    if engine.plan.slot.is_leader:  # it reads what all front ends count for vLLM
+        collectors.append(engine.vllm_metrics())
+    return MetricsExport(pb_utils, collectors, labels, settings.serving.metrics_interval_seconds)
 
 
 class NoMetrics:
@@ -80,11 +59,14 @@ class MetricsExport(NoMetrics):
     def __init__(
         self,
         pb_utils: Any,
-        registries: Sequence[Registry],
+        registries: Sequence[Any],
         labels: Mapping[str, str],
         period: float,
     ) -> None:
-        """Start to export every ``period`` seconds; ``labels`` are added to each metric."""
+        """Start to export every ``period`` seconds; ``labels`` are added to each metric.
+
+        ``registries`` are collectors of ``prometheus_client``, such as its registry.
+        """
         self._pb_utils = pb_utils
         self._registries = registries
         self._labels = dict(labels)
@@ -127,10 +109,9 @@ class MetricsExport(NoMetrics):
 
     def _export_sample(self, family: Any, sample: Any) -> None:
         key = (sample.name, tuple(sorted(sample.labels.items())))
-        exported = self._metrics.get(key)
-        if exported is None:
-            exported = self._metrics[key] = self._create(family, sample)
-        exported.update(sample.value)
+        if key not in self._metrics:
+            self._metrics[key] = self._create(family, sample)
+        self._metrics[key].update(sample.value)
 
     def _create(self, family: Any, sample: Any) -> _Exported:
         kinds = self._pb_utils.MetricFamily

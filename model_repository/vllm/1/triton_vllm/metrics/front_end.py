@@ -2,61 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from triton_vllm.counters import OUTCOMES, LoopLag, Traffic
+from triton_vllm.counters import OUTCOMES, Traffic
 
-Row = tuple[str, str, float]  # name, documentation, value
+if TYPE_CHECKING:
+    from triton_vllm.engine.engine import Engine
+
+Row = tuple[str, str, float | Mapping[str, float]]  # name, documentation, value or values by label
+_LABELS = {"requests": "outcome", "schema_violations": "keyword"}
 
 
 class FrontEndMetrics:
     """A collector of ``prometheus_client``. It reads its sources when Prometheus' export asks."""
 
-    def __init__(
-        self,
-        index: int,
-        traffic: Sequence[Traffic],
-        lag: LoopLag,
-        engine_up: Callable[[], bool],
-        restarts: Callable[[], int],
-        restarts_exhausted: Callable[[], bool],
-        front_ends: Callable[[], int] | None,
-        schema_violations: Mapping[str, int],
-    ) -> None:
-        """``front_ends`` returns how many are alive; None in all front ends but the leader."""
-        self._index = str(index)
-        self._traffic = traffic
-        self._lag = lag
-        self._engine_up = engine_up
-        self._restarts = restarts
-        self._restarts_exhausted = restarts_exhausted
-        self._front_ends = front_ends
-        self._schema_violations = schema_violations
+    def __init__(self, engine: Engine, traffic: Sequence[Traffic]) -> None:
+        """``traffic`` is that of the sender threads."""
+        self._engine = engine
+        self._traffic = [*traffic, engine.openai.traffic]
 
     def collect(self) -> Iterator[Any]:
         """Yield ``prometheus_client`` families, labelled with the front end's number."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        def family(kind: Any, name: str, text: str, values: Mapping[str, float], label: str) -> Any:
-            labels = ["front_end", label] if label else ["front_end"]
-            made = kind(f"triton_vllm:{name}", text, labels=labels)
-            for value, number in values.items():
-                made.add_metric([self._index, value][: len(labels)], number)
-            return made
-
-        for kind, rows in (
-            (CounterMetricFamily, self._counters()),
-            (GaugeMetricFamily, self._gauges()),
-        ):
-            for name, text, number in rows:
-                yield family(kind, name, text, {"": number}, "")
-        outcomes = {name: sum(t.outcomes[name] for t in self._traffic) for name in OUTCOMES}
-        text = "Requests that ended, by outcome."
-        yield family(CounterMetricFamily, "requests", text, outcomes, "outcome")
-        violations = dict(self._schema_violations)
-        text = "Violations of JSON schemas in checked answers, by keyword."
-        yield family(CounterMetricFamily, "schema_violations", text, violations, "keyword")
+        index = str(self._engine.plan.slot.index)
+        kinds = ((CounterMetricFamily, self._counters()), (GaugeMetricFamily, self._gauges()))
+        for kind, name, text, value in ((kind, *row) for kind, rows in kinds for row in rows):
+            labels = ["front_end", _LABELS[name]] if name in _LABELS else ["front_end"]
+            family = kind(f"triton_vllm:{name}", text, labels=labels)
+            values = value if isinstance(value, Mapping) else {"": value}
+            for label, number in values.items():
+                family.add_metric([index, label][: len(labels)], number)
+            yield family
 
     def _counters(self) -> list[Row]:
         traffic = self._traffic
@@ -72,33 +50,30 @@ class FrontEndMetrics:
                 "Seconds that sender threads spent on making and sending responses.",
                 sum(t.seconds for t in traffic),
             ),
-            ("engine_restarts", "Restarts of an engine that had died.", self._restarts()),
+            ("engine_restarts", "Restarts of an engine that had died.", self._engine.restarts),
+            (
+                "requests",
+                "Requests that ended, by outcome.",
+                {name: sum(t.outcomes[name] for t in traffic) for name in OUTCOMES},
+            ),
+            (
+                "schema_violations",
+                "Violations of JSON schemas in checked answers, by keyword.",
+                self._engine.answers.found.copy(),
+            ),
         ]
 
-    def _gauges(self) -> list[Row]:
-        rows: list[Row] = [
-            (
-                "event_loop_lag_seconds",
-                "The event loop's worst lag since the last export.",
-                self._lag.take_worst(),
-            ),
-            (
-                "heartbeat_timestamp_seconds",
-                "Unix time at which the event loop last ran. Triton keeps the metrics of a killed "
-                "process: a value that no longer changes shows it.",
-                self._lag.last_heartbeat,
-            ),
-            (
-                "engine_up",
-                "1 while this front end has a serving engine, else 0.",
-                self._engine_up(),
-            ),
-            (
-                "engine_failed",
-                "1 once no attempt to restart a dead engine is left: restart the server.",
-                self._restarts_exhausted(),
-            ),
-        ]
-        if self._front_ends is not None:
-            rows.append(("front_ends", "Front ends that are alive.", self._front_ends()))
-        return rows
+    def _gauges(self) -> Iterator[Row]:
+        engine = self._engine
+        lag, slot = engine.lag, engine.plan.slot
+        text = "The event loop's worst lag since the last export."
+        yield "event_loop_lag_seconds", text, lag.take_worst()
+        text = "Unix time at which the event loop last ran. Triton keeps the metrics of a killed "
+        text += "process: a value that no longer changes shows it."
+        yield "heartbeat_timestamp_seconds", text, lag.last_heartbeat
+        text = "1 while this front end has a serving engine, else 0."
+        yield "engine_up", text, engine.is_up
+        text = "1 once no attempt to restart a dead engine is left: restart the server."
+        yield "engine_failed", text, engine.restarts_exhausted
+        if slot.is_leader:
+            yield "front_ends", "Front ends that are alive.", slot.occupied()
