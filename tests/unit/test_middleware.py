@@ -13,7 +13,7 @@ import pytest
 from triton_vllm.errors import EngineDownError, UnavailableError
 from triton_vllm.limits.admission import Admission
 from triton_vllm.openai_api.exchange import App, Message, Receive, Send
-from triton_vllm.openai_api.middleware import RequestMiddleware, no_cors, route_path
+from triton_vllm.openai_api.middleware import RequestMiddleware, route_path
 from triton_vllm.topology.load_balancing import NoLoadBalancer
 
 JSON_TYPE = [(b"content-type", b"application/json")]
@@ -81,7 +81,7 @@ def make(
     keys: Sequence[str] = (),
     timeout: float = 0.0,
     *,
-    cors: Callable[[App], App] = no_cors,
+    cors: Callable[[App], App] = lambda app: app,
     max_requests: int = 0,
 ) -> tuple[RequestMiddleware, Admission]:
     admission = Admission(max_requests, 0, lambda: 0, NoLoadBalancer())

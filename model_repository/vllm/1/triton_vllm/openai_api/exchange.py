@@ -63,24 +63,20 @@ class Exchange:
             self._grace.cancel()
 
     async def receive(self) -> Message:
-        """Return the client's next message to the app."""
-        message = await self._unless_stopped(self._receive())
-        if message is None:
-            return {"type": "websocket.disconnect" if self.is_websocket else "http.disconnect"}
+        """Return the client's next message to the app; that it has left, once stopped."""
+        receiving = asyncio.ensure_future(self._receive())
+        try:
+            await asyncio.wait((receiving, self._stopped), return_when=asyncio.FIRST_COMPLETED)
+            if self._stopped.done():
+                return {"type": "websocket.disconnect" if self.is_websocket else "http.disconnect"}
+            message = receiving.result()
+        finally:
+            receiving.cancel()
         if message["type"] == "http.disconnect":
             self._client_left |= not self._complete
         elif message["type"] == "websocket.disconnect":
             self._complete = True
         return message
-
-    async def _unless_stopped(self, received: Coroutine[Any, Any, Message]) -> Message | None:
-        """Return the next message; None if the exchange is stopped before there is one."""
-        receiving = asyncio.ensure_future(received)
-        try:
-            await asyncio.wait((receiving, self._stopped), return_when=asyncio.FIRST_COMPLETED)
-            return None if self._stopped.done() else receiving.result()
-        finally:
-            receiving.cancel()
 
     async def send(self, message: Message) -> None:
         """Pass on what the app sends, as long as its client is there for it."""
@@ -88,16 +84,14 @@ class Exchange:
             await self._pass_on(message)
 
     def _pass_on(self, message: Message) -> Awaitable[None]:
-        if message["type"] == "http.response.body":
-            self._complete = not message.get("more_body", False)
-        elif message["type"] == "http.response.start":
+        if message["type"] == "http.response.start":
             self._status = message["status"]
             self._is_event_stream = any(
                 name == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in message["headers"]
             )
-        elif message["type"] == "websocket.close":
-            self._complete = True
+        elif message["type"] in ("http.response.body", "websocket.close"):
+            self._complete = not message.get("more_body", False)
         return self._send(message)
 
     async def refuse_with(self, error: ServingError) -> None:
@@ -132,10 +126,8 @@ class Exchange:
 
 def _answer(status: int, body: bytes) -> App:
     """Return an app that answers with some JSON."""
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
+    length = str(len(body)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": status, "headers": headers})

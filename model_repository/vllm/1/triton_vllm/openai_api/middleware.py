@@ -24,11 +24,6 @@ OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})
 ADMIN_PATHS = frozenset({"/scale_elastic_ep", "/is_scaling_elastic_ep"})
 
 
-def no_cors(app: App) -> App:
-    """Return ``app`` as it is."""
-    return app
-
-
 class RequestMiddleware:
     """Passes requests on to ``app``, once there is one; counts those that generate.
 
@@ -41,7 +36,7 @@ class RequestMiddleware:
         api_keys: Sequence[str],
         timeout: float = 0.0,
         root_path: str = "",
-        cors: Callable[[App], App] = no_cors,
+        cors: Callable[[App], App] = lambda app: app,
     ) -> None:
         """Give a request that generates ``timeout`` seconds (0: no limit).
 
@@ -51,7 +46,7 @@ class RequestMiddleware:
         self.app: App | None = None
         self.traffic = Traffic()
         self._admission = admission
-        self._keys = [_digest(key.encode()) for key in api_keys]
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in api_keys]
         self._timeout = timeout
         self._root_path = root_path
         self._cors = cors
@@ -102,7 +97,7 @@ class RequestMiddleware:
             return True
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
-        digest = _digest(key.strip())
+        digest = hashlib.sha256(key.strip()).digest()
         # Compare with all keys, so that the time does not tell which one matches.
         matches = [secrets.compare_digest(digest, known) for known in self._keys]
         return scheme.lower() == b"bearer" and any(matches)
@@ -115,7 +110,3 @@ def route_path(path: str, root_path: str) -> str:
     """
     rest = path.removeprefix(root_path)
     return rest if rest.startswith("/") or not rest else path
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
