@@ -47,11 +47,10 @@ class NoGrammarSandbox:
 class _Job:
     """A compile job, and the number of ``clients`` that wait for it.
 
-    ``work`` is what the thread does, ``result`` its result in the event loop: why the grammar is
-    refused, "" if it is not.
+    The result is why the grammar is refused, "" if it is not: in the thread, and in the event loop.
     """
 
-    work: Future[str]
+    in_thread: Future[str]
     result: asyncio.Future[str]
     clients: int = 0
 
@@ -68,14 +67,12 @@ class GrammarSandbox:
         The process starts now, in the background: importing xgrammar takes seconds, on a busy
         machine tens of them, for which the first grammar would wait.
         """
-        self._seconds = seconds
-        self._tokenizer = tokenizer
         self._jobs: dict[bytes, _Job] = {}
         self._results: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # and until when
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._stopping = threading.Event()
         self._sandbox: Sandbox | None = None
-        self._thread.submit(self._warm_up)
+        self._thread.submit(self._warm_up, seconds, tokenizer)
 
     async def check(self, structured_outputs: Any) -> None:
         """Raise RequestError for a grammar that is too long or takes too long to compile.
@@ -88,11 +85,11 @@ class GrammarSandbox:
         if time.monotonic() < until:
             self._results.move_to_end(key)
         else:
-            failure = await self._result(key, kind, text)
+            failure = await self._compiled(key, kind, text)
         if failure:
             raise RequestError(f'structured_outputs: "{kind}": {failure}')
 
-    async def _result(self, key: bytes, kind: str, text: str) -> str:
+    async def _compiled(self, key: bytes, kind: str, text: str) -> str:
         """Return the result of one job for all clients that ask at the same time."""
         job = self._jobs.get(key) or self._queue(key, kind, text)
         job.clients += 1
@@ -101,7 +98,7 @@ class GrammarSandbox:
         finally:
             job.clients -= 1
             # One that has begun goes on: the process would only have to be started anew.
-            if not job.clients and job.work.cancel():
+            if not job.clients and job.in_thread.cancel():
                 del self._jobs[key]
 
     def _queue(self, key: bytes, kind: str, text: str) -> _Job:
@@ -111,10 +108,10 @@ class GrammarSandbox:
                 f"is {MAX_JOBS}: try again later"
             )
         try:
-            work = self._thread.submit(self._compile, kind, text)
+            in_thread = self._thread.submit(self._compile, kind, text)
         except RuntimeError as error:  # no more threads, or stopped
             raise UnavailableError(f"no grammar can be compiled: {one_line(error)}") from error
-        job = self._jobs[key] = _Job(work, asyncio.wrap_future(work))
+        job = self._jobs[key] = _Job(in_thread, asyncio.wrap_future(in_thread))
         job.result.add_done_callback(lambda result: self._remember(key, result))
         return job
 
@@ -123,36 +120,34 @@ class GrammarSandbox:
             return
         del self._jobs[key]
         if result.exception() is None:
-            failure = result.result()
-            until = time.monotonic() + _EXPIRES_SECONDS if failure else math.inf
-            self._results[key] = failure, until
+            until = time.monotonic() + _EXPIRES_SECONDS if result.result() else math.inf
+            self._results[key] = result.result(), until
             self._results.move_to_end(key)
             if len(self._results) > _REMEMBERED:
                 self._results.popitem(last=False)
 
     def _compile(self, kind: str, text: str) -> str:
-        """Return why a grammar is refused, "" if it is not."""
-        if self._stopping.is_set():
-            raise UnavailableError("the model is being unloaded")
+        """Return why a grammar is refused, "" if it is not. Runs in the thread."""
         try:
+            if self._stopping.is_set():
+                raise UnavailableError("the model is being unloaded")
             if self._sandbox is not None:
                 self._sandbox.run((kind, text))
         except JobError as error:
             return f"cannot be compiled: {error}"
         except UnavailableError as error:
-            logger.warning(f"a grammar was refused uncompiled: {one_line(error)}")
+            if not self._stopping.is_set():
+                logger.warning(f"a grammar was refused uncompiled: {one_line(error)}")
             raise
         return ""
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, seconds: float, tokenizer: Callable[[], str]) -> None:
         try:
-            tokenizer = self._tokenizer()
+            arguments = (tokenizer(),)
         except Exception as error:  # then the engine's xgrammar has none either
             logger.warning(f"grammars go to the engine without a sandbox: {one_line(error)}")
             return
-        self._sandbox = Sandbox(
-            grammar_compiler.prepare, (tokenizer,), self._seconds, self._stopping
-        )
+        self._sandbox = Sandbox(grammar_compiler.prepare, arguments, seconds, self._stopping)
         try:
             self._sandbox.start()
         except UnavailableError as error:  # the next grammar tries again
@@ -173,14 +168,12 @@ def grammar_of(structured_outputs: Any) -> tuple[str, str]:
 
     Raises RequestError for a text that is too long.
     """
-    for kind in ("json", "regex", "grammar", "structural_tag"):
-        given = getattr(structured_outputs, kind, None)
-        if given:
-            text = given if isinstance(given, str) else json.dumps(given)
-            break
-    else:
-        choices = getattr(structured_outputs, "choice", None) or []
-        kind, text = "grammar", grammar_compiler.choices_as_grammar(choices)
+    kinds = ("json", "regex", "grammar", "structural_tag")
+    kind = next((kind for kind in kinds if getattr(structured_outputs, kind, None)), "choice")
+    given = getattr(structured_outputs, kind, None) or []
+    text = given if isinstance(given, str) else json.dumps(given)
+    if kind == "choice":
+        kind, text = "grammar", grammar_compiler.choices_as_grammar(given)
     if len(text) > MAX_CHARACTERS:
         raise RequestError(
             f'structured_outputs: "{kind}": {len(text)} characters, allowed: {MAX_CHARACTERS}'

@@ -24,10 +24,16 @@ def prepare(tokenizer: str) -> Callable[[tuple[str, str]], None]:
     """
     import xgrammar
 
-    compiler = xgrammar.GrammarCompiler(
-        xgrammar.TokenizerInfo.deserialize_json(tokenizer), max_threads=8, cache_enabled=False
-    )
-    functions = _functions(xgrammar, compiler)
+    info = xgrammar.TokenizerInfo.deserialize_json(tokenizer)
+    compiler = xgrammar.GrammarCompiler(info, max_threads=8, cache_enabled=False)
+    functions: dict[str, list[Callable[[str], object]]] = {  # by which vLLM may compile each kind
+        "json": [compiler.compile_json_schema],
+        "regex": [compiler.compile_regex],
+        "grammar": [compiler.compile_grammar],
+        "structural_tag": [lambda text: _compile_structural_tag(xgrammar, compiler, text)],
+    }
+    if hasattr(compiler, "compile_lark"):  # vLLM 0.32 takes Lark's syntax to it
+        functions["grammar"].append(compiler.compile_lark)
 
     def compile_grammar(job: tuple[str, str]) -> None:
         kind, text = job
@@ -41,31 +47,18 @@ def prepare(tokenizer: str) -> Callable[[tuple[str, str]], None]:
     return compile_grammar
 
 
-def _functions(xgrammar: Any, compiler: Any) -> dict[str, list[Callable[[str], object]]]:
-    """Return the functions by which vLLM may compile each kind of grammar."""
-
-    def compile_structural_tag(text: str) -> None:
-        given = json.loads(text)
-        if "structures" not in given:
-            compiler.compile_structural_tag(text)
-            return
-        items = [  # the older form
-            xgrammar.StructuralTagItem(
-                begin=tag["begin"], schema=json.dumps(tag["schema"]), end=tag["end"]
-            )
-            for tag in given["structures"]
-        ]
-        compiler.compile_structural_tag(items, given["triggers"])
-
-    grammars = [compiler.compile_grammar]
-    if hasattr(compiler, "compile_lark"):  # vLLM 0.32 takes Lark's syntax to it
-        grammars.append(compiler.compile_lark)
-    return {
-        "json": [compiler.compile_json_schema],
-        "regex": [compiler.compile_regex],
-        "grammar": grammars,
-        "structural_tag": [compile_structural_tag],
-    }
+def _compile_structural_tag(xgrammar: Any, compiler: Any, text: str) -> None:
+    given = json.loads(text)
+    if "structures" not in given:
+        compiler.compile_structural_tag(text)
+        return
+    items = [  # the older form
+        xgrammar.StructuralTagItem(
+            begin=tag["begin"], schema=json.dumps(tag["schema"]), end=tag["end"]
+        )
+        for tag in given["structures"]
+    ]
+    compiler.compile_structural_tag(items, given["triggers"])
 
 
 def failure_of(error: Exception) -> str:
