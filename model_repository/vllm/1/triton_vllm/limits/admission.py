@@ -32,11 +32,7 @@ class Balancer(Protocol):
 
 
 class LiveRequest:
-    """A request that has been admitted and has not ended. Event loop only.
-
-    ``why`` is what has ended it before its time, None otherwise. ``is_queued``: one of its prompts
-    has joined those that wait for their prefill.
-    """
+    """A request that has been admitted and has not ended. Event loop only."""
 
     def __init__(self, api: str, stop: Callable[[], bool] | None) -> None:
         """``stop`` ends the work on it, False if it is complete; None cancels the current task."""
@@ -44,8 +40,8 @@ class LiveRequest:
         assert task is not None, "a request is served by a task"
         self.api = api
         self.task = task
-        self.why: ServingError | None = None
-        self.is_queued = False
+        self.why: ServingError | None = None  # what has ended it before its time
+        self.is_queued = False  # one of its prompts has joined those that wait for their prefill
         self._stop = stop or self._cancel
 
     def end(self, why: ServingError) -> bool:
@@ -68,10 +64,7 @@ _current: ContextVar[LiveRequest | None] = ContextVar("live_request", default=No
 
 
 class Admission:
-    """Admits the requests of one front end and keeps those that run or wait. Event loop only.
-
-    ``down`` is why the engine does not serve, None while it does: the supervisor sets it.
-    """
+    """Admits the requests of one front end and keeps those that run or wait. Event loop only."""
 
     def __init__(
         self,
@@ -90,7 +83,7 @@ class Admission:
         self._balancer = balancer
         self._live: set[LiveRequest] = set()
         self._closed: UnavailableError | None = None
-        self.down: ServingError | None = None
+        self.down: ServingError | None = None  # why the engine does not serve; the supervisor's
 
     @contextlib.contextmanager
     def admit(

@@ -74,14 +74,11 @@ def tool_schemas(tools: Any) -> dict[str, str]:
 
 
 class AnswerCheck:
-    """Compares answers with their schemas in a process of its own, which starts with the first.
-
-    ``found`` counts violations by keyword; only the event loop writes it.
-    """
+    """Compares answers with their schemas in a process of its own, which starts with the first."""
 
     def __init__(self, seconds: float = _SECONDS) -> None:
         """Give each answer ``seconds``."""
-        self.found: Counter[str] = Counter()
+        self.found: Counter[str] = Counter()  # violations by keyword; the event loop writes it
         self._waiting = 0
         self._stopping = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")

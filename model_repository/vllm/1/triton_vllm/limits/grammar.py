@@ -45,21 +45,15 @@ class NoGrammarSandbox:
 
 @dataclass(slots=True)
 class _Job:
-    """A compile job, and the number of ``clients`` that wait for it.
-
-    The result is why the grammar is refused, "" if it is not: in the thread, and in the event loop.
-    """
+    """A compile job. Its result is why the grammar is refused, "" if it is not."""
 
     in_thread: Future[str]
-    result: asyncio.Future[str]
-    clients: int = 0
+    result: asyncio.Future[str]  # the same, in the event loop
+    clients: int = 0  # that wait for it
 
 
 class GrammarSandbox:
-    """Compiles new grammars, one after the other, in a process of its own.
-
-    ``check`` belongs to the event loop, the process to one thread.
-    """
+    """Compiles new grammars, one after the other, in a process of its own."""
 
     def __init__(self, seconds: float, tokenizer: Callable[[], str]) -> None:
         """Refuse what takes longer than ``seconds``; ``tokenizer`` returns xgrammar's, as JSON.

@@ -15,12 +15,9 @@ KNOWN = ("xgrammar", "guidance")  # vLLM's names of the libraries whose departur
 
 
 class Departure(NamedTuple):
-    """A keyword in a schema that a library does not enforce as JSON Schema defines it.
+    """A keyword in a schema that a library does not enforce as JSON Schema defines it."""
 
-    ``pointer`` is the JSON pointer of the keyword (RFC 6901).
-    """
-
-    pointer: str
+    pointer: str  # the keyword's JSON pointer (RFC 6901)
     keyword: str
     effect: str
 

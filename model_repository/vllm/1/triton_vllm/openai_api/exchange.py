@@ -22,21 +22,17 @@ _GRACE = 1.0  # seconds that the app has to see that its client has gone
 
 
 class Exchange:
-    """One request and its response, as far as the middleware has seen them pass.
-
-    ``cors`` adds to an answer of the middleware's what lets a browser's page read it. ``outcome``
-    is the request's, if it is not that of its status.
-    """
+    """One request and its response, as far as the middleware has seen them pass."""
 
     def __init__(
         self, scope: Message, receive: Receive, send: Send, cors: Callable[[App], App]
     ) -> None:
-        self.outcome = ""
+        self.outcome = ""  # if it is not that of the status
         self.is_websocket = scope["type"] == "websocket"
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._cors = cors
+        self._cors = cors  # lets a browser's page read an answer of the middleware's
         self._stopped = asyncio.get_running_loop().create_future()
         self._task = asyncio.current_task()
         self._grace: asyncio.TimerHandle | None = None

@@ -25,10 +25,7 @@ ADMIN_PATHS = frozenset({"/scale_elastic_ep", "/is_scaling_elastic_ep"})
 
 
 class RequestMiddleware:
-    """Passes requests on to ``app``, once there is one; counts those that generate.
-
-    ``traffic`` is written by the event loop only.
-    """
+    """Passes requests on to ``app``, once there is one; counts those that generate."""
 
     def __init__(
         self,

@@ -38,14 +38,10 @@ _TRACE_HEADERS = ("traceparent", "tracestate")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Triton's view of the model.
+    """Triton's view of the model."""
 
-    ``outputs`` holds the declared outputs. ``header_patterns`` holds the server's regular
-    expressions for the headers that it forwards as request parameters.
-    """
-
-    outputs: frozenset[str] = _TEXT_OUTPUTS
-    header_patterns: tuple[str, ...] = ()
+    outputs: frozenset[str] = _TEXT_OUTPUTS  # those that it declares
+    header_patterns: tuple[str, ...] = ()  # of headers that the server forwards as parameters
 
     @classmethod
     def of(cls, model_config: str, server: ServerOptions) -> Host:

@@ -16,22 +16,16 @@ PositionLogprobs = Mapping[int, Any] | None
 
 @dataclass(frozen=True, slots=True)
 class SequenceExtras:
-    """The new part of one sequence, without its text.
-
-    ``cumulative_logprob`` covers the whole sequence so far. Only the delta that ends the sequence
-    has the reasons; ``stop_reason`` is the stop string or token id that ended it. Only a chat has
-    ``reasoning`` and ``tool_calls``, the latter in OpenAI's form. Only the
-    final delta has ``schema_errors``.
-    """
+    """The new part of one sequence, without its text."""
 
     token_ids: Sequence[int] = ()
     logprobs: Sequence[PositionLogprobs] = ()
-    cumulative_logprob: float = 0.0
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    reasoning: str = ""
-    tool_calls: Sequence[Mapping[str, Any]] = ()
-    schema_errors: Sequence[Mapping[str, str]] | None = None
+    cumulative_logprob: float = 0.0  # of the whole sequence so far
+    finish_reason: str | None = None  # in the delta that ends the sequence
+    stop_reason: int | str | None = None  # likewise: the stop string or token id that ended it
+    reasoning: str = ""  # of a chat
+    tool_calls: Sequence[Mapping[str, Any]] = ()  # of a chat, in OpenAI's form
+    schema_errors: Sequence[Mapping[str, str]] | None = None  # in the final delta
 
     @classmethod
     def of(cls, completion: Any) -> SequenceExtras:
@@ -60,16 +54,13 @@ class SequenceExtras:
 
 @dataclass(frozen=True, slots=True)
 class DeltaExtras:
-    """The optional outputs of a delta. Only the first has the prompt's log probabilities.
-
-    ``embeddings`` is the whole answer of a pooling model, of shape [texts, size] or [pairs].
-    """
+    """The optional outputs of a delta."""
 
     sequences: tuple[SequenceExtras, ...]
     num_input_tokens: int
     num_cached_tokens: int = 0
-    prompt_logprobs: Sequence[PositionLogprobs] | None = None
-    embeddings: NDArray[Any] | None = None
+    prompt_logprobs: Sequence[PositionLogprobs] | None = None  # in the first delta
+    embeddings: NDArray[Any] | None = None  # all of a pooling model: [texts, size] or [pairs]
 
     def __add__(self, later: DeltaExtras) -> DeltaExtras:
         """Merge with what follows."""
@@ -83,15 +74,12 @@ class DeltaExtras:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of a generation, one element for each sequence, and the number of its tokens.
-
-    ``extras`` is None unless the client asks for one of them.
-    """
+    """New text of a generation, one element for each sequence, and the number of its tokens."""
 
     texts: tuple[str, ...]
     num_tokens: int
     final: bool = False
-    extras: DeltaExtras | None = None
+    extras: DeltaExtras | None = None  # if the client asks for one of them
 
     @property
     def has_content(self) -> bool:

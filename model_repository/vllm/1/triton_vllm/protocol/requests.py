@@ -26,34 +26,25 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class MediaPrompt(TextPrompt):
-    """A text prompt about images, audio or video.
+    """A text prompt about images, audio or video."""
 
-    ``media`` holds each kind's items, base64 or URLs, in the order of their places in the text.
-    """
-
-    media: Mapping[str, Sequence[str]]
+    media: Mapping[str, Sequence[str]]  # kind: base64 or URLs, in the order of their places
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Messages that the model's chat template makes a prompt of; all in OpenAI's JSON form.
-
-    ``options`` are the inputs of ``CHAT_OPTIONS`` that came, under the names of vLLM's request.
-    """
+    """Messages that the model's chat template makes a prompt of; all in OpenAI's JSON form."""
 
     messages: Sequence[Any]
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # the inputs of CHAT_OPTIONS that came; vLLM's request has them, too
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
-    """Texts, or their token ids, for a pooling model: each becomes a vector.
-
-    ``as_json``: the answer is JSON in ``text_output``, as Triton's OpenAI front end reads it.
-    """
+    """Texts, or their token ids, for a pooling model: each becomes a vector."""
 
     inputs: Sequence[str | Sequence[int]]
-    as_json: bool = False
+    as_json: bool = False  # answered in text_output, as Triton's OpenAI front end reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,57 +60,39 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt | EmbedRequest | ScoreRequest
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """The sampling parameters that are not in vLLM's ``SamplingParams``.
+    """The sampling parameters that are not in vLLM's ``SamplingParams``."""
 
-    ``lora_name`` is the adapter's, empty for none. Of ``priority`` the lower goes first, where the
-    engine schedules by it. ``cache_salt`` keeps prefix caches of different salts apart.
-    ``timeout_seconds`` bounds the request from its arrival to its end; ``on_timeout`` says whether
-    it then fails or finishes with the text so far.
-    ``use_beam_search`` with ``n`` beams, compared by log probability over length to the power of
-    ``length_penalty``.
-    """
-
-    lora_name: str = ""
-    priority: int = 0
-    cache_salt: str | None = None
+    lora_name: str = ""  # the adapter's, empty for none
+    priority: int = 0  # the lower goes first, where the engine schedules by it
+    cache_salt: str | None = None  # prefix caches of different salts are kept apart
     data_parallel_rank: int | None = None
-    timeout_seconds: float | None = None
-    on_timeout: Literal["error", "finish"] = "error"
-    use_beam_search: bool = False
-    length_penalty: float = 1.0
+    timeout_seconds: float | None = None  # from the request's arrival to its end
+    on_timeout: Literal["error", "finish"] = "error"  # finish: with the text so far
+    use_beam_search: bool = False  # with n beams
+    length_penalty: float = 1.0  # beams compare by log probability / length ** length_penalty
 
 
 @dataclass(frozen=True, slots=True)
 class PoolingOptions(EngineOptions):
-    """The pooling parameters that are not in vLLM's ``PoolingParams``.
+    """The pooling parameters that are not in vLLM's ``PoolingParams``."""
 
-    Of a text only ``truncate_prompt_tokens`` count, from its start (None: all; -1: as many as fit).
-    """
-
-    truncate_prompt_tokens: int | None = None
+    truncate_prompt_tokens: int | None = None  # so many count (None: all; -1: as many as fit)
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One client's request.
-
-    ``sampling_params`` is vLLM's ``SamplingParams``, or its ``PoolingParams``. ``text_output`` is
-    the output that holds the text, empty for none, ``outputs`` are the others to send. ``prefix``
-    stands before the generated text of a response. ``text_from_start`` is the 2023 tutorial's
-    habit: every response repeats all text so far. ``trace_headers`` are the W3C trace context,
-    under the names of its headers.
-    """
+    """One client's request."""
 
     request_id: str
     prompt: Prompt
     stream: bool
-    sampling_params: Any
+    sampling_params: Any  # vLLM's SamplingParams, or its PoolingParams
     options: EngineOptions = EngineOptions()
-    text_output: str = "text_output"
-    outputs: tuple[Output, ...] = ()
-    prefix: str = ""
-    text_from_start: bool = False
-    trace_headers: Mapping[str, str] = field(default_factory=dict)
+    text_output: str = "text_output"  # the output that holds the text, empty for none
+    outputs: tuple[Output, ...] = ()  # the others to send
+    prefix: str = ""  # stands before the generated text of a response
+    text_from_start: bool = False  # every response repeats all text so far, as in the 2023 tutorial
+    trace_headers: Mapping[str, str] = field(default_factory=dict)  # the W3C trace context
 
     @property
     def num_sequences(self) -> int:
@@ -129,10 +102,9 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A rendered request, and how its outputs are read.
+    """A rendered request: what adds it to the engine, and what reads an output as a delta.
 
-    ``outputs`` adds the request to the engine and yields vLLM's outputs until one is final; closing
-    the generator aborts the request. ``read`` turns an output into a delta.
+    ``outputs`` yields vLLM's outputs until one is final; closing the generator aborts the request.
     """
 
     outputs: Callable[[], AsyncGenerator[Any, None]]

@@ -90,16 +90,13 @@ _PLAIN = TRITON_VLLM_BACKEND.inputs - MEDIA - _CHAT - {"text_input", "input_ids"
 
 @dataclass(frozen=True, slots=True)
 class RequestSchema:
-    """One kind of request: how its prompt is read, and which inputs are allowed beside it.
-
-    ``outputs`` are sent unless a flag says no; ``has_text``: there is a text beside them.
-    """
+    """One kind of request: how its prompt is read, and which inputs are allowed beside it."""
 
     read: Callable[[Inputs], Prompt | PromptWithParameters]
     allowed_inputs: frozenset[str]
     names: TensorNames = TRITON_VLLM_BACKEND
-    outputs: tuple[Output, ...] = ()
-    has_text: bool = True
+    outputs: tuple[Output, ...] = ()  # sent unless a flag says no
+    has_text: bool = True  # beside the outputs
 
 
 GENERATION_SCHEMAS = {

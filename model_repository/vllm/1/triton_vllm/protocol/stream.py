@@ -32,7 +32,7 @@ class ResponseStream:
     """The responses to one request, in order, closed exactly once.
 
     ``send`` and ``fail`` may be called by any thread; they only enqueue. ``deliver`` is for the
-    sender thread that the stream belongs to. ``outcome`` is what a good end counts as.
+    sender thread that the stream belongs to.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ResponseStream:
         self._closed = False
         self._closing = threading.Lock()
         self._so_far: Delta | None = None
-        self.outcome = "ok"
+        self.outcome = "ok"  # what a good end counts as
         self.request = request
 
     def send(self, delta: Delta) -> None:
