@@ -84,31 +84,18 @@ def _formats(known: Any) -> Any:
     return checker
 
 
-def _date_time(text: str) -> object:
-    return re.match(r"\d{4}-\d\d-\d\d[Tt ]", text) and datetime.fromisoformat(text).tzinfo
-
-
-def _time(text: str) -> object:
-    return datetime.fromisoformat(f"2000-01-01T{text}").tzinfo
-
-
-def _uri(text: str) -> object:
-    return urlsplit(text).scheme and _uri_reference(text)
-
-
-def _uri_reference(text: str) -> object:
-    return urlsplit(text) and not re.search(r'[\s<>"{}|\\^`]', text)
-
-
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DURATION = r"P(?=.)(\d+W|(\d+Y)?(\d+M)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+S)?)?)"
-_MORE_FORMATS: dict[str, Callable[[str], object]] = {
-    "date-time": _date_time,
-    "time": _time,
+_NO_URI = re.compile(r'[\s<>"{}|\\^`]')
+_MORE_FORMATS: dict[str, Callable[[str], object]] = {  # they may raise ValueError
+    "date-time": lambda text: (
+        re.match(r"\d{4}-\d\d-\d\d[Tt ]", text) and datetime.fromisoformat(text).tzinfo
+    ),
+    "time": lambda text: datetime.fromisoformat(f"2000-01-01T{text}").tzinfo,
     "duration": re.compile(_DURATION).fullmatch,
     "hostname": re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*").fullmatch,
-    "uri": _uri,
-    "uri-reference": _uri_reference,
+    "uri": lambda text: urlsplit(text).scheme and not _NO_URI.search(text),
+    "uri-reference": lambda text: urlsplit(text) and not _NO_URI.search(text),
     "json-pointer": re.compile(r"(/([^~/]|~[01])*)*").fullmatch,
 }
 

@@ -72,7 +72,7 @@ class MetricsExport(NoMetrics):
         self._labels = dict(labels)
         self._period = period
         self._families: dict[str, Any] = {}
-        self._metrics: dict[tuple[str, Labels], _Exported] = {}
+        self._metrics: dict[tuple[str, Labels], tuple[Any, float]] = {}  # and their last values
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
@@ -86,16 +86,16 @@ class MetricsExport(NoMetrics):
         complaint = ""
         while not stopping:
             stopping = self._stop.wait(self._period)
+            failure = ""
             try:
                 self._export()
             except Exception as error:
                 # A passing error, such as a file that another front end is creating, must not end
                 # the export; a lasting one must not fill the log.
-                if (reason := one_line(error)) != complaint:
-                    logger.warning(f"metrics not exported: {reason}")
-                complaint = reason
-            else:
-                complaint = ""
+                failure = one_line(error)
+                if failure != complaint:
+                    logger.warning(f"metrics not exported: {failure}")
+            complaint = failure
         # In this thread, the only one that may use them.
         self._metrics.clear()
         self._families.clear()
@@ -108,14 +108,21 @@ class MetricsExport(NoMetrics):
                         self._export_sample(family, sample)
 
     def _export_sample(self, family: Any, sample: Any) -> None:
+        is_gauge = family.type in ("gauge", "info")
         key = (sample.name, tuple(sorted(sample.labels.items())))
         if key not in self._metrics:
-            self._metrics[key] = self._create(family, sample)
-        self._metrics[key].update(sample.value)
+            self._metrics[key] = self._create(family, sample, is_gauge=is_gauge), 0.0
+        metric, before = self._metrics[key]
+        if is_gauge:
+            if sample.value != before:
+                metric.set(sample.value)
+        # A lower counter was restarted, with the engine.
+        elif added := sample.value - (before if sample.value >= before else 0):
+            metric.increment(added)
+        self._metrics[key] = metric, sample.value
 
-    def _create(self, family: Any, sample: Any) -> _Exported:
+    def _create(self, family: Any, sample: Any, *, is_gauge: bool) -> Any:
         kinds = self._pb_utils.MetricFamily
-        is_gauge = family.type in ("gauge", "info")
         if sample.name not in self._families:
             # Triton forgets a family whose object is gone.
             self._families[sample.name] = kinds(
@@ -124,24 +131,4 @@ class MetricsExport(NoMetrics):
                 kind=kinds.GAUGE if is_gauge else kinds.COUNTER,
             )
         labels = {**sample.labels, **self._labels}
-        return _Exported(self._families[sample.name].Metric(labels=labels), is_gauge=is_gauge)
-
-
-class _Exported:
-    """A metric of Triton, and the value that it was last set to."""
-
-    __slots__ = ("_is_gauge", "_metric", "_value")
-
-    def __init__(self, metric: Any, *, is_gauge: bool) -> None:
-        self._metric = metric
-        self._is_gauge = is_gauge
-        self._value = 0.0
-
-    def update(self, value: float) -> None:
-        if self._is_gauge:
-            if value != self._value:
-                self._metric.set(value)
-        # A lower counter was restarted, with the engine.
-        elif added := value - (self._value if value >= self._value else 0):
-            self._metric.increment(added)
-        self._value = value
+        return self._families[sample.name].Metric(labels=labels)
