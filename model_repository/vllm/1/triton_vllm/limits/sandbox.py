@@ -65,12 +65,11 @@ class Sandbox:
         try:
             self.start()
             done, result = self._answer_to(job)
+            if not done:
+                raise JobError(result)
         except (JobError, UnavailableError):
             self.end()
             raise
-        if not done:
-            self.end()
-            raise JobError(result)
         return result
 
     def start(self) -> None:
