@@ -50,6 +50,7 @@ class _Job:
     in_thread: Future[str]
     result: asyncio.Future[str]  # the same, in the event loop
     clients: int = 0  # that wait for it
+    expires: float = math.inf  # when its result is no longer believed
 
 
 class GrammarSandbox:
@@ -61,8 +62,7 @@ class GrammarSandbox:
         The process starts now, in the background: importing xgrammar takes seconds, on a busy
         machine tens of them, for which the first grammar would wait.
         """
-        self._jobs: dict[bytes, _Job] = {}
-        self._results: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # and until when
+        self._jobs: OrderedDict[bytes, _Job] = OrderedDict()  # the least recently asked for first
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._stopping = threading.Event()
         self._sandbox: Sandbox | None = None
@@ -75,30 +75,26 @@ class GrammarSandbox:
         """
         kind, text = grammar_of(structured_outputs)
         key = hashlib.sha256(f"{kind} {text}".encode(errors="surrogatepass")).digest()
-        failure, until = self._results.get(key, ("", 0.0))
-        if time.monotonic() < until:
-            self._results.move_to_end(key)
-        else:
-            failure = await self._compiled(key, kind, text)
-        if failure:
-            raise RequestError(f'structured_outputs: "{kind}": {failure}')
-
-    async def _compiled(self, key: bytes, kind: str, text: str) -> str:
-        """Return the result of one job for all clients that ask at the same time."""
-        job = self._jobs.get(key) or self._queue(key, kind, text)
+        job = self._jobs.get(key)
+        if job is None or time.monotonic() >= job.expires:
+            job = self._queue(key, kind, text)
+        self._jobs.move_to_end(key)
         job.clients += 1
         try:
-            return await asyncio.shield(job.result)
+            failure = await asyncio.shield(job.result)
         finally:
             job.clients -= 1
             # One that has begun goes on: the process would only have to be started anew.
             if not job.clients and job.in_thread.cancel():
                 del self._jobs[key]
+        if failure:
+            raise RequestError(f'structured_outputs: "{kind}": {failure}')
 
     def _queue(self, key: bytes, kind: str, text: str) -> _Job:
-        if len(self._jobs) >= MAX_JOBS:
+        waiting = sum(not job.result.done() for job in self._jobs.values())
+        if waiting >= MAX_JOBS:
             raise UnavailableError(
-                f"{len(self._jobs)} new grammars wait to be compiled, the limit of this front end "
+                f"{waiting} new grammars wait to be compiled, the limit of this front end "
                 f"is {MAX_JOBS}: try again later"
             )
         try:
@@ -106,19 +102,18 @@ class GrammarSandbox:
         except RuntimeError as error:  # no more threads, or stopped
             raise UnavailableError(f"no grammar can be compiled: {one_line(error)}") from error
         job = self._jobs[key] = _Job(in_thread, asyncio.wrap_future(in_thread))
-        job.result.add_done_callback(lambda result: self._remember(key, result))
+        job.result.add_done_callback(lambda _: self._done(key, job))
+        if len(self._jobs) > _REMEMBERED:
+            self._jobs.popitem(last=False)
         return job
 
-    def _remember(self, key: bytes, result: asyncio.Future[str]) -> None:
-        if result.cancelled():
+    def _done(self, key: bytes, job: _Job) -> None:
+        if job.result.cancelled():
             return
-        del self._jobs[key]
-        if result.exception() is None:
-            until = time.monotonic() + _EXPIRES_SECONDS if result.result() else math.inf
-            self._results[key] = result.result(), until
-            self._results.move_to_end(key)
-            if len(self._results) > _REMEMBERED:
-                self._results.popitem(last=False)
+        if job.result.exception() is not None:
+            self._jobs.pop(key, None)
+        elif job.result.result():
+            job.expires = time.monotonic() + _EXPIRES_SECONDS
 
     def _compile(self, kind: str, text: str) -> str:
         """Return why a grammar is refused, "" if it is not. Runs in the thread."""
