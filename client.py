@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Send the prompts of a file to a language model behind Triton and store its answers.
 
-Each of --concurrency workers runs one request at a time, on its own gRPC stream. So an error
-belongs to the stream's request, --stream-timeout is that request's timeout, and cancelling the
-stream cancels that request only. The client closes its half of the stream after the request. Triton
-ends its half with OK only after the model's FINAL flag, so the end of the stream is the final
-response (the aio client cannot request an empty one).
+Each of --concurrency workers sends one request at a time, each on a gRPC stream of its own. So an
+error of a stream is the error of its request, --stream-timeout applies to one request, and
+cancelling a stream cancels one request. The client closes its half of the stream after the request.
+Triton ends the other half with OK only after the model's FINAL flag, so the end of the stream shows
+that the answer is complete. (Triton could also send an empty final response, but tritonclient's aio
+client cannot ask for it.)
 
-stdout gets the tutorial's three lines; statistics, failures and the progress bar go to stderr.
+The tutorial's three lines go to stdout; statistics, failures and the progress bar go to stderr.
 Exit codes: 0 PASS; 1 the server or a request failed; 2 usage, prompts or results file;
 130 and 143 after SIGINT and SIGTERM, with the running requests cancelled at the server.
 """
@@ -33,7 +34,7 @@ try:
     import tritonclient.grpc.aio as triton
     from tqdm import tqdm
 except ImportError as missing:
-    sys.exit(f"client.py: {missing}; cure: pip install 'tritonclient[grpc]' numpy tqdm")
+    sys.exit(f"client.py: {missing}: install it with pip install 'tritonclient[grpc]' numpy tqdm")
 
 AFTER_TEXT = "\n\n=========\n\n"  # the tutorial's separator, after each id's text
 BETWEEN_SEQUENCES = "\n\n---------\n\n"  # between one id's texts, when `n` asks for several
@@ -50,15 +51,15 @@ class Unusable(Exception):
 
 
 class RequestFailed(Exception):
-    """One request got no text or no final response; the others continue."""
+    """One request got no text or no final response. The other requests continue."""
 
 
 class OrderedResults:
     """Write texts in the order of ids, whatever the order of arrival, in bounded memory.
 
-    At most `window` ids are started and not yet written, so a slow request delays at most that many
-    texts. A window of a few times the number of workers keeps them busy meanwhile. An id without a
-    text gets an empty entry, so the n-th entry belongs to the n-th id.
+    At most `window` ids are started and not yet written, so a slow request holds back at most that
+    many texts. A window of several times the number of workers keeps the workers busy meanwhile. An
+    id without a text gets an empty entry, so the n-th entry belongs to the n-th id.
     """
 
     def __init__(self, file: TextIO, first_id: int, window: int) -> None:
@@ -68,18 +69,18 @@ class OrderedResults:
         self._room = asyncio.Semaphore(window)
 
     async def room_for_one(self) -> None:
-        """Wait until one more id may start; each started id needs one `put`."""
+        """Wait until one more id may start. Call `put` once for each started id."""
         await self._room.acquire()
 
     def put(self, request_id: int, text: str) -> None:
-        """Take a started id's text; write all texts that have no unfinished id before them."""
+        """Store a started id's text, then write all texts without an unfinished id before them."""
         self._waiting[request_id] = text
         while self._next_id in self._waiting:
             self._write(self._waiting.pop(self._next_id))
             self._room.release()
 
     def close_gaps(self) -> None:
-        """Write the texts that wait for unfinished ids, when the run was interrupted."""
+        """Write the texts that wait for unfinished ids. Call it after an interrupted run."""
         while self._waiting:
             self._write(self._waiting.pop(self._next_id, ""))
 
@@ -120,7 +121,7 @@ class Figures:
     between_texts: Durations = field(default_factory=Durations)
 
     def count_message(self, first: bool, seconds: float) -> None:
-        """Count a message with text that came so long after the one before, or the request."""
+        """Count a message with text, `seconds` after the previous one or, if first, the request."""
         self.messages += 1
         (self.first_text if first else self.between_texts).add(seconds)
 
@@ -143,7 +144,7 @@ class Run:
         self.prompts = prompts
         self.total = flags.iterations * len(prompts)
         self.figures = Figures()
-        # The backend's rule: deltas cannot repeat the prompt. Then the client writes it.
+        # The model rejects a stream that repeats the prompt, so the client writes the prompt.
         self.client_writes_prompt = flags.streaming_mode and not flags.exclude_inputs_in_outputs
         exclude_input = flags.streaming_mode or flags.exclude_inputs_in_outputs
         self.common_inputs = [
@@ -153,7 +154,7 @@ class Run:
         ]
 
     async def __call__(self) -> None:
-        """Answer every prompt; raise Unusable when the server or the model cannot."""
+        """Get an answer to every prompt. Raise Unusable if the server or the model cannot."""
         self.client = triton.InferenceServerClient(self.flags.url, verbose=self.flags.verbose)
         try:
             await self._check_model()
@@ -180,7 +181,7 @@ class Run:
             self.common_inputs.append(tensor("return_num_output_tokens", "BOOL", True))
 
     async def _answer_all(self, file: TextIO) -> None:
-        """Run the workers to the end; when interrupted, cancel them and write what is complete."""
+        """Run all workers. If interrupted, cancel them and write the complete texts."""
         workers = min(self.flags.concurrency, self.total)
         results = OrderedResults(file, self.flags.offset, STARTED_PER_WORKER * workers)
         ids = range(self.flags.offset, self.flags.offset + self.total)
@@ -218,7 +219,7 @@ class Run:
             bar.update()
 
     async def _generate(self, request_id: int, prompt: str) -> str:
-        """Return the answer to one prompt, or raise RequestFailed; leaving early cancels it."""
+        """Return one prompt's answer, or raise RequestFailed. Leaving early cancels the request."""
         inputs = [tensor("text_input", "BYTES", prompt.encode()), *self.common_inputs]
         request = {"model_name": self.flags.model, "request_id": str(request_id), "inputs": inputs}
         sequences: dict[int, bytearray] = {}
@@ -242,7 +243,7 @@ class Run:
         finally:
             responses.cancel()
         if not sequences:
-            raise RequestFailed("a final response, but no text")
+            raise RequestFailed("a final response without text")
         prefix = prompt if self.client_writes_prompt else ""
         texts = [text.decode(errors="replace") for text in sequences.values()]
         return BETWEEN_SEQUENCES.join(prefix + text for text in texts)
@@ -258,7 +259,7 @@ class Run:
 
 
 async def only(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """Yield one request, then end: the client's half of its stream."""
+    """Yield one request, then end, which closes the client's half of the stream."""
     yield request
 
 
@@ -288,7 +289,7 @@ def read_prompts(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise Unusable(f"{path}: not UTF-8 text (at byte {error.start})", 2) from error
     if not prompts:
-        raise Unusable(f"{path}: no prompts in it, only blank lines", 2)
+        raise Unusable(f"{path}: no prompts, only blank lines", 2)
     return prompts
 
 
@@ -318,7 +319,7 @@ def positive(number: type) -> Any:
             raise argparse.ArgumentTypeError(f"must be greater than 0: {text}")
         return value
 
-    parse.__name__ = number.__name__  # argparse names it when it is no number at all
+    parse.__name__ = number.__name__  # argparse's error has this name if the text is no number
     return parse
 
 
@@ -341,9 +342,9 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     flag("--input-prompts", default="prompts.txt", help="a prompt per line (%(default)s)")
     flag("--results-file", default="results.txt", help="where the texts go (%(default)s)")
-    flag("--offset", type=int, default=0, help="first request id (%(default)s)")
+    flag("--offset", type=int, default=0, help="id of the first request (%(default)s)")
     flag("-t", "--stream-timeout", type=positive(float), help="seconds per request (no limit)")
-    flag("-s", "--streaming-mode", action="store_true", help="receive texts token by token")
+    flag("-s", "--streaming-mode", action="store_true", help="receive texts in pieces")
     flag("--exclude-inputs-in-outputs", action="store_true", help="store texts without prompts")
     flag("-v", "--verbose", action="store_true", help="print every gRPC message")
     # Below vLLM's usual max_num_seqs (256), so requests are batched but seldom queue there.
@@ -351,10 +352,10 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     flag("--max-tokens", type=positive(int), default=100, help="length of an answer (%(default)s)")
     flag("--temperature", type=float, default=0.1, help="0 is greedy (%(default)s)")
     flag("--top-p", type=float, default=0.95, help="(%(default)s)")
-    flag("--seed", type=int, help="for the same text each time")
-    flag("--stop", action="append", metavar="TEXT", help="end at this text; repeatable")
+    flag("--seed", type=int, help="seed of the sampling, for repeatable texts")
+    flag("--stop", action="append", metavar="TEXT", help="text that ends an answer; repeatable")
     flag("--ignore-eos", action="store_true", default=None, help="always generate --max-tokens")
-    more = 'more of them, a JSON object that wins over the flags: {"n": 2}'
+    more = 'further parameters as a JSON object, which overrides the flags: {"n": 2}'
     flag("--sampling-parameters", type=json_object, default={}, metavar="JSON", help=more)
     return parser.parse_args(arguments)
 
@@ -366,7 +367,7 @@ async def until_signal(run: Run) -> int:
     def stop(number: int) -> None:
         received[0] = number
         task.cancel()
-        signal.signal(number, signal.SIG_DFL)  # a second one ends a cancellation that hangs
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends a run that hangs
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)

@@ -128,7 +128,7 @@ def test_a_bad_request_fails_alone(ask: Ask, streaming: list[str]) -> None:
     reasons = {
         "request 1: too long",
         "request 2: broken off",
-        "request 3: a final response, but no text",
+        "request 3: a final response without text",
     }
     assert reasons == {line for line in outcome.stderr.splitlines() if line.startswith("request")}
     assert SEPARATOR.join(["a a", "", "", "", "d d", ""]) == outcome.results

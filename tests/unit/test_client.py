@@ -38,7 +38,7 @@ def test_the_repositorys_prompts_are_the_tutorials() -> None:
     ("content", "reason"),
     [
         (None, os.strerror(errno.ENOENT)),
-        (b" \n\n", "no prompts in it, only blank lines"),
+        (b" \n\n", "no prompts, only blank lines"),
         (b"abc\xff", "not UTF-8 text (at byte 3)"),
     ],
     ids=["missing", "blank", "not text"],
