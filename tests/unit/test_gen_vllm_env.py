@@ -157,7 +157,7 @@ def test_too_small_disk_is_refused(tmp_path: Path) -> None:
     """A build that the disk cannot hold is not begun."""
     refused = gen(*tiny_flags(tmp_path), "--triton", "none", MIN_FREE_GB="1000000")
     assert refused.returncode == 1
-    assert "the build takes 1000000" in refused.stderr
+    assert "the build needs 1000000" in refused.stderr
     assert list(tmp_path.iterdir()) == []
 
 
