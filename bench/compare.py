@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Compare ways to serve one model on this machine: same arguments, same requests, taking turns.
+"""Compare ways to serve one model on this machine, with the same arguments and requests, in turns.
 
     bench/compare.py --config bench/configs/opt-125m.json --peers vllm,vllm-rust,vllm-api4,ours-4
 
-Starts each peer that is installed here, waits until it serves, prints what each made of the same
-engine arguments, and measures: every load on each peer, again --repeats times. By default all
-servers are up at the same time, idle but for one, so the memory settings must leave room for all;
-with --one-at-a-time each is started anew in every repeat. Writes to --out: results.json (after each
-measurement), table.md, plots, the servers' logs. Interrupted, it ends what it started, and tells
-what it has. Exit codes: 0; 1 if a peer did not start or a request failed; 2 usage; 130 interrupted.
+Starts each peer that is installed here, waits until it serves, and prints what each made of the
+same engine arguments. Then measures every load on each peer, --repeats times. By default all
+servers run at the same time and only the one that is measured has work, so the memory settings must
+leave room for all; with --one-at-a-time every repeat starts each server anew. Writes to --out:
+results.json (after each measurement), table.md, plots, the servers' logs. If interrupted, it ends
+the servers and reports the results so far.
+Exit codes: 0; 1 if a peer did not start or a request failed; 2 usage; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from peers.setup import BENCH, Setup
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare; return the exit code."""
+    """Run the comparison; return the exit code."""
     flags = parse_flags(arguments)
     if flags.plot_only:
         draw(flags.plot_only, json.loads(flags.plot_only.read_text()))
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def tell(folder: Path, results: dict[str, Any]) -> None:
-    """Write the tables, print them, and draw the plots."""
+    """Write and print the tables, and draw the plots."""
     rows = results["rows"]
     parts = resolved_table(results["resolved"]), scaling_table(rows), table(rows)
     report = "\n\n".join(filter(None, parts)) + "\n"
@@ -71,9 +72,9 @@ def tell(folder: Path, results: dict[str, Any]) -> None:
 
 
 def clients_of(flags: argparse.Namespace) -> Clients:
-    """Start the client processes; where they have CPUs of their own, all else runs on the others.
+    """Start the client processes. With --client-cpus, everything else runs on the other CPUs.
 
-    A process runs where the one runs that started it.
+    A process inherits the CPUs of the process that started it.
     """
     if not flags.client_cpus:
         return Clients(flags.processes)
@@ -109,9 +110,9 @@ def read_config(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan_of(flags: argparse.Namespace, config: dict[str, Any]) -> Plan:
-    """Return what is to be measured."""
+    """Return what the flags ask to measure."""
     tokenizer = flags.tokenizer
-    if tokenizer is None:  # the model's own, where the model is a folder
+    if tokenizer is None:  # the model's own, if the model is a folder
         folder = Path(config["engine_args"]["model"])
         tokenizer = folder if (folder / "tokenizer.json").exists() else None
     given = ("requests", "shared_prefix", "temperature")
@@ -183,13 +184,13 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     flag = parser.add_argument_group("what is compared").add_argument
     flag("--config", type=Path, default=BENCH / "configs/smollm2-cpu.json", help="%(default)s")
-    flag("--peers", default="vllm,ours-1", help="see below (%(default)s)")
-    flag("--streams", type=numbers, default=[1, 8], help="requests under way: 1,64,256")
+    flag("--peers", default="vllm,ours-1", help="the servers, by name (%(default)s)")
+    flag("--streams", type=numbers, default=[1, 8], help="concurrent requests: 1,64,256")
     flag("--streams-per-gpu", action="store_true", help="twice as many for a peer on two GPUs")
     flag("--modes", type=modes, default=[True], help="stream, whole, or both (stream)")
-    flag("--repeats", type=int, default=3, help="%(default)s")
-    flag("--model", help="instead of the configuration's")
-    flag("--engine-args", type=json.loads, default={}, metavar="JSON", help="further ones")
+    flag("--repeats", type=int, default=3, help="measurements of each load (%(default)s)")
+    flag("--model", help="the model, in place of the configuration's")
+    flag("--engine-args", type=json.loads, default={}, metavar="JSON", help="further arguments")
     flag("--tokenizer", type=Path, help="tokenizer.json (the model's folder, if it has one)")
     flag("--processes", type=int, default=4, help="client processes (%(default)s)")
     flag(
@@ -197,14 +198,14 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=cpus.parse,
         default=set(),
         metavar="0-3",
-        help="for the clients alone, as if they were elsewhere; needs others for the servers",
+        help="CPUs for the clients only; the servers run on the other CPUs",
     )
     flag("--out", type=Path, default=Path("bench-results"), help="%(default)s")
-    flag("--plot-only", type=Path, metavar="RESULTS.JSON", help="draw, and do nothing else")
+    flag("--plot-only", type=Path, metavar="RESULTS.JSON", help="only draw the plots of a file")
     flag = parser.add_argument_group("how the servers run").add_argument
-    flag("--one-at-a-time", action="store_true", help="start each anew in every repeat")
-    flag("--start-seconds", type=float, default=300, help="until ready, at most (%(default)s)")
-    flag("--row-seconds", type=float, default=60, help="send no longer (%(default)s)")
+    flag("--one-at-a-time", action="store_true", help="start each server anew in every repeat")
+    flag("--start-seconds", type=float, default=300, help="limit of a start (%(default)s)")
+    flag("--row-seconds", type=float, default=60, help="limit of a measurement (%(default)s)")
     flag(
         "--limit-seconds", type=float, default=3600, help="start no measurement after (%(default)s)"
     )
@@ -213,12 +214,12 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--python",
         type=Path,
         default=Path(sys.executable),
-        help="has vLLM (this one)",
+        help="the Python that has vLLM (this one)",
     )
     flag("--triton", type=Path, default=Path("/opt/tritonserver"), help="%(default)s")
     repository = BENCH.parent / "model_repository/vllm"
     flag("--model-repository", type=Path, default=repository, help="our model (%(default)s)")
-    flag("--execution-env", type=Path, help="for Triton's stubs (none: their own Python)")
+    flag("--execution-env", type=Path, help="environment of Triton's stubs (their own Python)")
     flag("--official-backend", type=Path, help="the src folder of Triton's vllm_backend")
     flag("--env", type=variable, action="append", default=[], metavar="KEY=VALUE")
     flag("--vllm-env", type=variable, action="append", default=[], metavar="KEY=VALUE")

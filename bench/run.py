@@ -3,11 +3,12 @@
 
     bench/run.py --url 127.0.0.1:8001 --protocol triton-grpc --model vllm --streams 64
     bench/run.py --url 127.0.0.1:8000 --protocol openai --model m --rate 20 --requests 500
-    bench/run.py --protocol triton-http --null     what the client alone can do
+    bench/run.py --protocol triton-http --null     measure the client itself
 
-Closed loop by default: --streams workers with one request under way each. With --rate, open loop:
-so many requests a second, whatever the answers; a request's times count from when it was due.
-The figures go to stdout, or as JSON with --json; progress goes to stderr.
+By default the loop is closed: each of --streams workers sends one request at a time. With --rate
+the loop is open: the client sends this many requests per second, however long the answers take, and
+the times of a request count from the moment at which it was due.
+The figures go to stdout, with --json as JSON; progress goes to stderr.
 Exit codes: 0; 1 if a request failed or the server does not answer; 2 usage.
 """
 
@@ -30,7 +31,7 @@ from loadgen.null_server import null_server
 from loadgen.progress import bar
 
 _PORTS = {"triton-grpc": 8001, "triton-http": 8000, "openai": 8000}
-_BUSY = 0.8  # of a CPU in one client process: beyond it, latencies are the client's
+_BUSY = 0.8  # CPUs of one client process; above this the client itself may cause the latencies
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def complain(line: str, code: int) -> int:
-    """Say a line on stderr; return ``code``."""
+    """Print a line on stderr; return ``code``."""
     print(f"run.py: {line}", file=sys.stderr)
     return code
 
@@ -110,7 +111,7 @@ def load_of(flags: argparse.Namespace, address: str, prompts: tuple[Prompt, ...]
 
 
 def warm_up_of(load: Load, number: int) -> Load:
-    """Return a short load, with prompts that ``load`` has too."""
+    """Return a short load with some of the prompts of ``load``."""
     prompts = tuple(Prompt(p.text, min(16, p.output_tokens)) for p in load.prompts[:number])
     return Load(load.target, prompts, min(load.streams, len(prompts)))
 
@@ -123,7 +124,7 @@ def report(flags: argparse.Namespace, found: Figures) -> dict[str, Any]:
 
 
 def text(found: Figures, stream: bool) -> str:
-    """Return the figures for people."""
+    """Return the figures as text to read."""
     rows = [
         ("requests", f"{found.requests} complete, {found.failed} failed, {found.seconds:.2f} s"),
         (
@@ -170,45 +171,45 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.HelpFormatter
     )
     server = parser.add_argument_group("the server")
-    server.add_argument("--url", metavar="HOST:PORT", help="default: loopback, the usual port")
+    server.add_argument("--url", metavar="HOST:PORT", help="default: 127.0.0.1 and the usual port")
     server.add_argument("--protocol", choices=PROTOCOLS, default="triton-grpc", help="%(default)s")
     server.add_argument("--model", default="vllm", help="%(default)s")
     server.add_argument("--null", action="store_true", help="no server: measure the client itself")
     flag = parser.add_argument_group("the load").add_argument
-    flag("--streams", type=int, default=64, help="requests under way at most (%(default)s)")
-    flag("--requests", type=int, default=0, help="in all (4 x --streams)")
-    flag("--rate", type=float, default=0.0, help="open loop: requests a second")
-    flag("--fixed-rate", action="store_true", help="evenly spaced, not at random (Poisson)")
-    flag("--seconds", type=float, default=600, help="send no longer (%(default)s)")
-    flag("--patience", type=float, default=120, help="wait for answers after that (%(default)s)")
+    flag("--streams", type=int, default=64, help="most concurrent requests (%(default)s)")
+    flag("--requests", type=int, default=0, help="number of requests (4 x --streams)")
+    flag("--rate", type=float, default=0.0, help="open loop: requests per second")
+    flag("--fixed-rate", action="store_true", help="with --rate: even intervals, not Poisson")
+    flag("--seconds", type=float, default=600, help="send for at most this long (%(default)s)")
+    flag("--patience", type=float, default=120, help="then wait this long (%(default)s)")
     flag("--processes", type=int, default=4, help="client processes (%(default)s)")
-    flag("--warmup", type=int, default=0, help="short requests before (%(default)s)")
+    flag("--warmup", type=int, default=0, help="short requests before the load (%(default)s)")
     flag = parser.add_argument_group("the requests").add_argument
     flag(
         "--dataset",
         default="synthetic",
-        help="'synthetic', a ShareGPT-like .json, or a file with a prompt a line (%(default)s)",
+        help="'synthetic', a ShareGPT-like .json, or a file with one prompt per line (%(default)s)",
     )
     flag(
         "--tokenizer",
         type=Path,
-        help="the model's tokenizer.json, or its folder: prompts are "
-        "exactly --input-tokens long then, else about",
+        help="the model's tokenizer.json or its folder, to make prompts of "
+        "exactly --input-tokens; without it their length is approximate",
     )
-    flag("--input-tokens", type=int, default=128, help="of synthetic prompts (%(default)s)")
-    flag("--output-tokens", type=int, default=0, help="(128; of ShareGPT, as many as there)")
-    flag("--shared-prefix", type=int, default=0, help="words that all synthetic prompts begin with")
-    flag("--seed", type=int, default=0, help="%(default)s")
-    flag("--not-streamed", dest="stream", action="store_false", help="whole answers")
+    flag("--input-tokens", type=int, default=128, help="length of synthetic prompts (%(default)s)")
+    flag("--output-tokens", type=int, default=0, help="(128; with ShareGPT as in the file)")
+    flag("--shared-prefix", type=int, default=0, help="common words at the start of prompts")
+    flag("--seed", type=int, default=0, help="of the random prompts (%(default)s)")
+    flag("--not-streamed", dest="stream", action="store_false", help="request whole answers")
     flag("--temperature", type=float, default=1.0, help="%(default)s")
-    flag("--sampling-parameters", type=json_object, default={}, metavar="JSON", help="further ones")
+    flag("--sampling-parameters", type=json_object, default={}, metavar="JSON", help="extra fields")
     flag(
         "--assume-tokens",
         dest="count_tokens",
         action="store_false",
-        help="count what was asked for; do not ask the server how many tokens it made",
+        help="count the requested tokens; do not ask the server for the number",
     )
-    parser.add_argument("--json", action="store_true", help="figures as one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
     flags = parser.parse_args(arguments)
     for name in ("streams", "processes", "input_tokens"):
         if getattr(flags, name) < 1:

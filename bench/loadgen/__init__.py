@@ -1,1 +1,1 @@
-"""A load generator for language-model servers: several client processes, each cheap a message."""
+"""A load generator for language-model servers, made of several cheap client processes."""

@@ -1,4 +1,4 @@
-"""What one client process does: take loads from a pipe, run each, return what came of it."""
+"""One client process: takes loads from a pipe, runs each, and returns the outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loadgen.load import ClientError, Load, Outcome, Prompt, Record, RequestFail
 
 
 class Connection(Protocol):
-    """A way to a server, with one request under way at a time."""
+    """A connection to a server, with one request at a time."""
 
     async def ask(self, request: bytes, record: Record) -> None:
         """Send an encoded request and note its answer. Raises RequestFailed."""
@@ -48,7 +48,7 @@ class Transport:
         return self._encode(self._target, prompt)
 
     async def open(self) -> Connection:
-        """Return a new connection. Raises OSError where there is no server."""
+        """Return a new connection. Raises OSError if there is no server."""
         if self._channel is not None:
             stream: Connection = self._channel.stream()
             return stream
@@ -73,7 +73,7 @@ class Client:
         self._free: list[Connection] = []
 
     async def run(self, pipe: Pipe) -> Outcome:
-        """Connect, say so, wait for the time to start, and send."""
+        """Connect, report it, wait for the common start, and send."""
         self._transport = Transport(self._load.target)
         try:
             self._requests = [self._transport.encode(p) for p in self._load.prompts]
@@ -111,14 +111,14 @@ class Client:
     async def _worker(
         self, connection: Connection, numbered: Iterator[tuple[int, bytes]], end: float
     ) -> None:
-        """Closed loop: ask one request after the other."""
+        """Closed loop: send one request after the other."""
         for number, request in numbered:
             if (now := time.monotonic()) >= end:
                 return
             connection = await self._ask(connection, number, request, now)
 
     async def _open_loop(self, start: float, end: float) -> None:
-        """Open loop: send each request when it is due, whatever became of the others."""
+        """Open loop: send each request when it is due, whether or not others have ended."""
         room = asyncio.Semaphore(self._load.streams)
         tasks = []
         arrivals = _arrivals(self._load, start)
@@ -142,7 +142,7 @@ class Client:
     async def _ask(
         self, connection: Connection, number: int, request: bytes, due: float
     ) -> Connection:
-        """Ask one request; return the connection for the next one, a new one after a failure."""
+        """Send one request; return the connection for the next one, a new one after a failure."""
         record = Record(due)
         self._records.append(record)
         record.error = "not complete in time"  # unless it is overwritten
@@ -191,7 +191,7 @@ def main(pipe: Pipe, done: array[int], index: int) -> None:
 
 
 def _run(client: Client, pipe: Pipe) -> Outcome:
-    """Run a client, on uvloop's event loop where it is installed: it takes a quarter off."""
+    """Run a client, on uvloop if it is installed, which saves a quarter of the CPU time."""
     try:
         from uvloop import run
     except ImportError:

@@ -1,4 +1,4 @@
-"""The client processes: started once, given one load after the other."""
+"""The client processes, which start once and run one load after the other."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Clients:
         self._end(0 if exception[0] else 5)
 
     def run(self, load: Load, progress: Progress = lambda _: None) -> list[Outcome]:
-        """Run a load, spread over the processes; return what each brings home.
+        """Run a load, spread over the processes; return the outcome of each.
 
         ``progress`` is called now and then with the number of requests that have ended. Raises
         ClientError, or OSError where the server does not answer at all.
@@ -88,7 +88,7 @@ class Clients:
 
 
 def _parts(load: Load, processes: int) -> Iterator[Load]:
-    """Share streams, requests and rate among as many processes as have at least a stream each."""
+    """Divide streams, requests and rate among processes so that each has a stream at least."""
     processes = min(processes, load.streams, len(load.prompts))
     for i in range(processes):
         yield replace(

@@ -1,4 +1,4 @@
-"""From the records of a run to its figures."""
+"""Computes the figures of a run from its records."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def figures(outcomes: Sequence[Outcome]) -> Figures:
 
 
 def quantiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Return p50, p90 and p99 in ms; nothing of nothing."""
+    """Return p50, p90 and p99 in ms; an empty mapping if there are no values."""
     ranked = sorted(seconds)
     return {
         name: round(ranked[max(0, math.ceil(q * len(ranked)) - 1)] * 1e3, 3)
@@ -87,7 +87,7 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _errors(records: Sequence[Record]) -> dict[str, int]:
-    """Return the five most frequent errors, with how often they came."""
+    """Return the five most frequent errors and their counts."""
     return dict(Counter(r.error for r in records if r.error).most_common(5))
 
 

@@ -1,4 +1,4 @@
-"""The values of a measurement: what is asked of a server, and what came of each request."""
+"""The values of a measurement: the load on a server, and the outcome of each request."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Outcome:
 
 
 class RequestFailed(Exception):  # noqa: N818 (as in client.py)
-    """One request got no complete answer; its connection is of no more use."""
+    """One request got no complete answer; its connection cannot be used again."""
 
 
 class ClientError(Exception):
-    """A client process could not do its part."""
+    """A client process failed."""

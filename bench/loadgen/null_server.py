@@ -1,4 +1,4 @@
-"""A server that answers at once with canned messages: it shows what the client alone can do.
+"""A server that answers at once with fixed messages, to measure what the client alone can do.
 
 The messages are as long as a real server's. Several processes share one port.
 """

@@ -1,4 +1,4 @@
-"""Prompts to send: synthetic ones of an exact length, a ShareGPT-like file, or a line each."""
+"""Prompts to send: synthetic ones of an exact length, a ShareGPT-like file, or lines of a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class WorkloadError(Exception):
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that this module uses."""
 
     def words(self) -> list[str]:
         """Return words that are one token each, as a rule, when a space precedes them."""
@@ -67,7 +67,7 @@ class ModelTokenizer:
 
 
 class ApproximateTokenizer:
-    """No tokenizer: common words are a token each, others are four tokens for three of them."""
+    """An estimate without a tokenizer: a common word is one token, three others are four."""
 
     def words(self) -> list[str]:
         """Return common words."""
@@ -170,7 +170,7 @@ def _first_turns(conversations: Any) -> Iterator[tuple[str, str]]:
 
 
 def lines(path: Path, number: int, output_tokens: int) -> tuple[Prompt, ...]:
-    """Return the lines of a file that are not blank, over and over."""
+    """Yield the lines of a file that are not blank, again and again."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

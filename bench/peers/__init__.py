@@ -1,1 +1,1 @@
-"""The servers that are compared: how each is named, started, looked at and ended."""
+"""The servers of a comparison: their names, their start, what they report, and their end."""

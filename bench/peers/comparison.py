@@ -1,4 +1,4 @@
-"""A comparison: every load on each peer in turn, again and again, and the rows that come of it."""
+"""A comparison: measures every load on each peer in turns, several times, and collects the rows."""
 
 from __future__ import annotations
 

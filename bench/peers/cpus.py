@@ -1,4 +1,4 @@
-"""Which CPUs are whose: a physical core's are kept together."""
+"""Divides CPUs between client and servers; those of a physical core stay together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers of a comparison: which are installed, which run, and their end."""
+"""The servers of a comparison: which are installed, which run, and how they end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WarmUp = Callable[[Peer, Server], None]
 
 
 def say(line: str) -> None:
-    """Say a line on stderr, over a progress bar that may be there."""
+    """Print a line on stderr, above a progress bar if there is one."""
     try:
         from tqdm import tqdm
     except ImportError:

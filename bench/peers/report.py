@@ -1,6 +1,6 @@
-"""From measured rows to a table: medians, spreads, and ratios to the best `vllm serve`.
+"""Makes tables of measured rows: medians, spreads, and ratios to the best `vllm serve`.
 
-That is the best under the same load on as many GPUs.
+The best is that under the same load on as many GPUs.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def scaling_table(rows: Sequence[Row]) -> str:
-    """Return how often the rate of one GPU those on several reach; empty where none is compared.
+    """Return a table of rates on several GPUs as multiples of one GPU's; empty if there are none.
 
-    One GPU's is the same kind's with the most tokens a second, under the same load or under its
-    share of it.
+    The one GPU is that of the same kind of peer with the most tokens per second, under the same
+    load or under its share of the load.
     """
     found = [(Peer.parse(cell.peer), cell) for cell in cells(rows)]
     lines = []
