@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the Dockerfile for the CPU without docker, run the server from the image, and ask it.
+# Build the Dockerfile for the CPU without docker, run the server from the image, and query it.
 #
 #   scripts/build_image.sh [--install-tools] [--clean]
 #
@@ -7,17 +7,17 @@
 #   --clean          remove all that an earlier run left, and build nothing
 #
 # Needs Linux on x86_64, root, buildah and debootstrap, and what scripts/demo.sh needs. In place of
-# NVIDIA's base image stands a Debian 12 made here, with the Triton of the package nvidia-pytriton
-# in /opt/tritonserver. The environment's Python comes from conda-forge, or where that does not
-# answer from the Python at hand, which must then run on Debian 12's glibc too.
-# The image's own command, user and health check are run, in a network of their own.
+# NVIDIA's base image the script makes a Debian 12, with the Triton of the package nvidia-pytriton in
+# /opt/tritonserver. The environment's Python comes from conda-forge, or, if that does not answer, from
+# a Python of this machine, which must then also run with Debian 12's glibc. The script runs the image's
+# own command, user and health check, in a network of their own.
 #
-# pip in the build gets this machine's pip settings, and to see the local folders that they name.
+# pip in the build gets this machine's pip settings, and access to the local folders that they name.
 #   DEBIAN_MIRROR       where debootstrap gets Debian; default: its own choice
-#   BUILD_VOLUMES       more folders that the build is to see, as "/from:/to:ro /from:/to:ro"
-#   TRITON_VLLM_CACHE   in place of .cache
+#   BUILD_VOLUMES       further folders for the build, as "/from:/to:ro /from:/to:ro"
+#   TRITON_VLLM_CACHE   the folder to use in place of .cache
 #
-# Writes .cache/image, 4 GB in the end and 14 GB on the way, and what scripts/get_triton.sh
+# Writes .cache/image, with 14 GB during the build and 4 GB afterwards, and what scripts/get_triton.sh
 # and scripts/get_smollm2.sh write. Takes about 10 minutes on two cores. Leaves no process.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091

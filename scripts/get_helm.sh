@@ -5,7 +5,7 @@
 #   scripts/get_helm.sh
 #
 # Writes .cache/helm (TRITON_VLLM_CACHE moves .cache), 63 MB. Takes some seconds and a 37 MB
-# download; nothing when it is there already.
+# download; nothing if it exists already.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

