@@ -21,8 +21,8 @@ from triton_vllm.protocol.requests import ChatPrompt, EngineOptions, Generation,
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.arguments import parse_engine_args
 from triton_vllm.vllm_api.compat import cli_args
+from triton_vllm.vllm_api.parameters import SamplingParser
 from triton_vllm.vllm_api.render.chat import ChatRenderer, parse_chat_args
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 MAKER = Path(__file__).parents[1] / "e2e/make_tiny_models.py"
 TOOL: dict[str, Any] = {

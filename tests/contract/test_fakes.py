@@ -35,7 +35,7 @@ def test_vllm_api_has_what_the_fake_has(name: str) -> None:
 def test_a_sampling_parameter_has_the_fakes_type(name: str) -> None:
     """Each field of the fake SamplingParams has the type that vLLM gives it."""
     expected = typing.get_type_hints(FakeSamplingParams)[name]
-    assert expected == vllm_api.sampling_param_types()[name]
+    assert expected == vllm_api.param_types(vllm_api.SamplingParams)[name]
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLING_FIELDS if name not in OURS])
@@ -47,7 +47,9 @@ def test_a_sampling_parameter_has_the_fakes_default(name: str) -> None:
 
 def test_structured_outputs_is_an_object_like_the_fakes() -> None:
     """The field's class has the fake's fields, as keyword arguments."""
-    (actual, _) = typing.get_args(vllm_api.sampling_param_types()["structured_outputs"])
+    (actual, _) = typing.get_args(
+        vllm_api.param_types(vllm_api.SamplingParams)["structured_outputs"]
+    )
     assert actual(regex="a+").regex == FakeStructuredOutputs(regex="a+").regex
 
 

@@ -13,7 +13,7 @@ from tests.unit.fakes import FakeRequest
 from triton_vllm.errors import RequestError, one_line
 from triton_vllm.protocol.decode import decode
 from triton_vllm.protocol.requests import GenerationRequest
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import SamplingParser
 
 CASES = int(os.environ.get("HOSTILE_CASES", "2000"))
 

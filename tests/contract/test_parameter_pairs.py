@@ -20,8 +20,8 @@ from triton_vllm.protocol.encode import ResponseEncoder
 from triton_vllm.protocol.outputs import OUTPUTS
 from triton_vllm.protocol.requests import GenerationRequest, TextPrompt
 from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.parameters import SamplingParser
 from triton_vllm.vllm_api.render import text as vllm_text
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
 CHECKPOINT = CACHE / "models/SmolLM2-135M-Instruct"
@@ -139,8 +139,8 @@ async def sweep(args: Any, config: Any) -> tuple[list[Outcome], bool]:
     llm = vllm_api.create_engine(args, config)
     try:
         parser = SamplingParser({})
-        names = [name for name in EDGES if name in parser.names]
-        assert set(parser.names) - set(names) <= NOT_HERE
+        names = [name for name in EDGES if name in parser.parameters.names]
+        assert set(parser.parameters.names) - set(names) <= NOT_HERE
         jobs = list(itertools.product(pairs(names), (False, True)))
         wrong: list[Outcome] = []
         for start in range(0, len(jobs), AT_ONCE):

@@ -8,7 +8,7 @@ import pytest
 
 from triton_vllm.errors import RequestError
 from triton_vllm.vllm_api import api as vllm_api
-from triton_vllm.vllm_api.pooling_parameters import PoolingParser
+from triton_vllm.vllm_api.parameters import PoolingParser
 from triton_vllm.vllm_api.render import pooling as vllm_pooling
 
 
@@ -44,7 +44,7 @@ def test_wrong_parameters_are_refused(given: dict[str, Any], expected: str) -> N
 CHUNKS = "late_chunking_params"
 
 
-@pytest.mark.skipif(CHUNKS not in vllm_api.pooling_param_types(), reason="newer than vLLM 0.32")
+@pytest.mark.skipif(not hasattr(vllm_api.PoolingParams, CHUNKS), reason="newer than vLLM 0.32")
 def test_a_struct_of_vllms_is_made_of_an_object() -> None:
     """Its members are checked as parameters are."""
     for given in ({"chunk_size": 8}, '{"chunk_size": "8"}'):

@@ -21,8 +21,8 @@ from triton_vllm.protocol.delta import DeltaReader
 from triton_vllm.protocol.outputs import OUTPUTS
 from triton_vllm.protocol.requests import EngineOptions
 from triton_vllm.vllm_api import api as vllm_api
+from triton_vllm.vllm_api.parameters import SamplingParser
 from triton_vllm.vllm_api.render.beam_search import beam_search_params
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -188,7 +188,7 @@ def test_what_newer_beam_search_heeds_is_passed_on(name: str, value: Any) -> Non
 def test_defaults_go_with_beam_search() -> None:
     """As clients send all they have; the model's own defaults are not the client's wish."""
     plain = vllm_api.SamplingParams()
-    names = set(SamplingParser({}).names).intersection(plain.__struct_fields__)
+    names = set(SamplingParser({}).parameters.names).intersection(plain.__struct_fields__)
     given = {name: getattr(plain, name) for name in names} | {"use_beam_search": True}
     params, _ = SamplingParser({"top_p": 0.5}).parse(given, stream=False, where="w")
     assert 1 == params.n

@@ -12,7 +12,7 @@ import pytest
 from triton_vllm.errors import RequestError
 from triton_vllm.protocol.fields import MEANINGS, load_json_object
 from triton_vllm.vllm_api import api as vllm_api
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import SamplingParser
 
 # What vLLM's completions API documents, and users of every supported version send.
 WELL_KNOWN = {
@@ -136,8 +136,8 @@ def test_wrong_values_are_refused(
 def test_each_parameter_that_a_hint_offers_is_there(sampling: SamplingParser) -> None:
     """Other servers' names are translated to names that this vLLM has."""
     offered = {use.split('"')[1] for use in MEANINGS.values() if use.startswith('"')}
-    assert set() == offered - set(sampling.names)
-    assert set() == MEANINGS.keys() & set(sampling.names)
+    assert set() == offered - set(sampling.parameters.names)
+    assert set() == MEANINGS.keys() & set(sampling.parameters.names)
 
 
 def test_nan_is_not_json() -> None:
@@ -166,7 +166,7 @@ def test_each_parameter_has_a_row_in_the_document(sampling: SamplingParser) -> N
     document = (Path(__file__).parents[2] / "docs/requests.md").read_text(encoding="utf-8")
     text = document.partition("\n## Parameters")[2]
     rows = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|", text, re.MULTILINE))
-    known = set(sampling.names)
+    known = set(sampling.parameters.names)
     assert set() == known - rows.keys()
     assert set() == {name for name in rows.keys() - known if "newer vLLM" not in rows[name]}
 

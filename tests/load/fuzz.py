@@ -19,12 +19,17 @@ from hypothesis import given
 with atheris.instrument_imports(include=["triton_vllm"]):
     from tests.contract.test_hostile import check
     from triton_vllm.vllm_api import api as vllm_api
-    from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+    from triton_vllm.vllm_api.parameters import SamplingParser
 
 from tests.hostile import cases, tensors
 
 PARSER = SamplingParser({})
-NAMES = [*vllm_api.sampling_param_types(), "timeout_seconds", "use_beam_search", "lora_name"]
+NAMES = [
+    *vllm_api.param_types(vllm_api.SamplingParams),
+    "timeout_seconds",
+    "use_beam_search",
+    "lora_name",
+]
 COMPLETION = {"text_input": b"Hello"}
 CHAT = {"messages": b'[{"role": "user", "content": "Hello"}]'}
 CHAT_TENSORS = ("messages", "tools", "tool_choice", "chat_template_kwargs")

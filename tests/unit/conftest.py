@@ -20,7 +20,7 @@ from tests.unit.fake_compiler import compile_as_told
 from tests.unit.fakes import fake_pb_utils
 from triton_vllm.limits import grammar_compiler
 from triton_vllm.limits.grammar import GrammarSandbox
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import SamplingParser
 
 set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache/hypothesis")
 # The same examples in every run, and no judgement of a busy machine's speed.

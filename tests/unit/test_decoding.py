@@ -16,7 +16,7 @@ from triton_vllm.errors import RequestError
 from triton_vllm.protocol.decode import decode
 from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, OUTPUTS, strings
 from triton_vllm.protocol.requests import EngineOptions, TextPrompt, TokenPrompt
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import SamplingParser
 
 
 def test_a_plain_request_is_answered_whole_with_its_prompt(sampling: SamplingParser) -> None:

@@ -13,7 +13,7 @@ from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.errors import RequestError
 from triton_vllm.protocol.decode import Host, decode, triton_timeout
 from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, OUTPUT_TENSORS, OUTPUTS
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import SamplingParser
 
 ALL = [tensor.name for tensor in OUTPUT_TENSORS]
 DECLARED = Host(frozenset(ALL))

@@ -28,7 +28,7 @@ from triton_vllm.protocol.requests import Generation
 from triton_vllm.protocol.stream import SenderPool
 from triton_vllm.topology.load_balancing import NoLoadBalancer
 from triton_vllm.vllm_api import api as vllm_api
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import SamplingParser
 
 
 class PanicError(BaseException):

@@ -23,8 +23,7 @@ from triton_vllm.protocol.requests import (
     ScoreRequest,
     TextPrompt,
 )
-from triton_vllm.vllm_api.pooling_parameters import PoolingParser
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import PoolingParser, SamplingParser
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 

@@ -14,7 +14,7 @@ from tests.unit.fakes import FakeOutputKind, FakeStructuredOutputs
 from triton_vllm.errors import RequestError
 from triton_vllm.protocol.fields import load_json, load_json_object
 from triton_vllm.protocol.requests import EngineOptions
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import SamplingParser
 
 
 def parse(sampling: SamplingParser, given: dict[str, Any]) -> Any:

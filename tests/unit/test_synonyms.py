@@ -11,7 +11,7 @@ from triton_vllm.errors import RequestError
 from triton_vllm.protocol.decode import decode
 from triton_vllm.protocol.fields import MEANINGS, hint
 from triton_vllm.protocol.schema import INPUTS
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import SamplingParser
 
 KNOWN = ["max_tokens", "min_tokens", "stop", "stop_token_ids", "structured_outputs", "n", "top_k"]
 

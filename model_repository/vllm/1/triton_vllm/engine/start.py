@@ -24,8 +24,7 @@ from triton_vllm.openai_api.server import openai_server
 from triton_vllm.protocol.decode import Parser
 from triton_vllm.topology.instances import Instance
 from triton_vllm.vllm_api import api as vllm_api
-from triton_vllm.vllm_api.pooling_parameters import PoolingParser
-from triton_vllm.vllm_api.sampling_parameters import SamplingParser
+from triton_vllm.vllm_api.parameters import PoolingParser, SamplingParser
 
 _LOG_STATS_SECONDS = 10.0
 

@@ -100,16 +100,10 @@ def engine_arg_types() -> dict[str, Any]:
     return {f.name: Any if isinstance(f.type, str) else f.type for f in fields(AsyncEngineArgs)}
 
 
-def sampling_param_types() -> dict[str, Any]:
-    """Return the type hint of every field of ``SamplingParams``."""
-    hints = typing.get_type_hints(SamplingParams, include_extras=True)
-    return {name: hints[name] for name in SamplingParams.__struct_fields__}
-
-
-def pooling_param_types() -> dict[str, Any]:
-    """Return the type hint of every field of ``PoolingParams``."""
-    hints = typing.get_type_hints(PoolingParams)
-    return {name: hints[name] for name in PoolingParams.__struct_fields__}
+def param_types(kind: Any) -> dict[str, Any]:
+    """Return the type hint of every field of ``SamplingParams`` or ``PoolingParams``."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {name: hints[name] for name in kind.__struct_fields__}
 
 
 def default_sampling_params(config: Any) -> Mapping[str, Any]:
