@@ -22,7 +22,7 @@ from triton_vllm.protocol.outputs import OUTPUTS
 from triton_vllm.protocol.requests import EngineOptions
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.parameters import SamplingParser
-from triton_vllm.vllm_api.render.beam_search import beam_search_params
+from triton_vllm.vllm_api.render.text import beam_search_params
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -56,18 +56,19 @@ class FakeEngine(Engine):
         self.renders = FakeRenderers()
         aborted: list[str] = []
 
-        async def abort(llm: Any, request_id: str) -> None:
+        async def abort(request_id: str) -> None:
             aborted.append(request_id)
 
         self.aborted = aborted
         monkeypatch.setattr(vllm_api, "to_serving_error", _to_serving_error, raising=False)
-        monkeypatch.setattr(vllm_api, "abort", abort, raising=False)
         monkeypatch.setattr(vllm_api, "came_with_outputs", lambda _: False, raising=False)
         plan = SimpleNamespace(
             balancer=NoLoadBalancer(),
             settings=SimpleNamespace(serving=ServingSettings()),
         )
-        supervisor = SimpleNamespace(run=SimpleNamespace(renderers=self.renders, llm=None))
+        supervisor = SimpleNamespace(
+            run=SimpleNamespace(renderers=self.renders, llm=SimpleNamespace(abort=abort))
+        )
         super().__init__(
             plan=cast(Any, plan),
             loop=EventLoopThread("engine"),

@@ -93,9 +93,9 @@ class Engine:
         options = request.options
 
         def finish() -> None:
-            """Have vLLM end it with the text so far."""
+            """Have vLLM end it: its outputs end with the text so far, ``finish_reason`` abort."""
             stream.outcome = "timeout"
-            self.loop.spawn(vllm_api.abort(self.supervisor.run.llm, request.request_id))
+            self.loop.spawn(self.supervisor.run.llm.abort(request.request_id))
 
         return self.admission.admit(
             TRITON,

@@ -161,7 +161,7 @@ class OpenAIServer(NoOpenAIServer):
         self._answers = answers
         self._port = port
         self._serving: asyncio.Task[None] | None = None
-        self._background: list[Any] = []
+        self._following: asyncio.Task[None] | None = None  # kept, as asyncio itself does not
         self._cleanup = contextlib.ExitStack()
 
     async def serve(self, llm: vllm_api.AsyncLLM) -> None:  # noqa: D102 (as above)
@@ -193,9 +193,9 @@ class OpenAIServer(NoOpenAIServer):
             if serving.done():
                 raise SettingsError(f"{self._where}: port {number}: {serving.exception()}")
         config = self._server.config
-        self._background.append(self._front_end.watch_certificates(config.ssl))
+        self._front_end.watch_certificates(config.ssl)
         if not self._slot.is_leader:
-            self._background.append(asyncio.create_task(self._shut_down_with_leader()))
+            self._following = asyncio.create_task(self._shut_down_with_leader())
         scheme = "https" if config.is_ssl else "http"
         logger.info(f"{self._name}: OpenAI-compatible HTTP on {scheme}://{host}:{number}/v1")
         return serving

@@ -7,19 +7,16 @@ comparing version numbers. Importing this file imports vLLM (seconds), so do it 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import vllm
 from vllm import PoolingParams, SamplingParams
 from vllm import exceptions as vllm_exceptions
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.lora.request import LoRARequest
-from vllm.lora.utils import get_adapter_absolute_path
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -28,7 +25,6 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from triton_vllm.config.flags import flags_as_keys
-from triton_vllm.config.lora import Adapter
 from triton_vllm.config.settings import ENGINE_ARGS_FILE
 from triton_vllm.errors import (
     EngineDownError,
@@ -39,7 +35,7 @@ from triton_vllm.errors import (
     one_line,
 )
 from triton_vllm.vllm_api.compat import cli_args
-from triton_vllm.vllm_api.render.beam_search import beam_search_names
+from triton_vllm.vllm_api.render.text import beam_search_names
 from triton_vllm.vllm_api.start import (
     EngineCores,
     as_front_end,
@@ -135,30 +131,6 @@ class Metrics:
 def is_pooling(config: Any) -> bool:
     """Return whether the model answers with embeddings, and generates no text."""
     return bool(config.model_config.runner_type == "pooling")
-
-
-async def load_adapter(llm: AsyncLLM, adapter: Adapter) -> Adapter:
-    """Load a LoRA adapter into the engine; return it with its folder.
-
-    An adapter on a hub is downloaded here first, as the engine would wait for the download. Raises
-    vLLM's reason if it cannot be loaded.
-    """
-    path = await asyncio.to_thread(get_adapter_absolute_path, adapter.path)
-    local = replace(adapter, path=path)
-    await llm.add_lora(lora_request(local))
-    return local
-
-
-def lora_request(adapter: Adapter | None) -> LoRARequest | None:
-    """Return an adapter as vLLM names it in a request."""
-    if adapter is None:
-        return None
-    return LoRARequest(adapter.engine_name, adapter.engine_id, adapter.path)
-
-
-async def abort(llm: AsyncLLM, request_id: str) -> None:
-    """End a request's generation: its outputs end with what it has, ``finish_reason`` abort."""
-    await llm.abort(request_id)
 
 
 def grammar_tokenizer(llm: AsyncLLM) -> Callable[[], str] | None:

@@ -41,8 +41,7 @@ _ssl = first("vllm.entrypoints.launchers.utils.ssl", "vllm.entrypoints.serve.uti
 
 def frontend_args_parser() -> EngineArgsParser:
     """Return a parser that knows every option of ``vllm serve``."""
-    parser = cli_args.make_arg_parser(EngineArgsParser(add_help=False))
-    return typing.cast(EngineArgsParser, parser)
+    return typing.cast(EngineArgsParser, cli_args.make_arg_parser(EngineArgsParser(add_help=False)))
 
 
 def frontend_arg_types() -> dict[str, Any]:
@@ -107,14 +106,12 @@ class FrontEnd:
             await self._lifespan.enter_async_context(app.router.lifespan_context(app))
             self.app = app
 
-    def watch_certificates(self, ssl_context: Any) -> Any:
-        """Reload the TLS files when they change, if asked to, for as long as the result is held."""
+    def watch_certificates(self, ssl_context: Any) -> None:
+        """Reload the TLS files when they change, until ``close``, if asked to."""
         args = self._args
-        if not args.enable_ssl_refresh or ssl_context is None:
-            return None
-        return _ssl.SSLCertRefresher(
-            ssl_context, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs
-        )
+        if args.enable_ssl_refresh and ssl_context is not None:
+            files = (args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
+            self._lifespan.callback(_ssl.SSLCertRefresher(ssl_context, *files).stop)
 
     async def close(self) -> None:
         """End the app."""
@@ -148,6 +145,10 @@ def with_cors(app: Any, args: argparse.Namespace) -> Any:
     )
 
 
+_UVICORN_OPTIONS = ["ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"]
+_UVICORN_OPTIONS += ["h11_max_incomplete_event_size"]
+
+
 def uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of ``uvicorn.Config``, as ``vllm serve`` sets them."""
     set_ulimit()  # a connection is a file
@@ -157,10 +158,5 @@ def uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
         "log_level": args.uvicorn_log_level,
         "access_log": not args.disable_uvicorn_access_log,
         "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
-        "ssl_keyfile": args.ssl_keyfile,
-        "ssl_certfile": args.ssl_certfile,
-        "ssl_ca_certs": args.ssl_ca_certs,
-        "ssl_cert_reqs": args.ssl_cert_reqs,
-        "ssl_ciphers": args.ssl_ciphers,
-        "h11_max_incomplete_event_size": args.h11_max_incomplete_event_size,
+        **{name: getattr(args, name) for name in _UVICORN_OPTIONS},
     }

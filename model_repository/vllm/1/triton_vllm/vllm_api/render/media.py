@@ -15,11 +15,7 @@ from vllm.transformers_utils.processor import get_video_processor_cls_name
 from triton_vllm.errors import MediaError, RequestError, ServingError, one_line
 from triton_vllm.protocol.requests import Generation, GenerationRequest, MediaPrompt
 from triton_vllm.vllm_api.render import text as vllm_text
-from triton_vllm.vllm_api.render.fetch import (
-    GuardedConnector,
-    missing_package,
-    request_budgets,
-)
+from triton_vllm.vllm_api.render.fetch import GuardedConnector, missing_package, request_budgets
 
 
 def guard(llm: Any) -> None:
@@ -31,7 +27,10 @@ def guard(llm: Any) -> None:
     if llm.model_config.multimodal_config is None:
         return
     renderer = llm.renderer
-    _resample_with_what_there_is(renderer)
+    # PyAV resamples where torchaudio, newer vLLM's choice, is missing: PyPI's needs CUDA.
+    resampler = renderer.get_mm_processor().info.data_parser.audio_resampler
+    if resampler.method == "torchaudio" and importlib.util.find_spec("torchaudio") is None:
+        resampler.method = "pyav"
     whole, whole_async = renderer.process_for_engine, renderer.process_for_engine_async
 
     def process_for_engine(prompt: Any, *args: Any, **options: Any) -> Any:
@@ -44,13 +43,6 @@ def guard(llm: Any) -> None:
 
     renderer.process_for_engine = process_for_engine
     renderer.process_for_engine_async = process_for_engine_async
-
-
-def _resample_with_what_there_is(renderer: Any) -> None:
-    """Have PyAV resample where torchaudio, newer vLLM's choice, is missing: PyPI's needs CUDA."""
-    resampler = renderer.get_mm_processor().info.data_parser.audio_resampler
-    if resampler.method == "torchaudio" and importlib.util.find_spec("torchaudio") is None:
-        resampler.method = "pyav"
 
 
 def has_media(engine_input: Any) -> bool:
@@ -84,17 +76,15 @@ def _items(engine_input: Any) -> Iterator[tuple[str, int, Any, Any]]:
 
 def _is_empty(item: Any) -> bool:
     """Return whether there are no pixels and no samples in it: nothing in its float tensors."""
-    fields = [] if item is None else [field.data for field in item.values()]
-    sizes = [data.numel() for data in _tensors(fields) if data.is_floating_point()]
+    pending = [] if item is None else [field.data for field in item.values()]
+    sizes = []
+    while pending:
+        data = pending.pop()
+        if isinstance(data, list | tuple):
+            pending += data
+        elif isinstance(data, torch.Tensor) and data.is_floating_point():
+            sizes.append(data.numel())
     return bool(sizes) and not any(sizes)
-
-
-def _tensors(data: Any) -> Iterator[torch.Tensor]:
-    if isinstance(data, torch.Tensor):
-        yield data
-    elif isinstance(data, list | tuple):
-        for each in data:
-            yield from _tensors(each)
 
 
 @contextlib.contextmanager
@@ -109,17 +99,13 @@ def _explained(prompt: Any) -> Iterator[None]:
     except Exception as error:
         if not media:
             raise
-        what = f"the model's processor does not take it: {_innermost(error)}"
+        first: BaseException = error  # vLLM's own line around it prints all that was given
+        while first.__cause__ is not None:
+            first = first.__cause__
+        what = f"the model's processor does not take it: {type(first).__name__}: {one_line(first)}"
         if isinstance(error, ImportError):
             what = missing_package(error)
         raise MediaError(f"{', '.join(media)}: {what}") from error
-
-
-def _innermost(error: BaseException) -> str:
-    """Return what was first wrong: vLLM's own line around it prints all that was given."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {one_line(error)}"
 
 
 async def render(
@@ -137,16 +123,19 @@ async def render(
         allowed_media_domains=llm.model_config.allowed_media_domains,
         **request_budgets(),
     )
-    # The model's own processor chooses the frames of a video.
-    video = {"video_processor": get_video_processor_cls_name(llm.model_config)}
-    options = {"video": video} if "video" in prompt.media else {}
+
+    async def load(kind: str, place: int, item: str) -> Any:
+        url = item if item[:5] == "data:" or "://" in item[:16] else f"data:;base64,{item.strip()}"
+        options = {}
+        if kind == "video":  # the model's own processor chooses the frames
+            options["video_processor"] = get_video_processor_cls_name(llm.model_config)
+        try:
+            return await getattr(connector, f"fetch_{kind}_async")(url, **options)
+        except RequestError as error:
+            raise MediaError(f"{kind}[{place}]: {error}") from error
+
     data = {
-        kind: await asyncio.gather(
-            *(
-                _load(connector, kind, place, item, options.get(kind, {}))
-                for place, item in enumerate(items)
-            )
-        )
+        kind: await asyncio.gather(*(load(kind, i, item) for i, item in enumerate(items)))
         for kind, items in prompt.media.items()
     }
     given = {"prompt": prompt.text, "multi_modal_data": data}
@@ -156,14 +145,3 @@ async def render(
         [parse_model_prompt(llm.model_config, given)], llm.renderer.default_cmpl_tok_params
     )
     return vllm_text.generation(llm, engine_input, request, lora)
-
-
-async def _load(
-    connector: GuardedConnector, kind: str, place: int, item: str, options: dict[str, Any]
-) -> Any:
-    url = item if item[:5] == "data:" or "://" in item[:16] else f"data:;base64,{item.strip()}"
-    fetch = getattr(connector, f"fetch_{kind}_async")
-    try:
-        return await fetch(url, **options)
-    except RequestError as error:
-        raise MediaError(f"{kind}[{place}]: {error}") from error

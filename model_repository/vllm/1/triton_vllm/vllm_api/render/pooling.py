@@ -64,11 +64,17 @@ class PoolingRenderer:
             )
         params = request.sampling_params
         params.task = self._task
-        prompts = [parse_model_prompt(llm.model_config, _prompt(text)) for text in texts.inputs]
+        given: list[dict[str, Any]] = [
+            {"prompt": text} if isinstance(text, str) else {"prompt_token_ids": [*text]}
+            for text in texts.inputs
+        ]
+        tok_params = llm.renderer.default_cmpl_tok_params
+        if (tokens := _truncation(request)) is not None:
+            tok_params = tok_params.with_kwargs(truncate_prompt_tokens=tokens)
         salt = request.options.cache_salt
         engine_inputs = await llm.renderer.render_cmpl_async(
-            prompts,
-            _tok_params(llm, request.options),
+            [parse_model_prompt(llm.model_config, each) for each in given],
+            tok_params,
             prompt_extras={"cache_salt": salt} if salt else None,
         )
 
@@ -106,7 +112,7 @@ class PoolingRenderer:
             queries=list(pairs.queries),
             documents=list(pairs.documents),
             use_activation=request.sampling_params.use_activation,
-            truncate_prompt_tokens=_truncation(request.options),
+            truncate_prompt_tokens=_truncation(request),
             priority=request.options.priority,
             cache_salt=request.options.cache_salt,
         )
@@ -118,19 +124,9 @@ class PoolingRenderer:
         return Generation(outputs, read_scores)
 
 
-def _prompt(text: str | Sequence[int]) -> dict[str, Any]:
-    return {"prompt": text} if isinstance(text, str) else {"prompt_token_ids": [*text]}
-
-
-def _truncation(options: Any) -> int | None:
-    assert isinstance(options, PoolingOptions), "as PoolingParser makes them"
-    return options.truncate_prompt_tokens
-
-
-def _tok_params(llm: Any, options: Any) -> Any:
-    params = llm.renderer.default_cmpl_tok_params
-    tokens = _truncation(options)
-    return params if tokens is None else params.with_kwargs(truncate_prompt_tokens=tokens)
+def _truncation(request: GenerationRequest) -> int | None:
+    assert isinstance(request.options, PoolingOptions), "as PoolingParser makes them"
+    return request.options.truncate_prompt_tokens
 
 
 def read_vectors(answers: Sequence[Any]) -> Delta:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+from dataclasses import replace
+
+from vllm.lora.request import LoRARequest
+from vllm.lora.utils import get_adapter_absolute_path
 
 from triton_vllm.config.lora import Adapter, Adapters, LoadedAdapters, NoAdapters
 from triton_vllm.errors import RequestError
@@ -48,7 +53,7 @@ class Renderers:
         Raises RequestError, or vLLM's own error, for what cannot be served.
         """
         adapter = await self._adapters.get(request.options.lora_name, self._load)
-        lora = vllm_api.lora_request(adapter)
+        lora = adapter and _lora_request(adapter)
         match request.prompt:
             case MediaPrompt() as prompt:
                 return await vllm_media.render(self._llm, prompt, request, lora)
@@ -64,4 +69,15 @@ class Renderers:
                 raise RequestError(f"{type(other).__name__}: this model takes no such prompt")
 
     async def _load(self, adapter: Adapter) -> Adapter:
-        return await vllm_api.load_adapter(self._llm, adapter)
+        """Load an adapter into the engine; return it with its folder.
+
+        One on a hub is downloaded here first, as the engine would wait for the download.
+        """
+        path = await asyncio.to_thread(get_adapter_absolute_path, adapter.path)
+        local = replace(adapter, path=path)
+        await self._llm.add_lora(_lora_request(local))
+        return local
+
+
+def _lora_request(adapter: Adapter) -> LoRARequest:
+    return LoRARequest(adapter.engine_name, adapter.engine_id, adapter.path)
