@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import os
 import socket
 from collections.abc import Collection
 from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import ResolveResult
 from vllm import connections
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, base
 from yarl import URL
@@ -26,25 +27,18 @@ _CHUNK = 65536
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # may lead to any IPv4 address
 
 
-class PublicResolver(AbstractResolver):  # type: ignore[misc]
+class PublicResolver(aiohttp.DefaultResolver):  # type: ignore[misc]
     """Resolves names, to public addresses only: a listed name must not lead into our network."""
-
-    def __init__(self) -> None:
-        self._system = aiohttp.DefaultResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return the addresses of ``host``. Raises RequestError if one is not public."""
-        found: list[ResolveResult] = await self._system.resolve(host, port, family)
+        found: list[ResolveResult] = await super().resolve(host, port, family)
         for each in found:
             if not is_public(each["host"]):
                 raise RequestError(f"{host} is at a private address")
         return found
-
-    async def close(self) -> None:
-        """Close the system's resolver."""
-        await self._system.close()
 
 
 def is_public(address: str) -> bool:
@@ -92,20 +86,15 @@ class GuardedConnection(connections.HTTPConnection):  # type: ignore[misc]
             if response.status != 200:
                 raise RequestError(f"{target.host} answered with HTTP status {response.status}")
             content = bytearray()
-            limits = [size for size in (max_bytes, _max_bytes()) if size is not None]
+            operators = max(0, int(os.environ.get("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "256"))) << 20
+            most = min(operators or math.inf, math.inf if max_bytes is None else max_bytes)
             async for chunk in response.content.iter_chunked(_CHUNK):
                 content += chunk
-                if limits and len(content) > min(limits):
-                    raise RequestError(f"more than {min(limits) / 2**20:g} MB (the server's limit)")
+                if len(content) > most:
+                    raise RequestError(f"more than {most / 2**20:g} MB (the server's limit)")
                 if request_budget is not None:
                     request_budget.charge(len(chunk))
             return bytes(content)
-
-
-def _max_bytes() -> int | None:
-    """Return the operator's limit of one download, by the name of vLLM's; None for no limit."""
-    megabytes = int(os.environ.get("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "256"))
-    return megabytes << 20 if megabytes > 0 else None
 
 
 def request_budgets() -> dict[str, Any]:
