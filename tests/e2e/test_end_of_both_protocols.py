@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 from tests.e2e.openai_port import streams
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
 from tests.e2e.triton_server import (
-    EXIT_TIMEOUT_SECONDS,
     GONE_SECONDS,
     STOP_SECONDS,
     TritonServer,
@@ -45,14 +43,12 @@ def test_sigterm_ends_requests_of_both_protocols(tmp_path: Path) -> None:
             begun = stack.enter_context(streams(port, 4, CONTEXT - 10))
             requests = start_requests(server, stack, *[CONTEXT - 20] * FRONT_ENDS)
             server.process.send_signal(signal.SIGTERM)
-            start = time.monotonic()
             for stream in begun:
                 with pytest.raises(openai.APIError, match=told):
                     list(stream)
             for request in requests:
                 assert told in request.all()[-1].error
-        assert 0 == server.process.wait(STOP_SECONDS)
-        assert time.monotonic() - start < EXIT_TIMEOUT_SECONDS
+        assert 0 == server.process.wait(STOP_SECONDS)  # beyond its exit timeout Triton's is 1
         assert [] == server.await_no_processes(GONE_SECONDS)
         server.await_log("OpenAI requests aborted", seconds=1)
     finally:

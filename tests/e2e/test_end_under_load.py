@@ -14,7 +14,6 @@ import pytest
 from tests.e2e.load import http_stream, occupy, read_http_stream
 from tests.e2e.tiny_server import CONTEXT
 from tests.e2e.triton_server import (
-    EXIT_TIMEOUT_SECONDS,
     GONE_SECONDS,
     STOP_SECONDS,
     TritonServer,
@@ -59,11 +58,9 @@ def test_sigterm_ends_what_does_not_finish(server: TritonServer) -> None:
         with http_stream(server, "Hello", CONTEXT - 10) as http:
             http.recv(1)
             server.process.send_signal(signal.SIGTERM)
-            start = time.monotonic()
             assert short.all()[-1].final
             server.process.send_signal(signal.SIGTERM)
             assert "s of grace are over" in endless_one.all()[-1].error
             assert "s of grace are over" in read_http_stream(http)
-        assert 0 == server.process.wait(STOP_SECONDS)
-        assert time.monotonic() - start < EXIT_TIMEOUT_SECONDS
+        assert 0 == server.process.wait(STOP_SECONDS)  # beyond its exit timeout Triton\'s is 1
     assert [] == server.await_no_processes(GONE_SECONDS)

@@ -124,20 +124,52 @@ def test_a_stub_does_not_outlive_the_server() -> None:
         assert ends_within(engine, END_SECONDS)
 
 
+FOLLOWER = """
+import sys, time
+from pathlib import Path
+from triton_vllm.topology.front_ends import FrontEndSlot
+slot = FrontEndSlot.claim(Path(sys.argv[1]).parent, 2)
+print(slot.cohort, flush=True)
+time.sleep(60)
+"""
+
+LEADER = """
+import os, subprocess, sys, time
+from triton_vllm.topology import child_process
+watch = "from triton_vllm.topology import child_process as c; c.die_with_stub(); "
+watch += "c.end_stubs_with_server(); import time; print('watching', flush=True); time.sleep(60)"
+os.environ[child_process.STUB_PID] = str(os.getpid())
+os.environ[child_process.SERVER_PID] = sys.argv[1]
+os.environ[child_process.ERRORS] = sys.argv[2]
+subprocess.Popen([sys.executable, "-c", watch])
+time.sleep(60)
+"""
+
+
+def test_a_front_end_that_hangs_is_ended_although_the_leader_has_left(tmp_path: Path) -> None:
+    """The engine, which watches the server, ends with its leader, before the time has come."""
+    with (
+        start("import time; time.sleep(60)") as server,
+        start(FOLLOWER, str(tmp_path / "x")) as follower,
+    ):
+        assert follower.stdout is not None
+        cohort = follower.stdout.readline().strip()
+        with start(LEADER, str(server.pid), f"{cohort}/errors.jsonl") as leader:
+            assert leader.stdout is not None
+            assert "watching\n" == leader.stdout.readline()
+            os.kill(follower.pid, signal.SIGSTOP)
+            server.kill()
+            time.sleep(1)  # the engine has noticed
+            leader.kill()
+            assert ends_within(follower.pid, END_SECONDS)
+
+
 @pytest.mark.parametrize("held", [True, False], ids=["held", "left"])
 def test_front_ends_that_share_the_engine_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
     """By the slots that they hold, not by those that somebody has left."""
-    code = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from triton_vllm.topology.front_ends import FrontEndSlot\n"
-        "slot = FrontEndSlot.claim(Path(sys.argv[1]).parent, 2)\n"
-        "print(slot.cohort, flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    with start(code, str(tmp_path / "x")) as stub:
+    with start(FOLLOWER, str(tmp_path / "x")) as stub:
         assert stub.stdout is not None
         cohort = Path(stub.stdout.readline().strip())
         monkeypatch.setenv(child_process.ERRORS, str(cohort / "errors.jsonl"))

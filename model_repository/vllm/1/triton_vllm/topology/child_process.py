@@ -20,6 +20,7 @@ import logging
 import os
 import select
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -85,10 +86,11 @@ def end_stubs_with_server() -> None:
 def _end_stubs_with(server: int, stub: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has gone already
         select.select([os.pidfd_open(server)], [], [])
-    time.sleep(_LEAVE_SECONDS)  # if the stub exits, this process has ended by then
-    for pid in (*_other_stubs(), stub):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    # By a process of its own, since this one ends with its stub, and the other stubs may hang.
+    stubs = " ".join(map(str, (*_other_stubs(), stub)))
+    subprocess.Popen(  # noqa: S602 - process ids only
+        f"sleep {_LEAVE_SECONDS}; kill -KILL {stubs}", shell=True, stderr=subprocess.DEVNULL
+    )
 
 
 def _other_stubs() -> list[int]:
