@@ -11,7 +11,7 @@ import pytest
 from tests.unit.fakes import FakeRequest
 from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.errors import RequestError
-from triton_vllm.protocol.decode import Host, decode, triton_timeout
+from triton_vllm.protocol.decode import Host, decode
 from triton_vllm.protocol.outputs import LOGPROBS, NO_LOGPROBS, OUTPUT_TENSORS, OUTPUTS
 from triton_vllm.vllm_api.parameters import SamplingParser
 
@@ -57,10 +57,10 @@ def test_what_only_looks_like_one_is_unknown(sampling: SamplingParser, key: str)
 
 
 @pytest.mark.parametrize("value", ["soon", True, -1, 1.5])
-def test_a_timeout_is_microseconds(value: Any) -> None:
+def test_a_timeout_is_microseconds(sampling: SamplingParser, value: Any) -> None:
     """Over gRPC Triton checks it; its generate endpoint does not."""
     with pytest.raises(RequestError, match="timeout: must be microseconds"):
-        triton_timeout(FakeRequest({}), {"timeout": value})
+        parameters(sampling, {"timeout": value})
 
 
 @pytest.mark.parametrize(

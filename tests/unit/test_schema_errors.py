@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import generation_request, logged
-from triton_vllm.limits import schema_check
+from triton_vllm.limits import answer_check, schema_check
 from triton_vllm.limits.answer_check import AnswerCheck
 from triton_vllm.limits.schema_check import Answer, violations
 from triton_vllm.openai_api.answer_log import AnswerLog
@@ -116,6 +116,15 @@ def test_a_check_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch)
     assert ["unchecked"] == [each["keyword"] for each in stopped]
     assert "takes longer than 0.1 s" in stopped[0]["message"]
     assert [] == next_one
+
+
+def test_an_answer_that_would_wait_too_long_is_unchecked(
+    check: AnswerCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checking must not fall behind generating."""
+    monkeypatch.setattr(answer_check, "MAX_WAITING", 0)
+    (only,) = asyncio.run(check.check(Answer("{}", "1")))
+    assert ("unchecked", "the check waits for 0 others") == (only["keyword"], only["message"])
 
 
 def busy_at_first() -> Any:

@@ -135,12 +135,13 @@ def decode(request: Any, parser: Parser, host: Host = _HOST) -> GenerationReques
     named = host.named_outputs(request)
     stream = inputs.boolean(names.stream)
     params, options = parser.parse(given, stream=stream, where=where)
+    limit = _time_limit(request, own, options.timeout_seconds, where)
     return GenerationRequest(
         request_id=f"{request_id or 'request'}-{uuid.uuid4().hex[:8]}",
         prompt=prompt,
         stream=stream,
         sampling_params=params,
-        options=_with_time_limit(options, triton_timeout(request, own), where),
+        options=replace(options, timeout_seconds=limit),
         text_output=_text_output(named, names) if schema.has_text else "",
         outputs=_outputs(inputs, params, schema, named, prompt_name),
         prefix=_prefix(inputs, prompt, names, stream=stream),
@@ -218,23 +219,19 @@ def _text_output(named: frozenset[str], names: TensorNames) -> str:
     return next(iter(_TEXT_OUTPUTS & named), "")
 
 
-def triton_timeout(request: Any, own: Mapping[str, Any]) -> float:
-    """Return Triton's request timeout in seconds, 0 for none.
+def _time_limit(
+    request: Any, own: Mapping[str, Any], asked: float | None, where: str
+) -> float | None:
+    """Return the shorter of the client's time limit and Triton's, in seconds; None for neither.
 
-    Over HTTP, the generate endpoint passes it on as a parameter, in microseconds.
+    Over HTTP, the generate endpoint passes Triton's on as a parameter, in microseconds.
     """
-    given = request.timeout() or own.get("timeout", 0)
-    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
-        raise RequestError(f"timeout: must be microseconds, an integer from 0, got {given!r}")
-    return given / 1e6
-
-
-def _with_time_limit(options: EngineOptions, triton: float, where: str) -> EngineOptions:
-    """Return the options with the shorter of the client's time limit and Triton's for it."""
-    asked = options.timeout_seconds
     if asked is not None and asked <= 0:
         raise RequestError(f'{where}: "timeout_seconds": must be more than 0, got {asked}')
-    return replace(options, timeout_seconds=min(asked or triton, triton)) if triton else options
+    triton = request.timeout() or own.get("timeout", 0)
+    if not isinstance(triton, int) or isinstance(triton, bool) or triton < 0:
+        raise RequestError(f"timeout: must be microseconds, an integer from 0, got {triton!r}")
+    return min(filter(None, (asked, triton / 1e6)), default=None)
 
 
 def _trace_headers(request: Any, own: Mapping[str, Any]) -> Mapping[str, str]:

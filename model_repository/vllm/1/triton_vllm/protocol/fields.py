@@ -74,12 +74,7 @@ def hint(name: str, known: Collection[str]) -> str:
 
 
 class Parameter:
-    """How a client's value for one parameter is checked.
-
-    ``types`` are the JSON types that it takes. ``keys`` are those of an object with fixed keys,
-    such as ``structured_outputs``; empty for other parameters. ``struct`` is the class that such an
-    object becomes where pydantic does not know how: a msgspec Struct, as ``late_chunking_params``.
-    """
+    """How a client's value for one parameter is checked."""
 
     def __init__(self, hint: Any) -> None:
         from pydantic import ConfigDict, TypeAdapter
@@ -87,11 +82,13 @@ class Parameter:
         config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
         adapter: Any = TypeAdapter(hint, config=config)
         self.validate = adapter.validate_python
-        self.types = json_types(hint)
+        self.types = json_types(hint)  # that it takes
         hints = (hint, *typing.get_args(hint))
+        # What pydantic does not make of an object: a msgspec Struct, as late_chunking_params.
         self.struct: Any = next(
             (each for each in hints if hasattr(each, "__struct_fields__")), None
         )
+        # Those of an object with fixed keys, as structured_outputs; none of other parameters.
         self.keys = set(self.struct.__struct_fields__ if self.struct else ())
         for each in filter(dataclasses.is_dataclass, hints):
             self.keys |= {f.name for f in dataclasses.fields(each) if f.name[0] != "_"}
