@@ -1,4 +1,4 @@
-"""Requests that nobody should send, and some that are right or nearly right.
+"""Malformed requests, and some that are right or nearly right.
 
 Strategies for the parsing layer and for the real server, and how many of them a test tries.
 """

@@ -1,4 +1,4 @@
-"""Images as nobody expects them, and the site that serves what a request names."""
+"""Unusual images, and the site that serves the items of a request."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def test_a_tool_call_is_an_output_of_its_own(engine: FakeEngine, stream: bool) -
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1"])
 def test_reasoning_is_an_output_of_its_own(engine: FakeEngine, stream: bool, parser: str) -> None:
-    """What stands before </think> is reasoning, what follows is content."""
+    """The text before </think> is reasoning, the text after it is content."""
     text = "<think>Let me see</think>Paris"
     work = render(engine, stream=stream, args={"reasoning_parser": parser})
     said = pieces(engine, work, split(text) if stream else [text])
@@ -279,7 +279,7 @@ def test_the_engine_knows_whether_the_model_reasons(engine: FakeEngine) -> None:
 def test_wrong_chats_are_refused(
     engine: FakeEngine, options: dict[str, Any], expected: str
 ) -> None:
-    """In one line, and before the engine hears of it."""
+    """The error has one line, and the engine does not see the request."""
     with pytest.raises(Exception) as raised:  # noqa: PT011 (ours, or vLLM's)
         render(engine, **options)
     explained = vllm_api.to_serving_error(raised.value)

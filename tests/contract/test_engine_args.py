@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "model_repository/vllm/vllm_engi
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder that stands for a model: nothing is read from it here."""
+    """A folder in place of a model. The test reads no file of it."""
     return str(tmp_path_factory.mktemp("model"))
 
 

@@ -27,7 +27,7 @@ ENGINE_FIELDS = [f.name for f in dataclasses.fields(FakeEngineArgs)]
 
 @pytest.mark.parametrize("name", sorted(vars(fake_vllm_api())))
 def test_vllm_api_has_what_the_fake_has(name: str) -> None:
-    """Each name of the fake module stands in the real one."""
+    """The real module has each name of the fake one."""
     assert hasattr(vllm_api, name)
 
 

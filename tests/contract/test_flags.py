@@ -77,7 +77,7 @@ def test_no_error_of_vllms_names_a_flag_that_is_a_key() -> None:
 def test_an_error_of_a_load_names_keys(
     tmp_path: Path, given: dict[str, Any], flag: str, key: str
 ) -> None:
-    """It stands behind the name of the file."""
+    """The key follows the name of the file."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     args = vllm_api.AsyncEngineArgs(model=str(tmp_path), skip_tokenizer_init=True, **given)
     with pytest.raises(Exception) as raised:  # noqa: PT011 (pydantic's, around vLLM's)

@@ -1,4 +1,4 @@
-"""What nobody should send, against the parsing layer with the real vLLM behind it."""
+"""Malformed requests against the request decoder, with the real vLLM behind it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sampling() -> SamplingParser:
 def test_whatever_comes_is_a_request_or_an_error_that_says_why(
     sampling: SamplingParser, inputs: dict[str, Any]
 ) -> None:
-    """No input makes the parsing layer raise anything but a RequestError of one readable line."""
+    """For any input the decoder raises nothing but a RequestError of one readable line."""
     check(sampling, inputs)
 
 

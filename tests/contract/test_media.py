@@ -1,4 +1,4 @@
-"""What is fetched for a client, and what is not, by the loader that stands in vLLM's place."""
+"""Which URLs the loader that replaces vLLM's fetches for a client, and which it refuses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def png() -> bytes:
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
-    """Answers by the path: an image, too much, too late, or somebody else's address."""
+    """Answers by the path: an image, too many bytes, too late, or a redirect to another address."""
 
     slow = threading.Event()
 

@@ -222,7 +222,7 @@ def test_decoders_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) 
 def test_sound_without_samples_is_refused(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:
-    """Nothing of vLLM's or of a model's code has to bear it."""
+    """It reaches neither vLLM nor a model's code."""
     audio = importlib.import_module("vllm.multimodal.media.audio")
     monkeypatch.setattr(audio, "load_audio", lambda *_, **__: (np.zeros(shape), 16_000))
     with pytest.raises(MediaError, match="it is empty"):

@@ -162,7 +162,7 @@ def test_without_max_tokens_the_context_is_filled(sampling: SamplingParser) -> N
 
 
 def test_each_parameter_has_a_row_in_the_document(sampling: SamplingParser) -> None:
-    """docs/requests.md tells of each parameter that this vLLM has; of more only as newer ones."""
+    """docs/requests.md has each parameter of this vLLM, and marks those of newer versions."""
     document = (Path(__file__).parents[2] / "docs/requests.md").read_text(encoding="utf-8")
     text = document.partition("\n## Parameters")[2]
     rows = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|", text, re.MULTILINE))

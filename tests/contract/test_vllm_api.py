@@ -66,7 +66,7 @@ def test_the_version_is_a_supported_one() -> None:
     ],
 )
 def test_errors_are_mapped_to_statuses(error: Exception, expected: str) -> None:
-    """What vLLM raises for a request gets the status that tells the client what to do."""
+    """Each error that vLLM raises for a request gets the status by which a client can decide."""
     explained = vllm_api.to_serving_error(error)
     assert expected == explained.status
     assert str(explained)
@@ -98,12 +98,12 @@ def test_overload_is_unavailable(name: str) -> None:
 
 
 def test_an_unexpected_errors_class_is_named() -> None:
-    """An error nobody foresaw keeps its class's name, its only clue."""
+    """An unexpected error keeps the name of its class."""
     assert "RuntimeError: lost" == str(vllm_api.to_serving_error(RuntimeError("lost")))
 
 
 def test_every_grammar_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the engine sees it, in whatever protocol it came; others pass, as they are."""
+    """Each grammar is checked before the engine sees it. Other requests pass unchanged."""
     assert ["self", "request_id", "prompt", "params"] == list(
         inspect.signature(vllm_api.AsyncLLM.add_request).parameters
     )[:4]
@@ -184,7 +184,7 @@ def test_more_sequences_than_allowed_are_refused_by_vllms_own_error(
 def test_parameters_that_exclude_each_other_are_refused(
     given: dict[str, Any], refused: bool
 ) -> None:
-    """In whatever protocol they came, before the engine sees them."""
+    """Requests of both protocols are refused before the engine sees them."""
     params = vllm_api.SamplingParams(**given)
     if not refused:
         check_pairs(params)

@@ -19,7 +19,7 @@ WHERE = '/models/vllm/vllm_engine_args.json: "serving.openai"'
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder that stands for a model: nothing is read from it here."""
+    """A folder in place of a model. The test reads no file of it."""
     return str(tmp_path_factory.mktemp("model"))
 
 

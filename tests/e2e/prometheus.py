@@ -72,7 +72,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def scraping(folder: Path, triton: str) -> Iterator[Prometheus]:
-    """Run a Prometheus; whatever happens, end it."""
+    """Run a Prometheus, and end it in every case."""
     prometheus = Prometheus(folder, triton)
     try:
         yield prometheus

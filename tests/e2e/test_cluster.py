@@ -88,7 +88,7 @@ def assert_answers_right(
 
 
 def long_request(server: TritonServer, model: str, **options: Any) -> Request:
-    """Start a request that goes on for as long as the test cares."""
+    """Start a request that runs longer than the test needs it."""
     parameters = sampling(max_tokens=480, ignore_eos=True, **options)
     inputs = {"text_input": "x", "stream": True, "sampling_parameters": parameters}
     return Request(server, inputs, model=model)

@@ -81,7 +81,7 @@ def test_code_that_comes_with_the_model_is_warned_of(server: TritonServer) -> No
 
 
 def test_a_dead_worker_is_replaced(server: TritonServer) -> None:
-    """Kill -9 of one of two workers: requests fail at once, the engine starts anew in place."""
+    """After kill -9 of one of two workers, requests fail at once and the engine restarts."""
     truth = generate(server, "Hello")
     assert 2 == len(server.processes("VLLM::Worker"))
     with ExitStack() as stack:

@@ -50,7 +50,7 @@ def test_an_unload_ends_what_does_not_finish(server: TritonServer) -> None:
 
 
 def test_sigterm_ends_what_does_not_finish(server: TritonServer) -> None:
-    """As an unload, within the exit timeout, with exit code 0; a second SIGTERM does no harm."""
+    """They end within the exit timeout; the exit code is 0 even after a second SIGTERM."""
     assert "" == server.load("vllm")
     with ExitStack() as stack:
         (endless_one,) = occupy(server, stack, 1)

@@ -65,7 +65,7 @@ def gpu_mb() -> int:
 
 @pytest.fixture(scope="module")
 def shared(directory: Path, gpu_mb: int) -> Iterator[TritonServer]:
-    """Two front ends, whose engine is started anew twice; ``gpu_mb`` was in use before."""
+    """Two front ends, whose engine restarts twice; ``gpu_mb`` was in use before."""
     server = start(directory, front_ends=2, restarts=2)
     yield server
     server.kill()

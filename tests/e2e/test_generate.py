@@ -30,7 +30,7 @@ GREEDY = sampling()
 
 
 def texts_of(responses: list[Response], output: str = "text_output") -> list[str]:
-    """Return each response's one text. Raises on errors, and on outputs nobody asked for."""
+    """Return the text of each response. Raise on errors and on outputs that were not requested."""
     assert [] == [response.error for response in responses if response.error]
     assert {(output,)} == {tuple(response.outputs) for response in responses}
     return [text for response in responses for (text,) in response.outputs.values()]
@@ -89,7 +89,7 @@ def test_the_final_flag_is_on_the_last_response_only(triton: TritonServer, strea
 def test_the_prompt_in_the_output(
     triton: TritonServer, inputs: dict[str, Any], echoed: bool
 ) -> None:
-    """The prompt stands before a whole text unless it is excluded; never in a stream."""
+    """A whole text begins with the prompt unless it is excluded; a stream never does."""
     responses = ask(triton, {"text_input": FRANCE, "sampling_parameters": GREEDY, **inputs})
     text = "".join(texts_of(responses))
     assert text.startswith((FRANCE if echoed else "") + PARIS)

@@ -79,7 +79,7 @@ def test_hostile_requests(server: TritonServer) -> None:
 
 
 def test_tensors_of_a_wrong_kind(server: TritonServer) -> None:
-    """Another data type or shape, or bytes that do not fit them: refused, and nobody dies of it."""
+    """A wrong data type or shape, or bytes that do not fit, is refused, and the server goes on."""
     well = Well.of(server)
     ends: Counter[type] = Counter()
     with Connection(server) as connection:

@@ -86,7 +86,7 @@ def ended_by_the_limit(served: Served) -> float:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_the_default_time_limit_over_grpc(served: Served, stream: bool) -> None:
-    """A request without a limit of its own has the operator's; one with a longer one has that."""
+    """A request without a limit gets the operator's; a longer limit of its own holds."""
     (last,) = [r for r in ask(served.triton, endless(stream=stream)) if r.final or r.error]
     assert TIME_LIMIT == last.error
     assert LIMIT <= last.seconds < LIMIT + SLACK
@@ -160,7 +160,7 @@ def occupy(served: Served, stack: ExitStack) -> None:
 
 
 def test_a_burst_of_long_prompts_over_grpc(served: Served) -> None:
-    """All are admitted while nobody waits; most are refused when they come to the queue.
+    """All are admitted while none waits; most are refused at the queue.
 
     Two are more than may wait. They are answered when their turn comes.
     """

@@ -76,7 +76,7 @@ def test_stop(served: Served) -> None:
 
 
 def test_json_schema(served: Served) -> None:
-    """The answer is JSON of the schema, whatever the model would have said."""
+    """The answer is JSON of the schema."""
     schema = {
         "type": "object",
         "properties": {"city": {"enum": ["Lyon", "Nice"]}},
@@ -121,7 +121,7 @@ def test_the_models_names(served: Served) -> None:
 
 
 def test_a_wrong_key(served: Served) -> None:
-    """Anybody without one of the keys is turned away, whatever the path."""
+    """A request without one of the keys is refused on every path."""
     with client_of(served.port, "sk-guessed") as stranger:
         with pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
             stranger.models.list()
@@ -249,7 +249,7 @@ def test_vllms_own_benchmark(served: Served) -> None:
 
 @pytest.mark.parametrize("language", ["bash", "python"])
 def test_the_documents_lines(served: Served, language: str, tmp_path: Path) -> None:
-    """What docs/openai.md tells its readers to type is answered by the real model."""
+    """The real model answers the commands of docs/openai.md."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if "127.0.0.1:9000" in block]
     script = tmp_path / "script"

@@ -44,7 +44,7 @@ def test_structured_outputs(
 
 
 def test_a_json_object(triton: TritonServer) -> None:
-    """With json_object the text begins as an object, whatever the model would say."""
+    """With json_object the text begins as an object."""
     text = generate(triton, SENTIMENT, structured_outputs={"json_object": "true"}, max_tokens=8)
     assert text.lstrip().startswith("{")
 
@@ -159,7 +159,7 @@ HALVES = {
 def test_half_of_a_surrogate_pair_is_refused(
     triton: TritonServer, parameters: str, expected: str
 ) -> None:
-    """The error is told, whatever it quotes, and the next request is served."""
+    """The client gets the error, whatever text it quotes, and the next request succeeds."""
     inputs = {"text_input": FRANCE, "sampling_parameters": parameters}
     (response,) = ask(triton, inputs, seconds=10)
     assert expected in response.error

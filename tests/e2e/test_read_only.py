@@ -55,7 +55,7 @@ def folder() -> Iterator[Path]:
 
 
 def test_a_read_only_root_file_system(folder: Path) -> None:
-    """Two front ends serve, the end is clean, and nobody has missed a place to write."""
+    """Two front ends serve and end cleanly, and no process needs another writable path."""
     model = add_model(folder / "models")
     use_front_ends(model, 2)
     for path in (folder / "models", *(folder / "models").rglob("*")):

@@ -26,7 +26,7 @@ def run(command: list[str], directory: Path) -> str:
 
 
 def test_the_readme_has_such_commands() -> None:
-    """The patterns above still find what the README tells its readers to type."""
+    """The patterns above still find the README's commands."""
     assert (2, 2) == (len(CLIENT_LINES), len(CURL_LINES))
 
 

@@ -83,7 +83,7 @@ VERY_LONG_PROMPT = "x " * (CONTEXT * 3 // 4)
 def test_a_cancelled_request_ends_in_the_engine(
     server: TritonServer, phase: str, stream: bool
 ) -> None:
-    """In whatever phase: the engine is told within a moment, and its KV cache blocks come free."""
+    """In each phase the engine aborts the request at once and frees its KV cache blocks."""
     prompt = VERY_LONG_PROMPT if phase == "prefilling" else "Hello"
     seconds: list[float] = []
     with ExitStack() as stack:
@@ -135,7 +135,7 @@ def test_a_vanished_client_is_aborted(server: TritonServer) -> None:
 
 
 def test_a_client_that_does_not_read_delays_nobody(server: TritonServer) -> None:
-    """Others get their texts meanwhile; its own is complete when it reads again."""
+    """Other clients get their texts meanwhile; this one gets its text when it reads again."""
     truth = generate(server, "Hello", max_tokens=2000, ignore_eos=True)
     others = generate(server, "Once upon", max_tokens=50)
     with ExitStack() as stack:

@@ -110,7 +110,7 @@ def test_model_control_over_grpc_needs_the_key(server: TritonServer, certificate
 def test_mutual_tls_admits_known_clients(
     server: TritonServer, certificates: Path, name: str, admitted: bool
 ) -> None:
-    """One whose certificate the authority signed, and nobody else."""
+    """The server admits a client whose certificate the authority signed, and no other."""
     with client(server, certificates, name) as asking:
         if admitted:
             assert asking.is_server_live(client_timeout=20)
@@ -127,6 +127,6 @@ def test_no_tls_no_answer(server: TritonServer) -> None:
 
 
 def test_the_errors_do_not_tell_the_key(server: TritonServer) -> None:
-    """A refused client learns the header's name at most."""
+    """The error may name the header, but not its value."""
     _, body = server.post("v2/repository/models/vllm/load", {})
     assert SECRET not in json.dumps(body)

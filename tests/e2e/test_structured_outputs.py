@@ -38,7 +38,7 @@ def inputs(schema: Any, *, stream: bool = False, **parameters: Any) -> dict[str,
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_violations_come_with_the_final_response(served: Served, stream: bool) -> None:
-    """Of the whole schema, whatever the library has enforced."""
+    """They are those of the whole schema, whatever the library enforced."""
     *others, last = [
         response.outputs["schema_errors"]
         for response in ask(served.triton, inputs(IMPOSSIBLE, stream=stream))
@@ -66,7 +66,7 @@ def test_a_cut_text_is_told(served: Served) -> None:
 
 
 def test_what_the_library_cannot_express_is_refused(served: Served) -> None:
-    """On both protocols, with keyword and place, whatever came before."""
+    """Both protocols refuse it with keyword and place, whatever requests came before."""
     expected = 'xgrammar cannot express "format" at "/properties/a/format"'
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": UNKNOWN}}
     for _ in range(2):

@@ -44,18 +44,18 @@ def _audio(tiny: TinyModels) -> None:
 
 @pytest.fixture(scope="module")
 def sounds(tiny: TinyModels) -> Iterator[int]:
-    """The port of a server of sounds on the loopback interface."""
+    """The port of a server of audio clips on the loopback interface."""
     with site({"low.wav": tiny.clip("low.wav"), "text": b"no sound"}) as port:
         yield port
 
 
 def hear(tiny: TinyModels, prompt: str, *items: bytes | str) -> tuple[str, int]:
-    """Return what the model says to sounds, and how many tokens the prompt has."""
+    """Return the model's answer to audio clips, and the number of tokens in the prompt."""
     return tiny.perceive("audio", prompt, GREEDY, audio=list(items))
 
 
 def test_the_model_hears_the_sounds(tiny: TinyModels) -> None:
-    """Each sound takes its tokens in the prompt, and its pitch changes the answer."""
+    """Each audio clip takes its tokens in the prompt, and its pitch changes the answer."""
     low, one = hear(tiny, ONE, tiny.clip("low.wav"))
     high, _ = hear(tiny, ONE, tiny.clip("high.wav"))
     both, two = hear(tiny, PLACE + ONE, tiny.clip("low.wav"), tiny.clip("high.wav"))
@@ -84,7 +84,7 @@ def test_other_formats(tiny: TinyModels, name: str) -> None:
 
 
 def test_a_data_url_and_a_listed_host(tiny: TinyModels, sounds: int) -> None:
-    """A sound may come as a data URL, or from an address that the operator has listed."""
+    """Audio may come as a data URL, or from a host that the operator has listed."""
     low = tiny.clip("low.wav")
     expected = hear(tiny, ONE, low)
     assert expected == hear(tiny, ONE, f"data:audio/wav;base64,{encoded(low)}")
@@ -147,7 +147,7 @@ def test_sounds_in_a_chat(tiny: TinyModels, sounds: int) -> None:
 def test_wrong_sounds_are_refused(
     tiny: TinyModels, sounds: int, prompt: str, items: list[bytes | str], expected: str
 ) -> None:
-    """The error says which sound, and why; the next request is served."""
+    """The error names the item and the reason; the next request succeeds."""
     contents = [tiny.clip("red.mp4") if item == "FILM" else item for item in items]
     sent = [
         encoded(c) if isinstance(c, bytes) else c.replace("PORT", str(sounds)) for c in contents
@@ -167,7 +167,7 @@ def test_other_media_are_not_for_this_model(tiny: TinyModels, kind: str) -> None
 
 
 def test_what_was_too_much_together_is_heard_alone(tiny: TinyModels) -> None:
-    """A sound of a refused request is not taken for one that the engine has."""
+    """The engine does not take an item of a refused request for one that it has cached."""
     tone = wav(30, 16_000)
     assert tiny.ask("audio", {"text_input": PLACE * 2, "audio": [encoded(tone)] * 2}).error
     _, tokens = hear(tiny, ONE, tone)
@@ -175,7 +175,7 @@ def test_what_was_too_much_together_is_heard_alone(tiny: TinyModels) -> None:
 
 
 def test_a_place_without_a_sound_does_no_harm(tiny: TinyModels) -> None:
-    """A text that only looks as if a sound came along is a text."""
+    """A prompt with a placeholder and without audio is plain text."""
     response = tiny.ask("audio", {"text_input": ONE, "sampling_parameters": GREEDY})
     assert response.error or response.outputs["text_output"]
     hear(tiny, ONE, wav(1))
@@ -183,5 +183,5 @@ def test_a_place_without_a_sound_does_no_harm(tiny: TinyModels) -> None:
 
 @pytest.mark.parametrize(("name", "line"), document_lines("AUDIO"))
 def test_a_line_of_the_document(tiny: TinyModels, name: str, line: str) -> None:
-    """Each is answered with a text, be it empty."""
+    """Each line gets an answer with a text, which may be empty."""
     assert "text_output" in tiny.run_line(line, "audio")

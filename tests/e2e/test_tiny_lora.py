@@ -138,5 +138,5 @@ def test_an_adapter_is_a_model_of_the_openai_port(tiny: TinyModels) -> None:
 
 @pytest.mark.parametrize(("name", "line"), document_lines("LORA"))
 def test_a_line_of_the_document(tiny: TinyModels, name: str, line: str) -> None:
-    """Each is answered with a text, be it empty."""
+    """Each line gets an answer with a text, which may be empty."""
     assert "text_output" in tiny.run_line(line, "chat")

@@ -136,7 +136,7 @@ def test_wrong_images_are_refused(
 
 @pytest.mark.parametrize("name", odd_images())
 def test_odd_images_do_no_harm(tiny: TinyModels, name: str) -> None:
-    """An image of any size and mode is seen, or refused as the client's mistake."""
+    """The model accepts an image of any size and mode, or the client gets INVALID_ARG."""
     image = encoded(odd_images()[name])
     response = tiny.ask("vision", {"text_input": ONE, "image": [image]})
     assert response.error or response.outputs["text_output"]
@@ -146,7 +146,7 @@ def test_odd_images_do_no_harm(tiny: TinyModels, name: str) -> None:
 
 
 def test_damaged_images_do_no_harm(tiny: TinyModels) -> None:
-    """Whatever the bytes are, the engine that was there before is there afterwards."""
+    """The same engine runs before and after the requests."""
     truth = see(tiny, ONE, [encoded(RED)])
     engine = tiny.server.processes("VLLM::EngineCore")
     ends: Counter[bool] = Counter()
@@ -172,5 +172,5 @@ def test_no_adapters_yet(tiny: TinyModels) -> None:
 
 @pytest.mark.parametrize(("name", "line"), document_lines("VISION"))
 def test_a_line_of_the_document(tiny: TinyModels, name: str, line: str) -> None:
-    """Each is answered with a text, be it empty."""
+    """Each line gets an answer with a text, which may be empty."""
     assert "text_output" in tiny.run_line(line, "vision")

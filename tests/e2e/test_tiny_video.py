@@ -37,18 +37,18 @@ def _video(tiny: TinyModels) -> None:
 
 @pytest.fixture(scope="module")
 def films(tiny: TinyModels) -> Iterator[int]:
-    """The port of a server of films on the loopback interface."""
+    """The port of a server of videos on the loopback interface."""
     with site({"red.mp4": tiny.clip("red.mp4"), "text": b"no film"}) as port:
         yield port
 
 
 def watch(tiny: TinyModels, prompt: str, *items: bytes | str) -> tuple[str, int]:
-    """Return what the model says to films, and how many tokens the prompt has."""
+    """Return the model's answer to videos, and the number of tokens in the prompt."""
     return tiny.perceive("video", prompt, GREEDY, video=list(items))
 
 
 def test_the_model_sees_the_films(tiny: TinyModels) -> None:
-    """Each film takes its tokens in the prompt, and its color changes the answer."""
+    """Each video takes its tokens in the prompt, and its color changes the answer."""
     red, one = watch(tiny, ONE, tiny.clip("red.mp4"))
     blue, _ = watch(tiny, ONE, tiny.clip("blue.mp4"))
     _, two = watch(tiny, PLACE + ONE, tiny.clip("red.mp4"), tiny.clip("blue.mp4"))
@@ -69,7 +69,7 @@ def test_a_film_and_an_image(tiny: TinyModels) -> None:
 
 
 def test_a_data_url_and_a_listed_host(tiny: TinyModels, films: int) -> None:
-    """A film may come as a data URL, or from an address that the operator has listed."""
+    """A video may come as a data URL, or from a host that the operator has listed."""
     red = tiny.clip("red.mp4")
     expected = watch(tiny, ONE, red)
     assert expected == watch(tiny, ONE, f"data:video/mp4;base64,{encoded(red)}")
@@ -77,7 +77,7 @@ def test_a_data_url_and_a_listed_host(tiny: TinyModels, films: int) -> None:
 
 
 def test_films_in_a_chat(tiny: TinyModels, films: int) -> None:
-    """A message's video_url is fetched by the same rules, and gives the same film."""
+    """A message's video_url follows the same rules and gives the same video."""
 
     def chat(url: str) -> Any:
         parts = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "?"}]
@@ -116,7 +116,7 @@ def test_films_in_a_chat(tiny: TinyModels, films: int) -> None:
 def test_wrong_films_are_refused(
     tiny: TinyModels, films: int, prompt: str, items: list[bytes | str], expected: str
 ) -> None:
-    """The error says which film, and why; the next request is served."""
+    """The error names the item and the reason; the next request succeeds."""
     film = tiny.clip("red.mp4")
     known = {"CUT": film[: len(film) // 3], "SOUND": tiny.clip("low.wav"), "FILM": film}
     contents = [known.get(item, item) if isinstance(item, str) else item for item in items]
@@ -135,14 +135,14 @@ def test_sound_is_not_for_this_model(tiny: TinyModels) -> None:
 
 @pytest.mark.parametrize("prompt", [ONE, PICTURE, "<|video_pad|>" * 3, "<|vision_start|>" * 3])
 def test_a_place_without_a_film_does_no_harm(tiny: TinyModels, prompt: str) -> None:
-    """A text that only looks as if a film came along is a text."""
+    """A prompt with a placeholder and without a video is plain text."""
     response = tiny.ask("video", {"text_input": prompt, "sampling_parameters": GREEDY})
     assert response.error or response.outputs["text_output"]
     watch(tiny, ONE, tiny.clip("red.mp4"))
 
 
 def test_damaged_media_do_no_harm(tiny: TinyModels) -> None:
-    """Whatever the bytes are, the engine that was there before is there afterwards."""
+    """The same engine runs before and after the requests."""
     truth = watch(tiny, ONE, tiny.clip("red.mp4"))
     engine = tiny.server.processes("VLLM::EngineCore")
     assert engine
@@ -173,5 +173,5 @@ def test_damaged_media_do_no_harm(tiny: TinyModels) -> None:
 
 @pytest.mark.parametrize(("name", "line"), document_lines("VIDEO"))
 def test_a_line_of_the_document(tiny: TinyModels, name: str, line: str) -> None:
-    """Each is answered with a text, be it empty."""
+    """Each line gets an answer with a text, which may be empty."""
     assert "text_output" in tiny.run_line(line, "video")

@@ -105,7 +105,7 @@ class TinyModels:
         return self.server.repository / name
 
     def clip(self, name: str) -> bytes:
-        """Return a short sound or film."""
+        """Return a short audio clip or video."""
         return (self.checkpoints / "clips" / name).read_bytes()
 
     def serve(self, name: str, files: dict[str, str] | None = None, **engine_args: Any) -> None:
@@ -230,7 +230,7 @@ def serve_vision(tiny: TinyModels) -> None:
 
 
 def serve_audio(tiny: TinyModels) -> None:
-    """Load the model that hears, with a host listed."""
+    """Load the audio model with a listed host."""
     tiny.serve(
         "audio",
         max_model_len=1024,
@@ -240,5 +240,5 @@ def serve_audio(tiny: TinyModels) -> None:
 
 
 def serve_video(tiny: TinyModels) -> None:
-    """Load the model that sees films, with a host listed."""
+    """Load the video model with a listed host."""
     tiny.serve("video", max_model_len=1024, allowed_media_domains=["127.0.0.1"])

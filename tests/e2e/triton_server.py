@@ -330,7 +330,7 @@ class TritonServer:
 
 @contextlib.contextmanager
 def running(repository: Path, name: str, *models: str, **how: Any) -> Iterator[TritonServer]:
-    """Run a server; whatever happens, end it."""
+    """Run a server, and end it in every case."""
     server = TritonServer(repository, name, *models, **how)
     try:
         yield server

@@ -91,7 +91,7 @@ def crowds(soak: Soak) -> None:
 
 
 def hostile(soak: Soak) -> None:
-    """Send what nobody should; each gets an error that says why."""
+    """Send malformed requests; each gets an error with the reason."""
     bad: list[dict[str, Any]] = [
         {"text_input": b"\xff"},
         {"text_input": b"x " * 100_000},

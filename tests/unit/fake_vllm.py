@@ -16,7 +16,7 @@ vars(triton_vllm.vllm_api)["api"] = _fake
 
 
 def _lacking(*_: object, **__: object) -> Any:
-    """Stand where a test that gets here lacks a fake of its own."""
+    """Fail: a test that calls this needs a fake of its own."""
     raise AssertionError("needs vLLM")
 
 

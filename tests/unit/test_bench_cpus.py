@@ -35,7 +35,7 @@ def test_what_is_no_list_is_refused(text: str) -> None:
 def test_a_physical_core_is_kept_whole(
     siblings: str, expected: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two CPUs for the engine are two of one core, and nobody else gets its sibling."""
+    """Two CPUs for the engine are the two of one core, so no other process shares the core."""
     monkeypatch.setattr(cpus, "_TOPOLOGY", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     for cpu in range(8):

@@ -60,7 +60,7 @@ def stream_of(sender: Any) -> ResponseStream:
 
 
 def test_the_task_of_a_client_that_left_is_cancelled(watcher: CancellationWatcher) -> None:
-    """A cancelled request's task is cancelled; its neighbour's goes on."""
+    """The task of a cancelled request is cancelled; another request's task goes on."""
     leaving, staying = FakeSender(), FakeSender()
 
     async def request(sender: FakeSender, answered: asyncio.Event) -> None:

@@ -125,7 +125,7 @@ def test_kserve_puts_the_weights_where_the_model_looks() -> None:
 
 
 def test_a_changed_model_starts_new_pods() -> None:
-    """A pod mounts the files once, so their checksum stands among its annotations."""
+    """A pod mounts the files once, so its annotations have their checksum."""
     sums = {
         pod["metadata"]["annotations"]["checksum/model"]
         for values in ({}, {"frontEnds": 2}, {"engineArgs": {"seed": 1}})

@@ -59,7 +59,7 @@ def test_a_cpu_list_is_read_as_linux_writes_it(text: str, expected: set[int]) ->
     ],
 )
 def test_a_wrong_cpu_list_is_refused(text: str, complaint: str) -> None:
-    """The error says where it stands, what came and what is allowed."""
+    """The error has the place, the value and what is allowed."""
     with pytest.raises(SettingsError, match=f"^{WHERE}.*{complaint}"):
         parse_cpus(text, WHERE)
 

@@ -42,7 +42,7 @@ def test_a_plain_request_is_answered_whole_with_its_prompt(sampling: SamplingPar
 def test_the_prompt_is_echoed(
     sampling: SamplingParser, inputs: dict[str, Any], expected: bool
 ) -> None:
-    """The prompt stands before a whole text unless it is excluded; never in a stream's deltas."""
+    """A whole text begins with the prompt unless it is excluded; a stream's deltas never do."""
     request = decode(FakeRequest({"text_input": "p", **inputs}), sampling)
     assert ("p" if expected else "") == request.prefix
 
@@ -277,7 +277,7 @@ def test_a_prompt_of_token_ids(sampling: SamplingParser) -> None:
 def test_an_output_is_sent_if_its_flag_is_true(
     sampling: SamplingParser, flag: str, value: bool | None
 ) -> None:
-    """False is the same as absent, whatever else is asked for."""
+    """False means the same as no flag, whatever other outputs are requested."""
     inputs = {"text_input": "a"} | ({} if value is None else {flag: value})
     request = decode(FakeRequest(inputs), sampling)
     assert ([flag] if value else []) == [output.flag for output in request.outputs]

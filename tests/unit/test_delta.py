@@ -49,7 +49,7 @@ class Output:
     ids=["one has news", "out of order"],
 )
 def test_each_sequence_keeps_its_place(output: Output, expected: Delta) -> None:
-    """With n > 1 a text stands at its sequence's index, and nothing where nothing is new."""
+    """With n > 1 each text is at its sequence's index, empty if it has nothing new."""
     assert expected == DeltaReader(3, detailed=False).read(output)
 
 
@@ -102,7 +102,7 @@ def test_details_are_read_where_they_are_asked_for() -> None:
 
 
 def test_a_sequence_without_news_keeps_its_log_probability() -> None:
-    """While the other sequence goes on, what is cumulative stays, and what is new is not said."""
+    """While the other sequence goes on, cumulative outputs stay and others are empty."""
     reader = DeltaReader(2, detailed=True)
     reader.read(Output([Completion(0, "a", [7], [{}], -0.5, "stop", "\n")]))
     later = reader.read(Output([Completion(1, "b", [8], [{}], -0.25)], finished=True)).extras
@@ -123,7 +123,7 @@ def test_a_sequence_without_news_keeps_its_log_probability() -> None:
     ids=["text", "one has text", "none", "the end", "a token without text"],
 )
 def test_news_is_what_the_client_can_see(delta: Delta, expected: bool) -> None:
-    """A delta without text is no response, unless it ends the stream or tells of its tokens."""
+    """A delta without text is not sent, unless it ends the stream or its tokens are requested."""
     assert expected == delta.has_content
 
 
@@ -166,6 +166,6 @@ def test_a_merged_delta_is_final_if_the_later_is() -> None:
 
 
 def test_deltas_of_different_requests_do_not_merge() -> None:
-    """Deltas with different numbers of sequences are a mistake of ours, and raise."""
+    """Deltas with different numbers of sequences raise an error, because they are a bug."""
     with pytest.raises(ValueError, match="zip"):
         Delta(("a",), 1) + Delta(("a", "b"), 2)

@@ -24,7 +24,7 @@ def install(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_model_and_its_package_are_installed(backends: Path) -> None:
-    """What Triton imports is there, and nothing else; a second run brings it up to date."""
+    """The folder has what Triton imports and nothing else; a second run updates it."""
     assert 0 == install(backends).returncode
     (backends / "vllm/model.py").write_text("old")
     assert 0 == install(backends).returncode

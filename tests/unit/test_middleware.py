@@ -157,7 +157,7 @@ def test_while_the_engine_is_down_the_answer_is_503(method: str, path: str) -> N
 
 
 def test_while_the_model_is_going_nobody_is_sent_there() -> None:
-    """A load balancer that asks for its health hears it."""
+    """A load balancer gets the health of the server."""
     middleware, admission = make(answering(200))
     admission.close(UnavailableError("the model is being unloaded"))
     assert 503 == ask(middleware, Client("/health", "GET")).status

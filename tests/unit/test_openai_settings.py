@@ -23,7 +23,7 @@ def read(**given: Any) -> OpenAISettings:
 
 
 def test_no_object_opens_no_port() -> None:
-    """The protocol is off unless somebody asks for it."""
+    """The port is closed unless the operator configures it."""
     assert ServingSettings.from_json({}, "f").openai is None
 
 

@@ -77,7 +77,7 @@ OTHER = LABELS.replace("vllm", "other")
     ids=["serves", "unloaded", "another", "dead other", "restarting", "killed", "gave up"],
 )
 def test_metrics_tell_life_and_readiness(text: str, live: str, ready: str) -> None:
-    """Dead is what nothing but a restart of the server mends; the rest is not ready at most."""
+    """`live` fails only if a restart of the server is needed; otherwise `ready` may fail."""
     answers = {"/metrics": (200, text), "/v2/models/vllm/ready": (200, "")}
     with answering(answers) as address:
         for what, expected in (("live", live), ("ready", ready)):
