@@ -1,4 +1,4 @@
-"""Clients for tests of load: crowds over gRPC, and bare HTTP connections that need not read."""
+"""Clients for load tests: many requests over gRPC, and bare HTTP connections that may not read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A tensor as it stands in the message, right or wrong."""
+    """A tensor as it is in the message, right or wrong."""
 
     datatype: str
     shape: tuple[int, ...]
@@ -124,8 +124,7 @@ def running_client(server: TritonServer) -> tuple[subprocess.Popen[bytes], str]:
 class Connection:
     """A connection on which each request has a stream of its own, read to its end.
 
-    A stream for several requests can cost the server: one that is sent while the model is being
-    unloaded may abort Triton (docs/operations/reliability.md).
+    Triton has faults with streams that several requests share (docs/known-issues.md).
     """
 
     def __init__(self, server: TritonServer) -> None:
@@ -170,7 +169,7 @@ def text_of(response: Any) -> str:
 def flood(
     server: TritonServer, *, requests: int, at_once: int, prompt: str, max_tokens: int
 ) -> list[str | Refused]:
-    """Keep ``at_once`` requests under way until ``requests`` are done; return how each ended."""
+    """Keep ``at_once`` requests running until ``requests`` are done; return how each ended."""
     request = prompt_request(prompt, sampling(max_tokens=max_tokens, ignore_eos=True))
     with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
         connections = [stack.enter_context(Connection(server)) for _ in range(8)]

@@ -287,7 +287,7 @@ def continuation(model: Any, tokenizer: Any, prompt: str) -> list[int]:
 def expected(
     speaker: Any, chat: Any, embedding: Any, classifier: Any, reranker: Any, tokenizer: Any
 ) -> dict[str, Any]:
-    """Say what transformers itself makes of some inputs."""
+    """Print what transformers itself makes of some inputs."""
     messages = [{"role": "user", "content": "Say something"}]
     texts = ["Paris is in France.", "A hat"]
     with torch.inference_mode():

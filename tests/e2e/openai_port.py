@@ -47,7 +47,7 @@ def client_of(port: int, key: str = "unused", **options: Any) -> openai.OpenAI:
 
 
 def complete(client: openai.OpenAI, tokens: int = 2, **how: Any) -> Any:
-    """Ask for so many tokens."""
+    """Request this many tokens."""
     how = {"prompt": "One, two,"} | how
     return client.completions.create(
         model="tiny", max_tokens=tokens, extra_body={"ignore_eos": True}, **how
@@ -86,7 +86,7 @@ def complete_some(port: int, number: int) -> list[int]:
 
 
 def is_open(port: int) -> bool:
-    """Return whether anybody listens on a port."""
+    """Return whether a process listens on a port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

@@ -177,7 +177,7 @@ def test_a_signal_cancels_at_the_server(server: Server, tmp_path: Path, number: 
     ids=["unknown", "other tensors"],
 )
 def test_a_model_of_no_use_is_said_in_a_line(ask: Ask, model: str, expected: str) -> None:
-    """An unknown model, or one with other tensors, is one line and exit code 1."""
+    """For an unknown model, or one with other tensors, the client prints one line and exits with 1."""
     outcome = ask(["a"], f"--model={model}")
     assert 1 == outcome.stderr.count("\n")
     assert expected in outcome.stderr
@@ -185,7 +185,7 @@ def test_a_model_of_no_use_is_said_in_a_line(ask: Ask, model: str, expected: str
 
 
 def test_a_server_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
-    """No server: one line, exit code 1, and earlier results are left alone."""
+    """Without a server the client prints one line, exits with 1 and keeps earlier results."""
     (tmp_path / "results.txt").write_text("earlier")
     (port,) = free_ports(1)
     outcome = finish(start(f"127.0.0.1:{port}", tmp_path, ["a"]), tmp_path)
@@ -210,7 +210,7 @@ def test_a_server_that_dies_ends_the_run(stub_prefix: Path, tmp_path: Path) -> N
 
 
 def test_a_full_disk_is_said_in_a_line(ask: Ask) -> None:
-    """A results file that cannot be written is one line and exit code 2."""
+    """If it cannot write the results file, the client prints one line and exits with 2."""
     outcome = ask(["a"], "--results-file=/dev/full")
     assert "client.py: /dev/full: No space left on device\n" == outcome.stderr
     assert 2 == outcome.code

@@ -90,7 +90,7 @@ def shared(directory: Path, gpu_mb: int) -> Iterator[TritonServer]:
 def test_a_failed_engine_is_restarted(
     shared: TritonServer, directory: Path, faults: list[str], reason: str
 ) -> None:
-    """Requests on every front end are told why, within a second; a new engine serves later ones."""
+    """Requests on every front end get the cause within a second; a new engine serves later ones."""
     truth = generate(shared, "Hello")
     since = shared.log_size()
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def test_a_failed_engine_is_restarted(
 
 
 def test_restarts_that_fail_have_an_end(shared: TritonServer, directory: Path) -> None:
-    """Out of tries every front end says so, and what the last try failed on."""
+    """Without a restart left, every front end reports that, and why the last attempt failed."""
     (directory / "faults/full").touch()
     since = shared.log_size()
     (engine,) = shared.processes("VLLM::EngineCore")
@@ -158,7 +158,7 @@ def test_an_unload_does_not_wait_for_a_restart(shared: TritonServer, directory: 
 
 
 def test_nothing_outlives_the_server(shared: TritonServer, gpu_mb: int) -> None:
-    """Killed outright it takes along what it started, though Triton's own stub may hang then."""
+    """All processes of a killed server end, although Triton's own stub may hang."""
     assert "" == shared.load("vllm")
     assert generate(shared, "Hello")
     assert 2 == len(shared.processes("triton_python_backend_stub"))
@@ -192,5 +192,5 @@ def restarting(server: TritonServer, directory: Path) -> None:
 
 
 def refusals(server: TritonServer) -> list[str]:
-    """Ask so often that every front end refuses; return the errors."""
+    """Send requests until every front end has refused one; return the errors."""
     return [ask(server, {"text_input": "x"}, seconds=10)[-1].error for _ in range(8)]

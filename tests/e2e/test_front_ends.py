@@ -40,7 +40,7 @@ def server(two: TwoFrontEnds) -> TritonServer:
 
 @pytest.fixture(scope="module")
 def truth(two: TwoFrontEnds) -> str:
-    """What the model says before anything happens to it."""
+    """The model's answer before any fault."""
     return generate(two.triton, "Hello")
 
 

@@ -256,13 +256,13 @@ BAD_REQUESTS = {
 def test_a_bad_request_is_refused_and_the_next_served(
     triton: TritonServer, inputs: dict[str, Any], expected: str
 ) -> None:
-    """A bad request gets one error that says what is wrong; the following one its text."""
+    """A wrong request gets one error with the reason; the next request gets its text."""
     assert expected in error_of(ask(triton, {"text_input": FRANCE, **inputs}))
     assert PARIS == generate(triton, FRANCE, max_tokens=1)
 
 
 def test_a_request_without_a_prompt_is_refused(triton: TritonServer) -> None:
-    """A request without a prompt is told what may hold it."""
+    """A request without a prompt gets an error that names the inputs for it."""
     expected = f"text_input: missing; {ONE_PROMPT}"
     assert expected in error_of(ask(triton, {"stream": True}))
     assert PARIS == generate(triton, FRANCE, max_tokens=1)

@@ -50,7 +50,7 @@ class Well:
 
 
 def check_end(end: str | Refused) -> None:
-    """An error says what was wrong with the request, and nothing else is an error."""
+    """Each error has the fault of the request, and a right request gets no error."""
     if isinstance(end, Refused):
         assert end.error
         for excuse in (f"within {LIMIT_SECONDS} s", "the engine died", "healthy", "ended without"):
@@ -58,7 +58,7 @@ def check_end(end: str | Refused) -> None:
 
 
 def test_hostile_requests(server: TritonServer) -> None:
-    """Each gets an answer or an error that says why; the server lives, and serves the next one."""
+    """Each gets an answer or an error with the reason; the server goes on and serves the next one."""
     well = Well.of(server)
     ends: Counter[type] = Counter()
     with Connection(server) as connection:

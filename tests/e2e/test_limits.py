@@ -152,7 +152,7 @@ def test_a_grammar_that_takes_longer_than_the_limit_is_refused(served: Served) -
 
 
 def occupy(served: Served, stack: ExitStack) -> None:
-    """Fill the batch, so that what comes waits for its prefill."""
+    """Fill the batch, so that later requests wait for their prefill."""
     for _ in range(BATCH):
         inputs = endless(stream=False, timeout_seconds=250)
         stack.enter_context(Request(served.triton, inputs))

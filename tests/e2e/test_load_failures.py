@@ -138,7 +138,7 @@ IN_EACH_RUN = (
     ],
 )
 def test_a_mistake_fails_the_load_with_one_line(triton: TritonServer, name: str) -> None:
-    """The load API answers with the file, the key and the cure; no process stays behind."""
+    """The load API's error has the file, the key and what to do; no process is left."""
     before = {process.pid for process in triton.processes()}
     MISTAKES[name].make(add_model(triton.repository, name))
     line, *trailer = triton.load(name).splitlines()

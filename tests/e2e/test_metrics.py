@@ -81,7 +81,7 @@ def test_tokens_and_requests_are_counted_exactly(server: TritonServer) -> None:
 
 
 def test_each_outcome_has_its_counter(server: TritonServer) -> None:
-    """A wrong request and one that the client leaves are told apart."""
+    """The outcomes distinguish a wrong request from one whose client left."""
     wrong = value(server, "triton_vllm:requests_total", outcome="client_error")
     left = value(server, "triton_vllm:requests_total", outcome="cancelled")
     assert ask(server, {"text_input": "x", "sampling_parameters": '{"top_p": 7}'})[0].error

@@ -35,7 +35,7 @@ def chat(served: Served, **how: Any) -> Any:
 
 
 def test_chat_with_a_system_prompt(served: Served) -> None:
-    """Streamed or not, the text is the same; the stream tells the usage at its end."""
+    """Streamed or not, the text is the same; the stream ends with the usage."""
     whole = chat(served)
     assert "Paris" in whole.choices[0].message.content
     *chunks, last = chat(served, stream=True, stream_options={"include_usage": True})

@@ -107,7 +107,7 @@ def test_a_model_can_turn_its_metrics_off(served: TwoFrontEnds) -> None:
 
 
 def test_an_unload_frees_one_port(served: TwoFrontEnds) -> None:
-    """The other model's stays."""
+    """The other model's port stays open."""
     served.triton.unload("embed")
     eventually(lambda: not is_open(served.embed_port), "the port is freed")
     served.triton.await_state("embed", "UNAVAILABLE", 90)

@@ -57,7 +57,7 @@ def serve(
     serving: dict[str, Any] | None = None,
     **engine_args: Any,
 ) -> None:
-    """Load the tiny chat model as ``name``, placed and split as told."""
+    """Load the tiny chat model as ``name``, with the given placement and parallelism."""
     args = SMALL | {"model": str(checkpoints / "chat")} | engine_args
     args["serving"] = {"metrics_interval_seconds": 0.3} | (serving or {})
     model = add_model(server.repository, name, engine_args=json.dumps(args))
@@ -114,7 +114,7 @@ def variable(process: psutil.Process, name: str) -> str:
 
 
 def await_tokens(server: TritonServer, at_least: float, **labels: str) -> None:
-    """Wait until an engine has counted so many tokens."""
+    """Wait until an engine has counted this many tokens."""
     eventually(lambda: metric(server, TOKENS, **labels) >= at_least, f"{at_least} of {labels}")
 
 

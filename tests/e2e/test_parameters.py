@@ -84,7 +84,7 @@ def test_stop_among_the_requests_own_parameters(triton: TritonServer, stop: str)
 def test_a_string_among_the_requests_own_parameters_stays_one(
     triton: TritonServer, name: str, text: str
 ) -> None:
-    """What only looks like a list is no list."""
+    """A string that only looks like a list stays a string."""
     body = {"text_input": FRANCE, "parameters": {name: text, "max_tokens": 1, "temperature": 0}}
     status, said = triton.post("v2/models/vllm/generate", body)
     assert (200, f"{FRANCE} Paris") == (status, json.loads(said)["text_output"]), said
@@ -178,7 +178,7 @@ def test_an_undecodable_request_id_is_refused_in_one_line(triton: TritonServer) 
 
 
 def test_a_grammar_and_tokens_that_exclude_each_other(triton: TritonServer) -> None:
-    """It would fail each time, so the client is not told to send it again."""
+    """It would fail each time, so the error does not advise a retry."""
     parameters = {"structured_outputs": {"choice": ["yes"]}, "allowed_token_ids": [30]}
     body = {"text_input": FRANCE, "sampling_parameters": sampling(**parameters)}
     status, said = triton.post("v2/models/vllm/generate", body)
@@ -256,7 +256,7 @@ MISTAKES = {
 def test_a_clients_mistake_is_said_to_the_client(
     triton: TritonServer, parameters: dict[str, Any], expected: str
 ) -> None:
-    """A mistake is INVALID_ARG, one line that says what; the next request is served."""
+    """A mistake gets INVALID_ARG with one line that names it; the next request succeeds."""
     since = triton.log_size()
     body = {"text_input": FRANCE, "sampling_parameters": sampling(**parameters)}
     status, said = triton.post("v2/models/vllm/generate", body)

@@ -198,7 +198,7 @@ def test_a_time_limit_may_keep_the_text_so_far(server: TritonServer, stream: boo
 
 
 def test_above_the_limit_requests_are_refused_at_once(server: TritonServer) -> None:
-    """Each of a crowd is answered right or told the limit; afterwards all is as before."""
+    """Each of many requests gets its text or the limit; afterwards all is as before."""
     truth = generate(server, "Hello", max_tokens=30)
     ends = flood(server, requests=200, at_once=4 * MAX_REQUESTS, prompt="Hello", max_tokens=30)
     assert 200 == len(ends)

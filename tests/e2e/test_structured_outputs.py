@@ -59,7 +59,7 @@ def test_a_text_that_matches_has_no_violations(served: Served) -> None:
 
 
 def test_a_cut_text_is_told(served: Served) -> None:
-    """It is no complete JSON, as its tokens were too few."""
+    """The text is no complete JSON, because it had too few tokens."""
     (response,) = ask(served.triton, inputs(OBJECT, max_tokens=2))
     (violation,) = json.loads(response.outputs["schema_errors"][0])
     assert violation["keyword"] == "truncated"

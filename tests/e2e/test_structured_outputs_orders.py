@@ -22,7 +22,7 @@ CHOICE: dict[str, Any] = {"choice": ["yes", "no"]}
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)], ids=str)
 def test_the_result_does_not_depend_on_the_order(two: TwoFrontEnds, order: list[int]) -> None:
-    """Each is asked so often at a time that both front ends see it."""
+    """Each request is sent often enough at once to reach both front ends."""
     asked = (BOUNDED, NEGATED, CHOICE)
 
     def result(given: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Fuzzes the parsing layer under the guidance of coverage; run by scripts/fuzz.sh.
+"""Fuzzes the request decoder, guided by coverage. scripts/fuzz.sh runs it.
 
 Atheris (libFuzzer) makes the bytes. hypothesis turns them into requests by the strategies of
 ``tests.hostile``, or they go as they are into one of the tensors that hold JSON or a file. The

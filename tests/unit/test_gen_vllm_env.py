@@ -154,7 +154,7 @@ def test_numpy_2_is_refused_for_an_older_triton(tmp_path: Path) -> None:
 
 
 def test_too_small_disk_is_refused(tmp_path: Path) -> None:
-    """A build that the disk cannot hold is not begun."""
+    """The script does not begin a build for which the disk is too small."""
     refused = gen(*tiny_flags(tmp_path), "--triton", "none", MIN_FREE_GB="1000000")
     assert refused.returncode == 1
     assert "the build needs 1000000" in refused.stderr
@@ -162,7 +162,7 @@ def test_too_small_disk_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_python_for_a_local_channel(tmp_path: Path) -> None:
-    """A local channel of a Python that this machine lacks fails with the cure."""
+    """A local channel of a Python that this machine lacks fails, and the error says what to do."""
     flags = tiny_flags(tmp_path)
     failed = gen(*flags, "--triton", "none", PYTHON_VERSION="3.99")
     assert failed.returncode == 1
