@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""Shows which of vLLM's tool parsers give the same calls whole and streamed.
+
+Runs each parser on the texts of tool_parsers_formats.py: on the whole text, token by token, by four
+tokens at a time, and on all tokens at once as a stream's only piece. Run it with the Python of an
+environment that has vLLM:
+
+    vllm_env/bin/python scripts/tool_parsers_table.py TOKENIZER             # print the cells
+    vllm_env/bin/python scripts/tool_parsers_table.py TOKENIZER --update    # write them to the file
+    python3 scripts/tool_parsers_table.py --docs                            # the file into the docs
+
+TOKENIZER is the folder of a model with a byte-level tokenizer, such as SmolLM2-135M-Instruct.
+Writes docs/tool-parsers.json and the tables of docs/tool-parsers.md. Takes half a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tool_parsers_cases import BEFORE, CASES, CUT, Call, Case
+from tool_parsers_formats import FORMATS
+from tool_parsers_markup import Format
+from tool_parsers_trial import Said, Trial
+
+ROOT = Path(__file__).parents[1]
+CELLS = ROOT / "docs/tool-parsers.json"
+DOCS = ROOT / "docs/tool-parsers.md"
+BEGIN = "<!-- The tables: written by scripts/tool_parsers_table.py --docs -->"
+END = "<!-- The tables end. -->"
+SHOWN = "vLLM 0.32.0"
+PIECES = {"by token": 1, "by 4 tokens": 4, "at once": 1_000_000}
+
+Cells = dict[str, dict[str, str]]  # way to parse -> name of the case -> what is wrong
+
+
+def written(form: Format, case: Case) -> str:
+    """Return the text of a case, cut where it says."""
+    before, after = (form.text.format(text) if text else "" for text in (case.before, case.after))
+    whole = before + form.calls(case.calls) + after
+    return whole if case.cut == 1 else (before + form.calls(case.calls)[: _cut(form, case)])
+
+
+def _cut(form: Format, case: Case) -> int:
+    """Return the place in the middle of the first argument's value."""
+    return form.calls(case.calls).index("Paris") + 3
+
+
+def verdict(case: Case, said: Said) -> str:
+    """Return what differs from the calls and the text of a case, "right" if nothing does."""
+    faults = _faults_of_calls(case.calls, said.calls)
+    intended = (case.before + case.after).split()
+    if said.content.split() != intended:
+        kept = all(word in said.content for word in intended)
+        faults.append("marks in the text" if kept else "text lost")
+    return ", ".join(faults) or "right"
+
+
+def _faults_of_calls(intended: Sequence[Call], calls: Sequence[tuple[str, str]]) -> list[str]:
+    if len(calls) != len(intended):
+        return ["no call" if not calls else "a call too few"]
+    faults = []
+    for (name, given), (said, arguments) in zip(intended, calls, strict=True):
+        if name != said:
+            faults.append("another name")
+        try:
+            if json.loads(arguments) != given:
+                faults.append("other arguments")
+        except ValueError:
+            faults.append("arguments not JSON" if arguments else "arguments empty")
+    return list(dict.fromkeys(faults))
+
+
+def cut_verdict(said: Said) -> str:
+    """Return what came of a call that was cut."""
+    if not said.calls:
+        return "no call, the text" if said.content.strip() != BEFORE else "no call"
+    try:
+        arguments = json.loads(said.calls[0][1])
+    except ValueError:
+        return "a part of the call"
+    return f"a call with `{json.dumps(arguments)}`"
+
+
+def verdict_of(case: Case, parse: Callable[[], Said]) -> str:
+    """Return the verdict on what a parser makes of a case; a parser may raise."""
+    try:
+        said = parse()
+    except Exception as error:
+        return type(error).__name__
+    return verdict(case, said) if case.cut == 1 else cut_verdict(said)
+
+
+def cells_of(name: str, tokenizer_path: str) -> Cells:
+    """Return for each way to parse the cases that are not right, and the cut one."""
+    trial = Trial(name, tokenizer_path)
+    cells: Cells = {way: {} for way in ("whole", *PIECES)}
+    for case in CASES:
+        given = (written(trial.form, case), case.cut == 1)
+        ways = {"whole": functools.partial(trial.parse, *given)}
+        ways |= {way: functools.partial(trial.stream, *given, size) for way, size in PIECES.items()}
+        for way, parse in ways.items():
+            said = verdict_of(case, parse)
+            if said != "right":
+                cells[way][case.name] = said
+    return cells
+
+
+def all_cells(tokenizer_path: str) -> dict[str, Cells]:
+    """Return the cells of the parsers that this vLLM has and that can be tried."""
+    from vllm.tool_parsers import ToolParserManager
+
+    names = [name for name in ToolParserManager.list_registered() if name in FORMATS]
+    return {name: cells_of(name, tokenizer_path) for name in names}
+
+
+def faults(*cells: Mapping[str, str]) -> str:
+    """Return the faults of one or more ways as one cell of the docs: each with its cases."""
+    cases: dict[str, list[str]] = {}
+    for way in cells:
+        for case, found in way.items():
+            for fault in found.split(", ") if case != CUT.name else ():
+                if case not in cases.setdefault(fault, []):
+                    cases[fault].append(case)
+    return "; ".join(f"{fault} ({_named(cases[fault])})" for fault in cases) or "right"
+
+
+def _named(cases: Sequence[str]) -> str:
+    every = [case.name for case in CASES if case.calls and case is not CUT]
+    if not set(every) <= set(cases):
+        return ", ".join(cases)
+    return ", ".join(["every call", *(case for case in cases if case not in every)])
+
+
+def row(cells: Cells) -> str:
+    """Return a parser's row but for its name."""
+    whole, token, *several = (cells[way] for way in ("whole", *PIECES))
+    more = faults(*several)
+    more = "as by token" if more == faults(token) else more
+    cut = f"{whole[CUT.name]} / {token[CUT.name]}"
+    return f"{faults(whole)} | {faults(token)} | {more} | {cut}"
+
+
+def table(parsers: Mapping[str, Cells]) -> str:
+    """Return the docs' table of one version: parsers with the same row share it."""
+    rows: dict[str, list[str]] = {}
+    for name, cells in parsers.items():
+        rows.setdefault(row(cells), []).append(f"`{name}`")
+    ways = "Whole | Streamed, by token | Streamed, several tokens | A cut call: whole / by token"
+    head = f"| Parser | {ways} |"
+    lines = [f"| {', '.join(names)} | {cells} |" for cells, names in rows.items()]
+    return "\n".join([head, "|---|---|---|---|---|", *lines])
+
+
+def tables(measured: Mapping[str, Mapping[str, Cells]]) -> str:
+    """Return the docs' table of the version that the CPU tests serve, and what others change."""
+    shown = measured[SHOWN]
+    parts = [f"{SHOWN}:", table(shown)]
+    for version, parsers in measured.items():
+        changed = {name: cells for name, cells in parsers.items() if cells != shown.get(name)}
+        if version != SHOWN:
+            parts += [f"{version}, the parsers that differ or that {SHOWN} lacks:", table(changed)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Print the cells of the installed vLLM, or write the file or the docs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("tokenizer", nargs="?", help="a folder with a byte-level tokenizer")
+    parser.add_argument("--update", action="store_true", help=f"write them into {CELLS.name}")
+    parser.add_argument("--docs", action="store_true", help=f"write {CELLS.name} into {DOCS.name}")
+    args = parser.parse_args()
+    measured = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
+    if args.tokenizer:
+        import vllm
+
+        logging.disable(logging.CRITICAL)  # a parser logs each text that it cannot read
+        found = {f"vLLM {vllm.__version__}": all_cells(args.tokenizer)}
+        measured = dict(sorted((measured | found).items()))
+        if not args.update:
+            print(json.dumps(found, indent=1))
+    if args.update:
+        CELLS.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    if args.docs:
+        before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        text = f"{before}{BEGIN}\n\n{tables(measured)}\n\n{END}{after}"
+        DOCS.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
