@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import re
 import runpy
@@ -203,6 +204,54 @@ def test_reasoning_is_an_output_of_its_own(engine: FakeEngine, stream: bool, par
     (sequence,) = said.extras.sequences
     found = (sequence.reasoning.strip(), said.texts[0].strip(), sequence.finish_reason)
     assert ("Let me see", "Paris", "stop") == found
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000], ids=["by token", "by four", "at once"])
+def test_a_stream_in_larger_pieces_has_the_same_call(engine: FakeEngine, size: int) -> None:
+    """A busy server merges pieces, and speculation makes them longer; this parser loses calls then.
+
+    The text has characters of several tokens, which the pieces cut.
+    """
+    text = '<function_call> {"name": "add", "arguments": {"a": "São"}}'
+    tokenizer = engine.renderer.tokenizer
+    args = {"tool_call_parser": "granite-20b-fc", "enable_auto_tool_choice": True}
+    work = render(engine, stream=True, args=args, **AUTO)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    starts = [i for i in range(0, len(ids), size) if "\ufffd" not in tokenizer.decode(ids[:i])]
+    texts = [
+        tokenizer.decode(ids[start:end]) for start, end in itertools.zip_longest(starts, starts[1:])
+    ]
+    said = pieces(engine, work, texts)
+    assert said.extras
+    (sequence,) = said.extras.sequences
+    functions = [call["function"] for call in sequence.tool_calls]
+    assert "add" == "".join(each.get("name") or "" for each in functions)
+    arguments = "".join(each.get("arguments") or "" for each in functions)
+    assert {"a": "São"} == json.loads(arguments)
+    assert ("", "tool_calls") == (said.texts[0], sequence.finish_reason)
+
+
+@pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1"])
+def test_a_stream_in_one_piece_has_the_same_reasoning(engine: FakeEngine, parser: str) -> None:
+    """Read as one piece, the mark before the reasoning would be a part of it."""
+    work = render(engine, stream=True, args={"reasoning_parser": parser})
+    said = pieces(engine, work, ["<think>Let me see</think>Paris"])
+    assert said.extras
+    found = (said.extras.sequences[0].reasoning.strip(), said.texts[0].strip())
+    assert ("Let me see", "Paris") == found
+
+
+def test_what_a_parser_cannot_read_is_text(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two calls make the parser for InternLM raise: no client's mistake, and no lost answer."""
+    calls = '<|action_start|><|plugin|>{"name": "add", "parameters": {}}<|action_end|>' * 2
+    args = {"tool_call_parser": "internlm", "enable_auto_tool_choice": True}
+    said = pieces(engine, render(engine, args=args, **AUTO), [calls])
+    assert said.extras
+    (sequence,) = said.extras.sequences
+    assert (calls, [], "stop") == (said.texts[0], [*sequence.tool_calls], sequence.finish_reason)
+    assert 1 == len([line for line in caplog.messages if "cannot read the text" in line])
 
 
 def test_the_parts_come_as_they_are_said(engine: FakeEngine) -> None:

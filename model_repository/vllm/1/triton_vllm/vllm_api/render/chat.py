@@ -91,7 +91,8 @@ class ChatRenderer:
         kwargs = self._template_kwargs(chat)
         parsers = [self._parser(chat, kwargs) for _ in range(request.num_sequences)]
         reasoning = _reasoning_state(chat, parsers[0], kwargs, engine_input)
-        reader = ChatReader(chat, parsers, params, stream=request.stream)
+        tokenizer = self._llm.renderer.tokenizer
+        reader = ChatReader(chat, parsers, params, tokenizer, stream=request.stream)
         return Generation(
             lambda: vllm_text.generate(self._llm, engine_input, request, params, lora, **reasoning),
             reader.read,

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionNamedToolChoiceParam
 
+from triton_vllm.errors import one_line
 from triton_vllm.protocol.delta import Delta, DeltaReader, SequenceExtras
 from triton_vllm.vllm_api.compat import chat_utils, protocol
+from triton_vllm.vllm_api.render.stream_pieces import by_token
+
+logger = logging.getLogger(__name__)
+
+Said = tuple[str, str, list[Any]]  # content, reasoning, tool calls
 
 
 class ChatReader:
@@ -18,14 +26,20 @@ class ChatReader:
     next.
     """
 
-    def __init__(self, chat: Any, parsers: list[Any], params: Any, *, stream: bool) -> None:
+    def __init__(
+        self, chat: Any, parsers: list[Any], params: Any, tokenizer: Any, *, stream: bool
+    ) -> None:
         """``parsers`` has one for each sequence, or None. ``params`` is what the engine gets."""
         self._chat = chat
+        self._decode = functools.partial(
+            tokenizer.decode, skip_special_tokens=params.skip_special_tokens
+        )
         self._parsers = parsers
         self._said = self._said_new if stream else self._said_all
         self._plain = DeltaReader(len(parsers), detailed=True, params=params)
         self._has_called = [False] * len(parsers)
         self._held: Delta | None = None
+        self._told = False
 
     def read(self, output: Any) -> Delta:
         """Return vLLM's ``RequestOutput`` as a delta."""
@@ -49,7 +63,11 @@ class ChatReader:
     ) -> tuple[str, SequenceExtras]:
         """Return a sequence's new content and extras."""
         i = completion.index
-        content, reasoning, calls = self._said(self._parsers[i], completion, output)
+        try:
+            content, reasoning, calls = self._said(self._parsers[i], completion, output)
+        except Exception as error:  # what a model writes is no client's mistake
+            self._tell(output.request_id, error)
+            content, reasoning, calls = completion.text, "", []
         self._has_called[i] |= bool(calls)
         reason = plain.finish_reason
         named = isinstance(self._chat.tool_choice, ChatCompletionNamedToolChoiceParam)
@@ -59,20 +77,34 @@ class ChatReader:
             plain, finish_reason=reason, reasoning=reasoning, tool_calls=calls
         )
 
-    def _said_new(self, parser: Any, completion: Any, output: Any) -> tuple[str, str, list[Any]]:
-        message = parser.parse_delta(
-            delta_text=completion.text,
-            delta_token_ids=list(completion.token_ids),
-            request=self._chat,
-            prompt_token_ids=output.prompt_token_ids,
-            finished=completion.finish_reason is not None,
-        )
-        if message is None:
-            return "", "", []
-        calls = [call.model_dump(exclude_none=True) for call in message.tool_calls]
-        return message.content or "", message.reasoning or "", calls
+    def _tell(self, request_id: str, error: Exception) -> None:
+        """Log a parser's error, once for each request."""
+        if not self._told:
+            why = f"{type(error).__name__}: {one_line(error)}"
+            logger.warning(
+                f"{request_id}: vLLM's parser cannot read the text, sent as it is: {why}"
+            )
+        self._told = True
 
-    def _said_all(self, parser: Any, completion: Any, output: Any) -> tuple[str, str, list[Any]]:
+    def _said_new(self, parser: Any, completion: Any, output: Any) -> Said:
+        """Return what is new, read token by token: as one piece it could lose calls or text."""
+        said: Said = ("", "", [])
+        pieces = by_token(self._decode, completion.text, completion.token_ids)
+        for n, (text, token_ids) in enumerate(pieces, 1):
+            message = parser.parse_delta(
+                delta_text=text,
+                delta_token_ids=token_ids,
+                request=self._chat,
+                prompt_token_ids=output.prompt_token_ids,
+                finished=completion.finish_reason is not None and n == len(pieces),
+            )
+            if message is not None:
+                calls = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+                new = (message.content or "", message.reasoning or "", calls)
+                said = (said[0] + new[0], said[1] + new[1], said[2] + new[2])
+        return said
+
+    def _said_all(self, parser: Any, completion: Any, output: Any) -> Said:
         if hasattr(parser, "set_prompt_token_ids"):  # newer than 0.26
             parser.set_prompt_token_ids(output.prompt_token_ids or [])
         reasoning, content, calls = parser.parse(
