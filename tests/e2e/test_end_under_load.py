@@ -62,5 +62,5 @@ def test_sigterm_ends_what_does_not_finish(server: TritonServer) -> None:
             server.process.send_signal(signal.SIGTERM)
             assert "s of grace are over" in endless_one.all()[-1].error
             assert "s of grace are over" in read_http_stream(http)
-        assert 0 == server.process.wait(STOP_SECONDS)  # beyond its exit timeout Triton\'s is 1
+        assert 0 == server.process.wait(STOP_SECONDS)  # beyond its exit timeout Triton's is 1
     assert [] == server.await_no_processes(GONE_SECONDS)

@@ -27,5 +27,5 @@ def test_shutdown_with_requests_in_flight(triton: TritonServer) -> None:
             # This closes the client's half of the stream. Triton 24.10 keeps a model alive for as
             # long as a stream is open on which a request to it was ever made.
             assert_ended_once(request)
-        assert 0 == triton.process.wait(STOP_SECONDS)  # beyond its exit timeout Triton\'s is 1
+        assert 0 == triton.process.wait(STOP_SECONDS)  # beyond its exit timeout Triton's is 1
     assert [] == triton.await_no_processes(GONE_SECONDS)
