@@ -177,7 +177,7 @@ def test_a_signal_cancels_at_the_server(server: Server, tmp_path: Path, number: 
     ids=["unknown", "other tensors"],
 )
 def test_a_model_of_no_use_is_said_in_a_line(ask: Ask, model: str, expected: str) -> None:
-    """For an unknown model, or one with other tensors, the client prints one line and exits with 1."""
+    """For an unknown model, or one with other tensors, it prints one line and exits with 1."""
     outcome = ask(["a"], f"--model={model}")
     assert 1 == outcome.stderr.count("\n")
     assert expected in outcome.stderr

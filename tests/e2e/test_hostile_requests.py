@@ -58,7 +58,7 @@ def check_end(end: str | Refused) -> None:
 
 
 def test_hostile_requests(server: TritonServer) -> None:
-    """Each gets an answer or an error with the reason; the server goes on and serves the next one."""
+    """Each gets an answer or an error with the reason, and the server goes on."""
     well = Well.of(server)
     ends: Counter[type] = Counter()
     with Connection(server) as connection:
