@@ -18,6 +18,10 @@ from triton_vllm.errors import SettingsError
 from triton_vllm.topology.gpus import Parallelism, check_gpus
 from triton_vllm.topology.nodes import JOIN_TIMEOUT, MultiNode, Rendezvous, SingleNode
 
+# By name: the front end imports neither.
+_CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
+_OUR_CPU_WORKER = "triton_vllm.vllm_api.cpu.Worker"
+
 
 def visible_gpus() -> int | None:
     """Return how many GPUs this process sees; None where this vLLM needs none, as on the CPU.
@@ -36,6 +40,12 @@ def executor_class(config: Any) -> Any:
 
         return RayExecutor
     return Executor.get_class(config)
+
+
+def choose_worker(config: Any) -> None:
+    """Have ``Worker`` of ``cpu.py`` run the model where vLLM's worker on a CPU would."""
+    if config.parallel_config.worker_cls == _CPU_WORKER:
+        config.parallel_config.worker_cls = _OUR_CPU_WORKER
 
 
 def rendezvous(args: AsyncEngineArgs) -> Rendezvous | None:

@@ -24,7 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.topology.front_ends import EngineAddresses
 from triton_vllm.vllm_api.guard import GuardedLLM
-from triton_vllm.vllm_api.parallel import executor_class
+from triton_vllm.vllm_api.parallel import choose_worker, executor_class
 from triton_vllm.vllm_api.structured_outputs import choose_library
 
 # `max_num_batched_tokens` and friends default by usage context: take the ones of `vllm serve`.
@@ -46,7 +46,8 @@ _JOIN_SECONDS = 30  # for an engine that has loaded its model to answer one more
 def create_config(engine_args: AsyncEngineArgs) -> Any:
     """Resolve engine arguments to a ``VllmConfig``, with the defaults of ``vllm serve``.
 
-    Only the structured-output library is chosen here, for the engine's life.
+    Only the structured-output library, for the engine's life, and the worker on a CPU are chosen
+    here.
     """
     given = {name: getattr(engine_args, name) for name in _INFERRED}
     try:
@@ -55,6 +56,7 @@ def create_config(engine_args: AsyncEngineArgs) -> Any:
         for name, value in given.items():
             setattr(engine_args, name, value)
     choose_library(config)
+    choose_worker(config)
     return config
 
 
