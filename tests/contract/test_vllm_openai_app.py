@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette._utils import get_route_path
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.renderers import renderer_from_config
 from vllm.v1.engine.input_processor import InputProcessor
 
@@ -130,21 +131,36 @@ def test_vllm_does_not_check_the_key_again(model: Path, monkeypatch: pytest.Monk
     assert 200 == served(model, models)
 
 
-async def max_tokens(app: Any) -> tuple[Any, Any]:
-    """Return the default of chat's ``max_tokens``, and the upper limit."""
+async def max_tokens(app: Any) -> tuple[Any, Any, Any]:
+    """Return the defaults of ``max_tokens`` for chat and completions, and the upper limit."""
     chat = app.state.openai_serving_chat
-    return chat.default_sampling_params.get("max_tokens"), chat.override_max_tokens
+    completion = CompletionRequest.model_validate({"prompt": "a"})
+    default = chat.default_sampling_params.get("max_tokens")
+    return default, completion.max_tokens, chat.override_max_tokens
 
 
-def test_the_default_of_max_tokens_holds_in_the_app(model: Path) -> None:
-    """As a default, and not as an upper limit."""
-    assert (7, None) == served(model, max_tokens, 7)
+@pytest.fixture
+def completions_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put OpenAI's default back, which holds for the process."""
+    field = CompletionRequest.model_fields["max_tokens"]
+    monkeypatch.setattr(field, "default", field.default)
 
 
+@pytest.mark.usefixtures("completions_default")
+def test_the_default_of_max_tokens_holds_in_the_app(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a default, and not as an upper limit; completions have 16 without it."""
+    assert (None, 16, None) == served(model, max_tokens)
+    assert (7, 7, None) == served(model, max_tokens, 7)
+    assert "does not hold" not in caplog.text
+
+
+@pytest.mark.usefixtures("completions_default")
 def test_the_models_own_limit_stays(model: Path) -> None:
     """That of the operator's overrides is an upper limit in vLLM's app."""
     overrides = {"max_new_tokens": 9}
-    assert (7, 9) == served(model, max_tokens, 7, override_generation_config=overrides)
+    assert (7, 7, 9) == served(model, max_tokens, 7, override_generation_config=overrides)
 
 
 def test_an_answer_has_the_cors_headers_of_the_app(model: Path) -> None:

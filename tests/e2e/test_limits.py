@@ -24,10 +24,12 @@ from tests.e2e.triton_server import Request, TritonServer, ask, free_ports, gene
 pytestmark = pytest.mark.timeout(300)
 
 BATCH = 2
+BATCHED_TOKENS = 256
 LIMIT = 3.0  # seconds
 SLACK = 15.0  # seconds that a loaded machine may add
 MAX_QUEUED_TOKENS = 5_000
 MAX_SEQUENCES = 8
+DEFAULT_TOKENS = 20
 BURST = 12
 GRAMMAR_SECONDS = 0.001  # of an ordinary grammar, with a vocabulary of 49,152 tokens
 ADDRESS = {
@@ -65,6 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "default_timeout_seconds": LIMIT,
         "max_queued_tokens": MAX_QUEUED_TOKENS,
         "max_n": MAX_SEQUENCES,
+        "default_max_tokens": DEFAULT_TOKENS,
         "grammar_compile_timeout_seconds": GRAMMAR_SECONDS,
         "openai": {"port": port, "served_model_name": "tiny"},
     }
@@ -72,12 +75,30 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         tmp_path_factory.mktemp("limits"),
         serving,
         max_num_seqs=BATCH,
-        max_num_batched_tokens=256,
+        max_num_batched_tokens=BATCHED_TOKENS,
         enable_prefix_caching=False,
     )
     server = TritonServer(repository, "limits", "vllm")
     yield Served(server, port)
     server.kill()
+
+
+def test_the_default_length_holds_over_both_protocols(served: Served) -> None:
+    """For whatever a client sends without a length; its own length goes first."""
+    inputs = {"text_input": "Hello", "return_num_output_tokens": True}
+    inputs |= {"sampling_parameters": '{"ignore_eos": true, "temperature": 0}'}
+    (answer,) = ask(served.triton, inputs)
+    assert (str(DEFAULT_TOKENS),) == answer.outputs["num_output_tokens"]
+    how: Any = {"model": "tiny", "temperature": 0, "extra_body": {"ignore_eos": True}}
+    messages: Any = [{"role": "user", "content": "Hello"}]
+    with client_of(served.port) as client:
+        answers = [
+            client.chat.completions.create(messages=messages, **how),
+            client.completions.create(prompt="Hello", **how),
+            client.completions.create(prompt="Hello", max_tokens=None, **how),
+            client.completions.create(prompt="Hello", max_tokens=3, **how),
+        ]
+    assert [DEFAULT_TOKENS] * 3 + [3] == [answer.usage.completion_tokens for answer in answers]
 
 
 def ended_by_the_limit(served: Served) -> float:
@@ -201,3 +222,28 @@ def test_a_burst_of_long_prompts_over_openai(served: Served) -> None:
     assert f"the limit is {MAX_QUEUED_TOKENS} " in refused[0]
     assert admitted >= 2
     await_idle(served.triton)
+
+
+def test_a_seed_holds_for_a_prompt_in_parts(served: Served) -> None:
+    """As for any other; the engine, which computes it in several steps, stays."""
+    how = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.0}
+    prompt = "x " * 700
+    assert len(prompt.split()) > 2 * BATCHED_TOKENS
+    texts = [generate(served.triton, prompt, seed=seed, **how) for seed in (7, 7, 8, 9)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+    assert 0 == metric(served.triton, "triton_vllm:engine_restarts_total")
+
+
+def test_a_reload_in_place_says_what_to_do(served: Served) -> None:
+    """The old instance has the port, and serves on; after an unload the model can be loaded."""
+    server = served.triton
+    (server.repository / "vllm/config.pbtxt").touch()  # else Triton keeps what is loaded
+    error = server.load("vllm")
+    assert f'"serving.openai": 127.0.0.1:{served.port}: Address already in use' in error
+    assert "a loaded model that has the port, this one included, must be unloaded first" in error
+    assert 2 == served.completions(tokens=2).usage.completion_tokens
+    server.unload("vllm")
+    server.await_state("vllm", "UNAVAILABLE", 60)
+    assert "" == server.load("vllm")
+    assert 2 == served.completions(tokens=2).usage.completion_tokens

@@ -70,8 +70,8 @@ class ServingSettings:
     cancellation_poll_seconds: float = setting(0.1, ge=0.01, le=60)
     """Interval between checks whether the clients of running requests are still connected."""
     default_max_tokens: int = setting(0, ge=0, le=10_000_000)
-    """`max_tokens` of requests that set none. 0: the model's own default, else what fits into its
-    context, as in `vllm serve`."""
+    """`max_tokens` of requests that set none, over both protocols. 0: the model's own default,
+    else what fits into its context, and 16 for OpenAI's completions, as in `vllm serve`."""
     metrics_interval_seconds: float = setting(2.0, ge=0.1, le=60)
     """Interval between exports of metrics to Triton."""
     max_engine_restarts: int = setting(5, ge=0, le=1000)

@@ -17,6 +17,7 @@ from typing import Any
 from starlette.middleware.cors import CORSMiddleware
 from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.system_utils import set_ulimit
@@ -118,7 +119,7 @@ class FrontEnd:
         await self._lifespan.aclose()
 
 
-# What answers chat and Responses; completions have OpenAI's default of 16.
+# What answers chat and Responses.
 _SERVING = ("openai_serving_chat", "openai_serving_chat_batch", "openai_serving_responses")
 
 
@@ -127,11 +128,17 @@ def _set_default_max_tokens(state: Any, tokens: int) -> None:
 
     Not by ``override_generation_config``, which vLLM's app takes for an upper limit, too.
     """
-    for serving in filter(None, (getattr(state, name, None) for name in _SERVING)):
-        try:
+    try:
+        for serving in filter(None, (getattr(state, name, None) for name in _SERVING)):
             serving.default_sampling_params["max_tokens"] = tokens
-        except (AttributeError, TypeError):
-            logger.warning('"default_max_tokens" does not hold on the OpenAI port of this vLLM')
+        # vLLM's class takes the 16 of OpenAI's completions from its own field. One model has this
+        # process to itself.
+        CompletionRequest.model_fields["max_tokens"].default = tokens
+        holds = CompletionRequest(prompt="a").max_tokens == tokens
+    except (AttributeError, KeyError, TypeError):
+        holds = False
+    if not holds:
+        logger.warning('"default_max_tokens" does not hold on the OpenAI port of this vLLM')
 
 
 def with_cors(app: Any, args: argparse.Namespace) -> Any:
