@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from triton_vllm.config.validation import CONFIG, setting
 from triton_vllm.errors import SettingsError
@@ -25,6 +25,9 @@ class OpenAISettings:
     port: int = setting(MISSING, ge=1, le=65535)
     """TCP port, one for each model. Required. The first of several engines uses it, the next one
     the next port."""
+    server: Literal["python", "rust"] = "python"
+    """What serves the port: `"python"` is vLLM's Python server with this package's limits; `"rust"`
+    is vLLM's [Rust front end](#the-rust-front-end), which is faster and has none of them."""
     host: str = setting("127.0.0.1", min_length=1)
     """Address to listen on; `"0.0.0.0"` is every IPv4 address of the host."""
     api_keys_env: str = setting("")

@@ -151,6 +151,12 @@ class ModelSettings:
         return self.placement.front_ends
 
     @property
+    def rust_clients(self) -> int:
+        """1 where vLLM's Rust front end is one more client of the engine, its first; else 0."""
+        openai = self.serving.openai
+        return int(openai is not None and openai.server == "rust")
+
+    @property
     def sender_threads(self) -> int:
         """The number of sender threads in each front end.
 

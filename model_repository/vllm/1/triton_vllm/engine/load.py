@@ -83,6 +83,7 @@ def _bind_port(
     if openai is None or not slot.is_leader:
         return None
     where = f'{settings.engine_args_path}: "serving.openai"'
+    shared = slot.count > 1 and not settings.rust_clients
     return held.enter_context(
-        bound_port(openai.host, openai.port, leads=True, shared=slot.count > 1, where=where)
+        bound_port(openai.host, openai.port, leads=True, shared=shared, where=where)
     )

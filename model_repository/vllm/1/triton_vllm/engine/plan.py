@@ -67,11 +67,12 @@ def resolve(
     args = parse_engine_args(settings.engine_args, where, logger.warning)
     reports_metrics = settings.report_metrics and not args.disable_log_stats and server_metrics
     _check(args, settings.front_ends, where)
-    if slot.count > 1:
+    clients = slot.count + settings.rust_clients
+    if clients > 1:
         # vLLM logs no statistics when several front ends share an engine, as none of them sees the
         # whole; so do not pay for collecting them, unless they are exported.
         args.disable_log_stats = not reports_metrics
-        args = vllm_api.as_front_end(args, slot.index, slot.count)
+        args = vllm_api.as_front_end(args, slot.index + settings.rust_clients, clients)
     cluster = cluster_of(args, instance.devices, settings)
     try:
         config = vllm_api.create_config(args)
@@ -80,7 +81,13 @@ def resolve(
         raise SettingsError(f'{where}: model "{args.model}": {reason}') from error
     chat = parse_chat_args(settings.chat, args, where)
     timer.lap(f"configuration of {args.model} resolved")
-    if not vllm_api.is_pooling(config):
+    if vllm_api.is_pooling(config):
+        if settings.rust_clients:
+            raise SettingsError(
+                f'{where}: "serving.openai": "server": "rust" serves models that generate text; '
+                'this one pools: "server": "python" serves it'
+            )
+    else:
         refuse = settings.serving.unsupported_schema_keywords == "refuse"
         library = vllm_api.library_of(config, where, refuse=refuse)
         logger.info(

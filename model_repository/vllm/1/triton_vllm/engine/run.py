@@ -84,9 +84,9 @@ class EngineRun:
             if plan.slot.is_leader:
                 plan.errors.clear()
             addresses, front_end = None, {}
-            if plan.slot.count > 1:
+            if plan.slot.count + plan.settings.rust_clients > 1:
                 addresses = await _join(plan, plan.slot, loop, replaced, held)
-                front_end = _front_end_of(addresses, plan.slot)
+                front_end = _front_end_of(addresses, plan.slot, plan.settings.rust_clients)
             llm = await _start(
                 plan,
                 loop,
@@ -208,7 +208,10 @@ async def _join(
     """Launch the shared engine if this front end leads; return its addresses."""
     if slot.is_leader:
         cores = await _start(
-            plan, loop, lambda: vllm_api.EngineCores(plan.args, slot.count), launches=True
+            plan,
+            loop,
+            lambda: vllm_api.EngineCores(plan.args, slot.count, plan.settings.rust_clients),
+            launches=True,
         )
         held.callback(cores.shutdown, timeout=_SHUTDOWN_SECONDS)
         held.callback(slot.withdraw)
@@ -216,14 +219,14 @@ async def _join(
     return await slot.wait_for_engine(replaced)
 
 
-def _front_end_of(addresses: EngineAddresses, slot: FrontEndSlot) -> dict[str, Any]:
-    """Return what vLLM has to know of this front end of a shared engine."""
+def _front_end_of(addresses: EngineAddresses, slot: FrontEndSlot, first: int) -> dict[str, Any]:
+    """Return what vLLM has to know of this front end; the engine's ``first`` clients are others."""
     return {
         "client_addresses": {
             "input_address": addresses.inputs[slot.index],
             "output_address": addresses.outputs[slot.index],
             "stats_update_address": addresses.stats_update,
         },
-        "client_count": slot.count,
-        "client_index": slot.index,
+        "client_count": first + slot.count,
+        "client_index": first + slot.index,
     }

@@ -131,7 +131,7 @@ class Supervisor:
         run.llm.turn_away = self._admission.end_current
         run.llm.max_sequences = serving.max_n
         await run.renderers.prepare(self._plan.chat)
-        await self._openai.serve(run.llm)
+        await self._openai.serve(run.llm, run.addresses)
 
     def close(self) -> None:
         """Restart the engine no more. Any thread."""
@@ -180,6 +180,7 @@ class Supervisor:
         down = f"{why} and is being restarted" if self._may_try() else why
         admission.down = EngineDownError(down)
         admission.end_all(admission.down)
+        self._openai.suspend()
         self._loop.spawn(self._restart(run, why))
 
     async def _restart(self, run: EngineRun, why: str) -> None:

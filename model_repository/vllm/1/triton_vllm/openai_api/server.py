@@ -26,7 +26,7 @@ from triton_vllm.openai_api.arguments import parse_frontend_args
 from triton_vllm.openai_api.error_texts import ErrorTexts
 from triton_vllm.openai_api.middleware import RequestMiddleware
 from triton_vllm.openai_api.port import bound_port
-from triton_vllm.topology.front_ends import FrontEndSlot
+from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot
 from triton_vllm.vllm_api.versions import SUPPORTED
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,15 @@ class NoOpenAIServer:
     def __init__(self) -> None:
         self.traffic = Traffic()
 
-    async def serve(self, llm: vllm_api.AsyncLLM) -> None:
+    async def serve(self, llm: vllm_api.AsyncLLM, addresses: EngineAddresses | None) -> None:
         """Serve ``llm``: open the port, or, if it is open, replace the engine behind it.
 
-        Raises SettingsError when vLLM's app cannot be built, or the port not be opened.
+        ``addresses`` are those of an engine with several clients. Raises SettingsError when vLLM's
+        app cannot be built, or the port not be opened.
         """
+
+    def suspend(self) -> None:
+        """Let go of an engine that has died."""
 
     async def shut_down(self) -> None:
         """Close the port; give live requests what is left of their time, then end them."""
@@ -75,6 +79,12 @@ def openai_server(
         from triton_vllm.vllm_api import openai_app as vllm_openai
     except ImportError as error:
         raise moved(where, error) from error
+    if openai.server == "rust":
+        from triton_vllm.openai_api.rust_server import rust_server
+
+        if port is None:  # another front end leads
+            return NoOpenAIServer()
+        return rust_server(settings, openai, engine_args, admission, drain, port, where)
     # What the model's own chat does, the port does too, unless it says otherwise.
     given = {**settings.chat, **openai.frontend}
     args = parse_frontend_args(given, engine_args, settings.engine_args["model"], where)
@@ -84,8 +94,7 @@ def openai_server(
     # The middleware checks the key. An empty one, unlike none, keeps vLLM from its own check with
     # VLLM_API_KEY.
     args.host, args.port, args.api_key = openai.host, openai.port, [""]
-    if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
-        logger.warning(f"{where}: {openai.host} can be reached from other machines, without a key")
+    warn_if_open(openai, keys, where)
     middleware = RequestMiddleware(
         admission,
         keys,
@@ -98,6 +107,12 @@ def openai_server(
     return OpenAIServer(
         settings.name, openai, where, middleware, front_end, server, slot, drain, answers, port
     )
+
+
+def warn_if_open(openai: OpenAISettings, keys: tuple[str, ...], where: str) -> None:
+    """Warn of a port that other machines reach, and that has no key."""
+    if not keys and openai.host not in ("127.0.0.1", "::1", "localhost"):
+        logger.warning(f"{where}: {openai.host} can be reached from other machines, without a key")
 
 
 def moved(where: str, error: ImportError) -> SettingsError:
@@ -164,7 +179,9 @@ class OpenAIServer(NoOpenAIServer):
         self._following: asyncio.Task[None] | None = None  # kept, as asyncio itself does not
         self._cleanup = contextlib.ExitStack()
 
-    async def serve(self, llm: vllm_api.AsyncLLM) -> None:  # noqa: D102 (as above)
+    async def serve(  # noqa: D102 (as above)
+        self, llm: vllm_api.AsyncLLM, addresses: EngineAddresses | None
+    ) -> None:
         if self._server.should_exit:  # the model is unloaded while its engine is restarted
             return
         from triton_vllm.vllm_api import api as vllm_api

@@ -21,6 +21,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -130,6 +131,10 @@ def write_down_errors() -> None:
 
     logging.setLogRecordFactory(make_and_look)
 
+
+if __name__ == "__main__":  # followed by the command line of a program that is not Python's
+    die_with_stub()
+    os.execv(sys.argv[1], sys.argv[1:])  # noqa: S606 (no shell)
 
 if __name__ == "__mp_main__":
     die_with_stub()

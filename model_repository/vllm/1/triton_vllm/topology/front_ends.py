@@ -30,7 +30,7 @@ import fcntl
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -45,13 +45,16 @@ class EngineAddresses:
     """Where the engine core talks to each front end, and the processes it consists of.
 
     ``inputs[i]`` and ``outputs[i]`` are front end i's ZeroMQ addresses; ``stats_update`` is the
-    data-parallel coordinator's, where there is one.
+    data-parallel coordinator's, where there is one. ``rust_inputs`` are those of vLLM's Rust front
+    end, if it is the engine's first client: one for each of its starts.
     """
 
     inputs: list[str]
     outputs: list[str]
     stats_update: str | None
     processes: list[int]
+    rust_inputs: list[str] = field(default_factory=list)
+    rust_output: str = ""
 
 
 class FrontEndSlot:

@@ -22,6 +22,7 @@ from vllm.v1.engine import core_client
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from triton_vllm.errors import SettingsError
 from triton_vllm.topology.front_ends import EngineAddresses
 from triton_vllm.vllm_api.guard import GuardedLLM
 from triton_vllm.vllm_api.parallel import choose_worker, executor_class
@@ -38,6 +39,7 @@ _LAUNCH_TAKES_COUNT = (
 # for the engine behind several front ends, would take it for the operator's wish.
 _INFERRED = ("data_parallel_rank", "data_parallel_size_local", "data_parallel_hybrid_lb")
 
+_RUST_RESTARTS = 8  # with one engine, which tries to connect to the address of each in the meantime
 _WORKER = "::Worker"  # in what a worker's process calls itself
 _LOOK_SECONDS = 0.1  # between two questions whether sockets are closed
 _JOIN_SECONDS = 30  # for an engine that has loaded its model to answer one more front end
@@ -135,15 +137,21 @@ class EngineCores:
     Owned by the front end that launched them.
     """
 
-    def __init__(self, engine_args: AsyncEngineArgs, front_ends: int) -> None:
+    def __init__(self, engine_args: AsyncEngineArgs, front_ends: int, rust_clients: int) -> None:
         """Launch the processes and wait until the model is loaded. Blocks for all that time.
 
+        ``rust_clients``: 1 if vLLM's Rust front end is the first client, before the ``front_ends``.
         Raises what vLLM raises when a process dies while it starts.
         """
+        clients = rust_clients + front_ends
         # Rank -1: this configuration belongs to no front end, but to the engine.
-        config = create_config(as_front_end(engine_args, -1, front_ends))
-        addresses = _zmq_addresses(config, front_ends)
-        counts = {"num_api_servers": front_ends} if _LAUNCH_TAKES_COUNT else {}
+        config = create_config(as_front_end(engine_args, -1, clients))
+        addresses = _zmq_addresses(config, clients)
+        if rust_clients:
+            addresses.inputs += _zmq_addresses(config, _RUST_RESTARTS).inputs
+            if not addresses.inputs[0].startswith("ipc:"):
+                raise SettingsError('"server": "rust" needs all engines of a model on this machine')
+        counts = {"num_api_servers": clients} if _LAUNCH_TAKES_COUNT else {}
         with engine_utils.launch_core_engines(
             config,
             executor_class(config),
@@ -157,10 +165,12 @@ class EngineCores:
                 self._manager, self._coordinator = launch.engine_manager, launch.coordinator
                 addresses = launch.addresses
         self.addresses = EngineAddresses(
-            inputs=list(addresses.inputs),
-            outputs=list(addresses.outputs),
+            inputs=list(addresses.inputs[rust_clients:clients]),
+            outputs=list(addresses.outputs[rust_clients:]),
             stats_update=self._coordinator and self._coordinator.get_stats_publish_address(),
             processes=_process_ids(self._manager, self._coordinator),
+            rust_inputs=addresses.inputs[:rust_clients] + addresses.inputs[clients:],
+            rust_output=addresses.outputs[0] if rust_clients else "",
         )
 
     def shutdown(self, timeout: float) -> None:

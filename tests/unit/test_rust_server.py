@@ -1,0 +1,221 @@
+"""The life of the Rust front end's process, with a stand-in for the binary."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from triton_vllm.errors import EngineDownError, SettingsError
+from triton_vllm.limits.admission import OPENAI, Admission
+from triton_vllm.limits.drain import Drain
+from triton_vllm.openai_api import rust_server
+from triton_vllm.openai_api.rust_server import RustServer
+from triton_vllm.openai_api.unavailable import UnavailableServer
+from triton_vllm.topology import child_process
+from triton_vllm.topology.front_ends import EngineAddresses
+from triton_vllm.topology.load_balancing import NoLoadBalancer
+
+pytestmark = pytest.mark.timeout(60)
+PROGRAM = Path(__file__).with_name("fake_rust.py")
+
+
+class FakeFrontEnd:
+    """Says how the stand-in is started, and counts the engines that it was prepared for."""
+
+    def __init__(self, *options: str) -> None:
+        self.options = options
+        self.engines = 0
+
+    async def settle_library(self, llm: Any) -> None:
+        self.engines += 1
+
+    @contextlib.contextmanager
+    def command(
+        self, llm: Any, addresses: EngineAddresses, start: int, port: int
+    ) -> Iterator[tuple[list[str], list[int]]]:
+        yield [sys.executable, str(PROGRAM), str(port), *self.options], [port]
+
+
+class Port:
+    """A served port, and what a test does to it."""
+
+    def __init__(self, front_end: Any, seconds: float) -> None:
+        self.admission = Admission(0, 0, lambda: 0, NoLoadBalancer())
+        self.drain = Drain(self.admission, {OPENAI: seconds}, "vllm")
+        self.front_end = front_end
+        self.bound = socket.create_server(("127.0.0.1", 0))
+        why = lambda: rust_server._why(self.admission)  # noqa: E731
+        unavailable = UnavailableServer(self.bound, None, why)
+        self.server = RustServer(
+            "vllm", "/m", front_end, ("sk-1",), self.drain, self.bound, unavailable
+        )
+
+    async def serve(self, starts: int = 3) -> None:
+        addresses = EngineAddresses([], [], None, [], [f"ipc:///{n}" for n in range(starts)], "o")
+        llm: Any = object()
+        await self.server.serve(llm, addresses)
+
+    async def get(self, path: str = "/") -> tuple[int, str]:
+        """Ask on a connection of its own."""
+        async with httpx.AsyncClient(timeout=20) as client:
+            url = f"http://127.0.0.1:{self.bound.getsockname()[1]}{path}"
+            answer = await client.get(url)
+        return answer.status_code, answer.text
+
+    async def pid(self) -> int:
+        status, text = await self.get()
+        assert status == 200, text
+        return int(text.split()[0])
+
+    async def is_up(self) -> bool:
+        return (await self.get())[0] == 200
+
+    async def refusal(self) -> str:
+        """Wait until the port answers 503; return its reason."""
+        while (answer := await self.get())[0] != 503:  # noqa: ASYNC110 (a process)
+            await asyncio.sleep(0.02)
+        return answer[1]
+
+
+@contextlib.asynccontextmanager
+async def port(
+    monkeypatch: pytest.MonkeyPatch, *options: str, seconds: float = 5
+) -> AsyncIterator[Port]:
+    monkeypatch.setenv(child_process.STUB_PID, str(os.getpid()))
+    made = Port(FakeFrontEnd(*options), seconds)
+    try:
+        yield made
+    finally:
+        await made.server.shut_down()
+        made.bound.close()
+
+
+def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(test(**fixtures))
+
+    return run
+
+
+async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    """Ask again and again, until it holds."""
+    while not await condition():  # noqa: ASYNC110 (a process)
+        await asyncio.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@in_a_loop
+async def test_a_process_serves_and_has_the_key_in_its_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its command line, which others can read, has no key."""
+    async with port(monkeypatch) as served:
+        await served.serve()
+        status, text = await served.get()
+        assert (200, "sk-1") == (status, text.split()[1])
+        pid = int(text.split()[0])
+        assert b"sk-1" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert 1 == served.front_end.engines
+    assert not is_alive(pid)
+
+
+@in_a_loop
+async def test_a_killed_process_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As often as the engine has addresses; then the port says that there is no server."""
+    async with port(monkeypatch) as served:
+        await served.serve(starts=2)
+        first = await served.pid()
+        os.kill(first, signal.SIGKILL)
+        second = first
+        while second == first:
+            status, text = await served.get()
+            second = int(text.split()[0]) if status == 200 else first
+        assert "exited with -9, and its requests with it" in caplog.text
+        os.kill(second, signal.SIGKILL)
+        assert "has died" in await served.refusal()
+        assert "no restart of vLLM's Rust front end is left" in caplog.text
+
+
+@in_a_loop
+async def test_a_process_that_does_not_start_fails_the_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With its exit code, in one line."""
+    async with port(monkeypatch, "fail") as served:
+        with pytest.raises(SettingsError, match="exited with 3"):
+            await served.serve()
+
+
+@in_a_loop
+async def test_a_dead_engine_takes_the_process_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients are told so until there is another engine, with which a new process serves."""
+    async with port(monkeypatch) as served:
+        await served.serve()
+        pid = await served.pid()
+        served.admission.down = EngineDownError("the engine died and is being restarted")
+        served.server.suspend()
+        assert "the engine died and is being restarted" in await served.refusal()
+        assert not is_alive(pid)
+        await served.serve()
+        served.admission.down = None
+        assert pid != await served.pid()
+
+
+@in_a_loop
+async def test_a_drain_lets_requests_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New connections are refused meanwhile."""
+    async with port(monkeypatch) as served:
+        await served.serve()
+        slow = asyncio.create_task(served.get("/slow"))
+        await asyncio.sleep(0.3)
+        served.drain.begin()
+        assert "unloaded" in await served.refusal()
+        assert 200 == (await slow)[0]
+
+
+@in_a_loop
+async def test_a_drain_that_is_cancelled_starts_another_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The model stays after all."""
+    async with port(monkeypatch) as served:
+        await served.serve()
+        pid = await served.pid()
+        served.drain.begin()
+        await served.refusal()
+        served.drain.cancel()
+        await until(served.is_up)
+        assert pid != await served.pid()
+
+
+@in_a_loop
+async def test_a_process_that_does_not_drain_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the drain's time and a second."""
+    async with port(monkeypatch, seconds=0.1) as served:
+        await served.serve()
+        pid = await served.pid()
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        await served.server.shut_down()
+        assert not is_alive(pid)
+        assert time.monotonic() - began < 10
