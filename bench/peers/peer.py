@@ -13,7 +13,7 @@ _NAME = re.compile(
     r"((-tp(?P<tp>\d+))?(-pp(?P<pp>\d+))?(-dp(?P<dp>\d+))?(?P<ep>-ep)?(-sets(?P<sets>\d+))?"
     r"|-gpu(?P<gpu>\d+))"
     r"(-pin(?P<pin>\d+))?"
-    r"(?P<http>-http)?(?P<openai>-openai)?(?P<nometrics>-nometrics)?"
+    r"(?P<http>-http)?(?P<openai>-openai(?P<by_rust>-rust)?)?(?P<nometrics>-nometrics)?"
 )
 NAMES = """\
   vllm                `vllm serve` as it comes
@@ -29,7 +29,8 @@ ours by -setsN, too: N engines on GPUs of their own, each with its share of the 
 and by -pinN: N CPUs for the engine core alone (whole physical cores where N allows).
 Any on one GPU may be followed by -gpuN, the GPU that it sees, counted from 0.
 ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics, ours also in
--openai (a server with the OpenAI-compatible port open, and asked there)."""
+-openai (a server with the OpenAI-compatible port open, and asked there), or -openai-rust (the same
+with vLLM's Rust front end on that port)."""
 
 
 class PeerError(Exception):
@@ -80,7 +81,7 @@ class Peer:
                 return cls(
                     name=name,
                     kind=kind,
-                    rust=bool(found["rust"]),
+                    rust=bool(found["rust"] or found["by_rust"]),
                     api_servers=int(found["api"] or 1),
                     front_ends=int(found["front_ends"] or 1),
                     sender_threads=int(found["threads"] or 0),

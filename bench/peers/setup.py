@@ -202,7 +202,8 @@ def _ours(peer: Peer, setup: Setup, model: Path, openai_port: int) -> None:
         setup.template, model, ignore=shutil.ignore_patterns("__pycache__", "vllm_env*")
     )
     threads = {"sender_threads": peer.sender_threads} if peer.sender_threads else {}
-    openai = {"port": openai_port, "served_model_name": [MODEL_NAME]}
+    openai: dict[str, Any] = {"port": openai_port, "served_model_name": [MODEL_NAME]}
+    openai |= {"server": "rust"} if peer.rust else {}
     port = {"openai": openai} if peer.openai else {}
     pinned = (
         {"engine_cpu_affinity": cpus.as_list(_engine_cpus(peer)[0])} if peer.engine_cpus else {}

@@ -45,6 +45,7 @@ def setup(tmp_path: Path) -> Setup:
         ("vllm-api4", {"kind": "vllm", "api_servers": 4}),
         ("ours-4", {"kind": "ours", "front_ends": 4}),
         ("ours-4-openai", {"kind": "ours", "front_ends": 4, "openai": True}),
+        ("ours-1-openai-rust", {"kind": "ours", "openai": True, "rust": True}),
         ("ours-4x2-http-nometrics",
          {"kind": "ours", "front_ends": 4, "sender_threads": 2, "http": True, "metrics": False}),
         ("send-8x1", {"kind": "send", "front_ends": 8, "sender_threads": 1}),
@@ -59,7 +60,17 @@ def test_a_name_says_what_a_peer_is(name: str, expected: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(
     "name",
-    ["ours-rust", "vllm-4", "vllm-http", "offline-2", "official-2", "send-1-openai", "", "ours-"],
+    [
+        "ours-rust",
+        "ours-1-openai-rust-http",
+        "vllm-4",
+        "vllm-http",
+        "offline-2",
+        "official-2",
+        "send-1-openai",
+        "",
+        "ours-",
+    ],
 )
 def test_a_wrong_name_is_refused(name: str) -> None:
     """A name that means nothing is refused with all that mean something."""
