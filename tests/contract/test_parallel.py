@@ -129,7 +129,7 @@ def test_where_other_machines_connect(
 
 def test_parallelism_is_read_as_vllm_reads_it(model: str) -> None:
     """Every argument that counts GPUs is there in this vLLM, with the defaults of one GPU."""
-    assert Parallelism(1, 1, 1, "") == Parallelism.of(AsyncEngineArgs(model=model))
+    assert Parallelism(1, is_spread=False, text="") == Parallelism.of(AsyncEngineArgs(model=model))
 
 
 def test_headless_arguments_are_those_of_the_file(tmp_path: Path) -> None:

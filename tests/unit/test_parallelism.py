@@ -28,25 +28,25 @@ def of(**changes: Any) -> Parallelism:
 
 
 @pytest.mark.parametrize(
-    ("changes", "here", "engines_here"),
+    ("changes", "here", "spread"),
     [
-        ({}, 1, 1),
-        ({"tensor_parallel_size": 2}, 2, 1),
-        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3}, 6, 1),
-        ({"tensor_parallel_size": 2, "data_parallel_size": 2}, 4, 2),
-        ({"data_parallel_size": 4, "data_parallel_size_local": 1}, 1, 1),
-        ({"data_parallel_size": 4, "data_parallel_size_local": 0}, 0, 0),
-        ({"data_parallel_size": 4, "data_parallel_rank": 2}, 1, 1),
-        ({"tensor_parallel_size": 4, "nnodes": 2}, 2, 1),
-        ({"tensor_parallel_size": 4, "distributed_executor_backend": "ray"}, None, 1),
-        ({"data_parallel_size": 2, "distributed_executor_backend": "ray"}, None, 2),
+        ({}, 1, False),
+        ({"tensor_parallel_size": 2}, 2, False),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3}, 6, False),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 2}, 4, False),
+        ({"data_parallel_size": 4, "data_parallel_size_local": 1}, 1, True),
+        ({"data_parallel_size": 4, "data_parallel_size_local": 0}, 0, True),
+        ({"data_parallel_size": 4, "data_parallel_rank": 2}, 1, True),
+        ({"tensor_parallel_size": 4, "nnodes": 2}, 2, True),
+        ({"tensor_parallel_size": 4, "distributed_executor_backend": "ray"}, None, False),
+        ({"data_parallel_size": 2, "distributed_executor_backend": "ray"}, None, False),
     ],
     ids=str,
 )
-def test_gpus_of_this_machine(changes: dict[str, Any], here: int | None, engines_here: int) -> None:
+def test_gpus_of_this_machine(changes: dict[str, Any], here: int | None, *, spread: bool) -> None:
     """What the arguments ask of this machine, as vLLM reads them."""
     parallelism = of(**changes)
-    assert (here, engines_here) == (parallelism.here, parallelism.engines_here)
+    assert (here, spread) == (parallelism.here, parallelism.is_spread)
 
 
 def check(parallelism: Parallelism, devices: str = "", seen: int | None = None) -> None:

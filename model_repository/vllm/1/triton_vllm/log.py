@@ -56,12 +56,9 @@ class StartupTimer:
     def lap(self, what: str) -> None:
         """Log the seconds since the last lap, or since the start."""
         now = time.monotonic()
-        self._log(what, now - self._last)
+        logger.info(f"{self._name}: {what} ({now - self._last:.1f} s)")
         self._last = now
 
     def total(self, what: str) -> None:
         """Log the seconds since the start."""
-        self._log(what, time.monotonic() - self._start)
-
-    def _log(self, what: str, seconds: float) -> None:
-        logger.info(f"{self._name}: {what} ({seconds:.1f} s)")
+        logger.info(f"{self._name}: {what} ({time.monotonic() - self._start:.1f} s)")

@@ -50,10 +50,7 @@ class OpenAISettings:
             raise ValueError('"served_model_name" must not be empty')
 
     def read_api_keys(self, where: str) -> tuple[str, ...]:
-        """Return the API keys, none where the port is open to all. Raises SettingsError.
-
-        The error never quotes what it found.
-        """
+        """Return the API keys, none for an open port. Raises SettingsError, which quotes none."""
         if self.api_keys_file:
             source = f'"api_keys_file": {self.api_keys_file}'
             try:
@@ -71,10 +68,7 @@ class OpenAISettings:
 
 
 def with_frontend(given: object) -> object:
-    """Return the object ``given`` with vLLM's options in ``frontend``, which vLLM's parser checks.
-
-    Whatever else ``given`` is, it is returned as it is.
-    """
+    """Return ``given`` with vLLM's options in ``frontend``; what is no object, as it is."""
     if not isinstance(given, dict):
         return given
     own = {f.name for f in fields(OpenAISettings)} - {"frontend"}

@@ -55,8 +55,7 @@ METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
 class ServingSettings:
     """The ``"serving"`` object of ``vllm_engine_args.json``. Times are in seconds.
 
-    scripts/settings_table.py makes the reference in docs/configuration.md of the texts below the
-    fields.
+    scripts/settings_table.py makes docs/configuration.md of the texts below the fields.
     """
 
     __pydantic_config__ = CONFIG
@@ -109,10 +108,7 @@ class ServingSettings:
 
     @classmethod
     def from_json(cls, given: object, where: str) -> ServingSettings:
-        """Check the object ``given`` of the file ``where``.
-
-        Raises SettingsError for an unknown key, a wrong type or a number out of range.
-        """
+        """Check the object ``given`` of the file ``where``. Raises SettingsError."""
         if isinstance(given, dict):
             _refuse_old_names(given, where, SERVING_KEY)
             if isinstance(openai := given.get("openai"), dict):

@@ -1,9 +1,8 @@
 """Reserves CPUs for the engine core.
 
-The engine core is one thread that is never idle under load, and with a small model it is the
-bottleneck. On CPUs that the front ends do not use it does more steps a second (figures in
-docs/benchmarks.md). A process inherits the CPUs of the thread that starts it, so only this process
-is changed.
+With a small model the engine core's one thread is the bottleneck. On CPUs that the front ends do
+not use it does more steps a second (docs/benchmarks.md). A process inherits the CPUs of the thread
+that starts it, so only this process is changed.
 """
 
 from __future__ import annotations
@@ -68,10 +67,7 @@ def as_list(cpus: set[int] | frozenset[int]) -> str:
 
 @contextlib.contextmanager
 def pin_engine(cpus: frozenset[int]) -> Iterator[None]:
-    """Run the processes that this thread starts meanwhile on ``cpus``, this process on the others.
-
-    Without ``cpus`` nothing is pinned.
-    """
+    """Run what this thread starts meanwhile on ``cpus``, if any, and this process on the others."""
     if not cpus:
         yield
         return

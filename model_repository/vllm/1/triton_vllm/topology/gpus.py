@@ -24,13 +24,12 @@ class Parallelism:
     """What one engine consists of.
 
     ``here`` is the number of workers, each with a GPU, of this machine, None where Ray places them.
-    ``engines`` are vLLM's engine cores, one for each data-parallel rank, of which ``engines_here``
-    run on this machine. ``text`` says which arguments ask for that.
+    ``is_spread``: vLLM itself joins workers or engine cores of other machines. ``text`` says which
+    arguments ask for that.
     """
 
     here: int | None
-    engines: int
-    engines_here: int
+    is_spread: bool
     text: str
 
     @classmethod
@@ -41,19 +40,18 @@ class Parallelism:
         in_engine = math.prod(sizes[name] for name in _SIZES)
         engines_here = engines
         given = {name: size for name, size in sizes.items() if size > 1}
-        by_ray = args.distributed_executor_backend == "ray"
-        if by_ray:
-            pass
-        elif args.data_parallel_rank is not None or args.data_parallel_external_lb:
+        if args.distributed_executor_backend == "ray":
+            return cls(None, is_spread=False, text="")
+        if args.data_parallel_rank is not None or args.data_parallel_external_lb:
             engines_here = 1
         elif args.data_parallel_size_local is not None:
             engines_here = given["data_parallel_size_local"] = args.data_parallel_size_local
         here = in_engine * engines_here
-        if args.nnodes > 1 and not by_ray:
+        if args.nnodes > 1:
             here = in_engine * engines // args.nnodes
             given["nnodes"] = args.nnodes
         text = ", ".join(f'"{name}": {size}' for name, size in given.items())
-        return cls(None if by_ray else here, engines, engines_here, text)
+        return cls(here, args.nnodes > 1 or engines_here < engines, text)
 
 
 def check_gpus(

@@ -1,7 +1,7 @@
 """vLLM's engine, its arguments and its errors, and what differs between its versions.
 
 Supported: vLLM 0.26 to 0.33. A difference is found by looking for the feature, never by
-comparing version numbers. Importing this file imports vLLM (seconds), so do it late.
+comparing version numbers.
 """
 
 from __future__ import annotations

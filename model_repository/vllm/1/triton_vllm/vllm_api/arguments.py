@@ -25,9 +25,8 @@ def parse_engine_args(
     """Build vLLM's ``AsyncEngineArgs`` from the JSON object in the file ``where``.
 
     Strings are converted by the field's type ("true", "0.5"); ``null`` means vLLM's default; a key
-    that vLLM dropped is translated or ignored, with a warning.
-
-    Raises SettingsError, one line with file, key and what is allowed.
+    that vLLM dropped is translated or ignored, with a warning. Raises SettingsError, one line with
+    file, key and what is allowed.
     """
     parser = vllm_api.EngineArgsParser.create()
     arguments = engine_command_line(given, where, warn)
@@ -41,10 +40,7 @@ def parse_engine_args(
 def engine_command_line(
     given: Mapping[str, object], where: str, warn: Callable[[str], None]
 ) -> list[str]:
-    """Return the engine arguments of the file ``where`` as vLLM's command line has them.
-
-    Raises SettingsError.
-    """
+    """Return the file's engine arguments as vLLM's command line has them. Raises SettingsError."""
     hints = vllm_api.engine_arg_types()
     parser = vllm_api.EngineArgsParser.create()
     known = hints.keys() & vars(parser.parse_args([])).keys()
@@ -56,10 +52,7 @@ def engine_command_line(
 
 
 def headless_args(path: Path) -> list[str]:
-    """Return the engine arguments of the file, the model first, without those of its front end.
-
-    Raises SettingsError.
-    """
+    """Return the file's engine arguments, the model first, for a node without a front end."""
     given = {
         key: value
         for key, value in read_json_object(path, "the engine arguments").items()

@@ -1,7 +1,4 @@
-"""The modules that vLLM has moved between the supported versions, by what they hold.
-
-Importing this file imports vLLM's front end.
-"""
+"""The modules that vLLM has moved between the supported versions, by what they hold."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""vLLM's parallelism: several GPUs and several nodes.
-
-Importing this file imports vLLM, so do it late.
-"""
+"""vLLM's parallelism: several GPUs and several nodes."""
 
 from __future__ import annotations
 
@@ -88,6 +85,6 @@ def cluster_of(args: Any, devices: str, settings: ModelSettings) -> SingleNode:
                 "built for a device that it does not use with Ray"
             )
         os.environ[JOIN_TIMEOUT] = str(seconds)
-    elif args.nnodes > 1 or parallelism.engines_here < parallelism.engines:
+    elif parallelism.is_spread:
         return MultiNode(rendezvous(args), seconds)
     return SingleNode()

@@ -126,10 +126,7 @@ class PoolingParser(_Parser):
     def parse(
         self, given: Mapping[str, Any], *, stream: bool, where: str
     ) -> tuple[Any, PoolingOptions]:
-        """Return ``PoolingParams`` and options for what a client sent; ``null`` is the default.
-
-        Raises RequestError naming the parameter, what came, and what is allowed.
-        """
+        """Return ``PoolingParams`` and options for what a client sent, as for sampling."""
         assert not stream, "as no form of request to a pooling model has that input"
         checked = self.parameters.check(given, where)
         options = PoolingOptions(**self._take_options(checked))

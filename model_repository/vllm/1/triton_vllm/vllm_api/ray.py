@@ -1,6 +1,6 @@
 """vLLM's Ray executor, with the operator's timeout and one line that says what Ray lacks.
 
-Used only if the engine arguments ask for Ray. Importing this file imports vLLM, so do it late.
+Imported only if the engine arguments ask for Ray.
 """
 
 from __future__ import annotations

@@ -26,10 +26,7 @@ from triton_vllm.vllm_api.render.chat_reader import ChatReader
 
 
 def parse_chat_args(given: Mapping[str, Any], engine_args: Any, where: str) -> argparse.Namespace:
-    """Return the options of ``vllm serve``'s front end that concern chat, checked as there.
-
-    ``given`` are those in the file ``where``. Raises SettingsError.
-    """
+    """Return the file's options of chat, checked as ``vllm serve`` does. Raises SettingsError."""
     front_end = cli_args.BaseFrontendArgs
     parser = vllm_api.EngineArgsParser(add_help=False)
     front_end.add_cli_args(parser)

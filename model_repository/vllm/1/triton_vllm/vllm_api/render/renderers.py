@@ -48,10 +48,7 @@ class Renderers:
             self._chat = ChatRenderer(self._llm, chat)
 
     async def render(self, request: GenerationRequest) -> Generation:
-        """Return the request as the engine takes it, its adapter loaded.
-
-        Raises RequestError, or vLLM's own error, for what cannot be served.
-        """
+        """Return the request as the engine takes it. Raises RequestError, or vLLM's own error."""
         adapter = await self._adapters.get(request.options.lora_name, self._load)
         lora = adapter and _lora_request(adapter)
         match request.prompt:
