@@ -98,5 +98,7 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=10s --start-period=15m --retries=3 \
     CMD ["python3", "/opt/triton_vllm/probe.py", "live"]
 
-# In exec form, because a shell would not pass SIGTERM on to the server.
+# In exec form, because a shell would not pass SIGTERM on to the server. Where clients forget gRPC
+# streams, each of which holds up a stop, add --grpc-max-connection-age and
+# --grpc-max-connection-age-grace: docs/operations/reliability.md says what they cost.
 CMD ["tritonserver", "--model-store=/models"]

@@ -100,3 +100,49 @@ def test_a_final_drain_is_not_cancelled() -> None:
             admission.check()
 
     run(main())
+
+
+def test_a_drain_that_is_over_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time of every API is over; the model cannot come back then."""
+    monkeypatch.setattr("triton_vllm.limits.drain._END_SECONDS", 0.1)
+    admission, drain = make(**{TRITON: 0.2, OPENAI: 0.1})
+    told: list[int] = []
+
+    async def main() -> None:
+        over = asyncio.Event()
+
+        def tell() -> None:
+            told.append(admission.count())
+            over.set()
+
+        drain.on_over = tell
+        request = asyncio.create_task(serve(admission, TRITON, 60))
+        await asyncio.sleep(0)
+        drain.begin()
+        await request
+        assert [] == told
+        await over.wait()
+        drain.cancel()
+        with pytest.raises(UnavailableError):
+            admission.check()
+        drain.begin()
+        await asyncio.sleep(0.5)
+        assert [0] == told
+
+    run(main())
+
+
+def test_a_drain_that_is_cancelled_is_never_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of a model that is ready again runs on."""
+    monkeypatch.setattr("triton_vllm.limits.drain._END_SECONDS", 0.0)
+    _, drain = make(**{TRITON: 0.05})
+    told: list[bool] = []
+    drain.on_over = lambda: told.append(True)
+
+    async def main() -> None:
+        drain.begin()
+        drain.cancel()
+        await asyncio.sleep(0.2)
+
+    run(main())
+    assert [] == told

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from triton_vllm.counters import LoopLag
@@ -61,6 +61,7 @@ class Engine:
     lag: LoopLag
     watch: ServerWatch | NoWatch
     held: contextlib.ExitStack
+    _ending: asyncio.Task[None] | None = field(default=None, init=False)
 
     @property
     def is_up(self) -> bool:
@@ -132,30 +133,52 @@ class Engine:
             logger.warning(f"{request_id}: refused: {type(error).__name__}: {one_line(error)}")
         return explained
 
+    async def end_without_triton(self) -> None:
+        """End what serves, unless it ends already. The drain is over, and Triton holds the model.
+
+        It does so while a client leaves a gRPC stream open. Event loop only.
+        """
+        if self._ending is None:
+            logger.warning(
+                f"{self.plan.settings.name}: Triton still holds the model after the drain, as it "
+                "does while a gRPC stream is open: the engine ends"
+            )
+        await self._end()
+
     def shutdown(self) -> None:
         """End the engine and what may be left of requests. Called once.
 
         Triton calls this only when every request has had its FINAL flag: its response objects keep
         the model alive. So only HTTP requests have to be waited for.
         """
-        # 1. No restart and no drain begins from now on.
-        self.supervisor.close()
+        # 1. No drain begins from now on.
         self.watch.stop()
-        # 2. The OpenAI port is closed, by all front ends of the engine; its requests get time.
-        self.loop.call(self.openai.shut_down())
-        # 3. What is left is ended.
-        ended = self.loop.call(self._end_requests())
-        if ended:
-            logger.warning(f"{self.plan.settings.name}: {ended} requests aborted by the unload")
-        # 4. The engine ends, or is left to the front end that has started it.
-        self.loop.call(self.supervisor.shut_down())
-        # 5. The event loop's thread ends, its background work with it.
+        # 2. What serves ends, if it has not done so at the end of a drain.
+        self.loop.call(self._end())
+        # 3. The event loop's thread ends, its background work with it.
         self.loop.stop()
-        # 6. The port, the front end's slot and its folders are released.
+        # 4. The port, the front end's slot and its folders are released.
         self.held.close()
-        # 7. Or Python walks all that vLLM has imported once more before the process ends: seconds,
+        # 5. Or Python walks all that vLLM has imported once more before the process ends: seconds,
         # for which Triton waits, of one front end after the other.
         gc.freeze()
+
+    async def _end(self) -> None:
+        """End what serves, once; wait for that."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end_in_order())
+        await self._ending
+
+    async def _end_in_order(self) -> None:
+        # 1. No restart begins from now on.
+        self.supervisor.close()
+        # 2. The OpenAI port is closed, by all front ends of the engine; its requests get time.
+        await self.openai.shut_down()
+        # 3. What is left is ended.
+        if ended := await self._end_requests():
+            logger.warning(f"{self.plan.settings.name}: {ended} requests aborted by the unload")
+        # 4. The engine ends, or is left to the front end that has started it.
+        await self.supervisor.shut_down()
 
     async def _end_requests(self) -> int:
         admission = self.admission

@@ -72,9 +72,11 @@ def start_engine(
         in_use=lambda: admission.count(TRITON) > 0,
         changed=lambda ready: loop.call_soon(drain.cancel if ready else drain.begin),
     )
-    return Engine(
+    engine = Engine(
         plan, loop, admission, supervisor, openai, parser, answers, lag, watch, held.pop_all()
     )
+    drain.on_over = lambda: loop.spawn(engine.end_without_triton())
+    return engine
 
 
 def _parser(plan: EnginePlan) -> Parser:

@@ -1,4 +1,8 @@
-"""The drain: running requests may finish, within a time; then Triton can unload the model."""
+"""The drain: running requests may finish, within a time; then Triton can unload the model.
+
+Triton waits with that for as long as a client leaves a gRPC stream open, and at SIGTERM it never
+comes to it then. So a drain that is over says so, and the engine does not wait for Triton.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 UNLOADING = "the model is being unloaded or the server stopped"
 
+_END_SECONDS = 1.0  # for requests that are being cancelled, in other front ends too
+
 
 class Drain:
     """Ends the live requests of one front end before the model goes. Event loop only."""
@@ -21,12 +27,16 @@ class Drain:
         """``seconds`` are what running requests of each API get, from the drain's begin.
 
         ``on_change`` is called with True when it begins, with False when it is cancelled.
+        ``on_over`` is called once, a second after the time of all requests is over: from then on
+        the drain cannot be cancelled.
         """
         self._admission = admission
         self.seconds = seconds
         self.on_change: Callable[[bool], object] = lambda begun: None
+        self.on_over: Callable[[], object] = lambda: None
         self._name = name
         self._ends: dict[str, asyncio.TimerHandle] = {}
+        self._over: asyncio.TimerHandle | None = None
         self._is_final = False
 
     @property
@@ -47,9 +57,10 @@ class Drain:
         loop = asyncio.get_running_loop()
         for api, seconds in self.seconds.items():
             self._ends[api] = loop.call_later(seconds, self._end, api, why)
+        longest = max(self.seconds.values())
+        self._over = loop.call_later(longest + _END_SECONDS, self._be_over)
         live = self._admission.count()
         if live or not final:
-            longest = max(self.seconds.values())
             logger.info(f"{self._name}: {why}: {live} requests may run for {longest:g} s more")
         self.on_change(True)
 
@@ -57,7 +68,7 @@ class Drain:
         """Admit requests again and let live ones run on: the model stays after all."""
         if self._is_final:  # another instance of the model is what is ready
             return
-        for timer in self._ends.values():
+        for timer in filter(None, (*self._ends.values(), self._over)):
             timer.cancel()
         self._ends.clear()
         self._admission.reopen()
@@ -67,6 +78,10 @@ class Drain:
     def time_left(self, api: str) -> float:
         """Return the seconds until all requests of ``api`` are ended, once it has begun."""
         return max(0.0, self._ends[api].when() - asyncio.get_running_loop().time())
+
+    def _be_over(self) -> None:
+        self._is_final = True
+        self.on_over()
 
     def _end(self, api: str, why: UnavailableError) -> None:
         expired = f"{why}, and {self.seconds[api]:g} s of grace are over"
