@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -45,16 +46,19 @@ class FakeFrontEnd:
     def command(
         self, llm: Any, addresses: EngineAddresses, start: int, port: int
     ) -> Iterator[tuple[list[str], list[int]]]:
+        for address in (addresses.rust_inputs[start], addresses.rust_output):
+            Path(address.removeprefix("ipc://")).touch()  # as a bound socket's
         yield [sys.executable, str(PROGRAM), str(port), *self.options], [port]
 
 
 class Port:
     """A served port, and what a test does to it."""
 
-    def __init__(self, front_end: Any, seconds: float) -> None:
+    def __init__(self, front_end: Any, seconds: float, folder: str) -> None:
         self.admission = Admission(0, 0, lambda: 0, NoLoadBalancer())
         self.drain = Drain(self.admission, {OPENAI: seconds}, "vllm")
         self.front_end = front_end
+        self.folder = folder
         self.bound = socket.create_server(("127.0.0.1", 0))
         why = lambda: rust_server._why(self.admission)  # noqa: E731
         unavailable = UnavailableServer(self.bound, None, why)
@@ -63,7 +67,8 @@ class Port:
         )
 
     async def serve(self, starts: int = 3) -> None:
-        addresses = EngineAddresses([], [], None, [], [f"ipc:///{n}" for n in range(starts)], "o")
+        inputs = [f"ipc://{self.folder}/{n}" for n in range(starts)]
+        addresses = EngineAddresses([], [], None, [], inputs, f"ipc://{self.folder}/output")
         llm: Any = object()
         await self.server.serve(llm, addresses)
 
@@ -94,12 +99,14 @@ async def port(
     monkeypatch: pytest.MonkeyPatch, *options: str, seconds: float = 5
 ) -> AsyncIterator[Port]:
     monkeypatch.setenv(child_process.STUB_PID, str(os.getpid()))
-    made = Port(FakeFrontEnd(*options), seconds)
-    try:
-        yield made
-    finally:
-        await made.server.shut_down()
-        made.bound.close()
+    with tempfile.TemporaryDirectory() as folder:
+        made = Port(FakeFrontEnd(*options), seconds, folder)
+        try:
+            yield made
+        finally:
+            await made.server.shut_down()
+            made.bound.close()
+        assert [] == list(Path(folder).iterdir())
 
 
 def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -152,7 +159,7 @@ async def test_a_killed_process_is_replaced(
             second = int(text.split()[0]) if status == 200 else first
         assert "exited with -9, and its requests with it" in caplog.text
         os.kill(second, signal.SIGKILL)
-        assert "has died" in await served.refusal()
+        assert "no server behind this port" in await served.refusal()
         assert "no restart of vLLM's Rust front end is left" in caplog.text
 
 

@@ -18,6 +18,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triton_vllm.config.openai import OpenAISettings
@@ -94,7 +95,7 @@ def _why(admission: Admission) -> str:
         admission.check_open()
     except ServingError as why:
         return str(why)
-    return "the server of this port has died and is being restarted"
+    return "there is no server behind this port now, try again"
 
 
 def _certificate(args: Any, where: str) -> ssl.SSLContext | None:
@@ -222,6 +223,8 @@ class RustServer(NoOpenAIServer):
             os.close(pidfd)
             process.kill()
             process.wait()
+            for address in (addresses.rust_inputs[start], addresses.rust_output):
+                Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
 
     def _start(self, command: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]:
         """Start the process, in the event loop's thread: when that ends, it is killed."""
