@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import vllm
 
+from tests.tiny_llama import make_tiny_llama
 from triton_vllm.config.settings import ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.limits.admission import OPENAI, Admission
 from triton_vllm.limits.drain import Drain
 from triton_vllm.openai_api.rust_server import RustServer, rust_server
+from triton_vllm.topology import child_process
 from triton_vllm.topology.front_ends import EngineAddresses
 from triton_vllm.topology.load_balancing import NoLoadBalancer
+from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.arguments import parse_engine_args
 from triton_vllm.vllm_api.rust_front_end import PATH, find_binary
 
@@ -55,7 +62,7 @@ def server(
     **engine: Any,
 ) -> RustServer:
     """Return the server of a model with these settings."""
-    written = {"model": str(CHECKPOINT), **engine}
+    written: dict[str, Any] = {"model": str(CHECKPOINT), **engine}
     own = {"port": 9000, "server": "rust", **(openai or {})}
     settings = ModelSettings(
         "vllm",
@@ -161,3 +168,75 @@ def test_the_binary_starts_and_takes_its_sockets(port: socket.socket, tmp_path: 
     said = asyncio.run(lines())
     assert "loaded text backend" in said
     assert "error" not in said.lower()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_both_front_ends_answer_from_one_engine(
+    port: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same text, and again after the process was killed."""
+    model = make_tiny_llama(tmp_path / "tiny", CHECKPOINT)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    monkeypatch.setenv(child_process.STUB_PID, str(os.getpid()))
+    engine: dict[str, Any] = {
+        "model": str(model),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "kv_cache_memory_bytes": 1 << 26,
+    }
+    made = server(port, {"served_model_name": "tiny"}, **engine)
+    args = parse_engine_args(engine, "/m/a.json", print)
+    cores = vllm_api.EngineCores(args, 1, rust_clients=1)
+    try:
+        asyncio.run(ask_both(made, cores.addresses, vllm_api.as_front_end(args, 1, 2), port))
+    finally:
+        cores.shutdown(timeout=10)
+
+
+async def ask_both(made: RustServer, addresses: EngineAddresses, args: Any, port: Any) -> None:
+    """Ask the engine through both, twice."""
+    mine = {
+        "input_address": addresses.inputs[0],
+        "output_address": addresses.outputs[0],
+        "stats_update_address": addresses.stats_update,
+    }
+    llm = vllm_api.create_engine(
+        args, vllm_api.create_config(args), client_addresses=mine, client_count=2, client_index=1
+    )
+    try:
+        await made.serve(llm, addresses)
+        truth = await through_python(llm)
+        assert truth == await asyncio.to_thread(through_rust, port)
+        assert made._process
+        made._process.kill()
+        assert truth == await asyncio.to_thread(through_rust, port)
+        assert truth == await through_python(llm)
+        await made.shut_down()
+    finally:
+        vllm_api.shut_down(llm, 10)
+
+
+async def through_python(llm: Any) -> str:
+    """Return the greedy text of eight tokens."""
+    params = vllm_api.SamplingParams(temperature=0, max_tokens=8)
+    async for output in llm.generate("The capital of France is", params, uuid.uuid4().hex):
+        text = output.outputs[0].text
+    return str(text)
+
+
+def through_rust(port: socket.socket) -> str:
+    """Return the same from the port, whose process may have to be started first."""
+    asked = {"model": "tiny", "prompt": "The capital of France is", "temperature": 0}
+    asked |= {"max_tokens": 8}
+    url = f"http://127.0.0.1:{port.getsockname()[1]}/v1/completions"
+    for _ in range(600):
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.post(url, json=asked, timeout=120)
+            if answer.status_code == 200:
+                return str(answer.json()["choices"][0]["text"])
+        time.sleep(0.1)
+    raise AssertionError("it does not serve")
