@@ -47,13 +47,10 @@ def choose_library(config: Any) -> None:
     """
     chosen = config.structured_outputs_config
     if chosen.backend == "auto":
-        chosen.backend = "guidance" if _has_tekken(config.model_config) else DEFAULT
-
-
-def _has_tekken(model: Any) -> bool:
-    if model.skip_tokenizer_init or getattr(model, "tokenizer_mode", "") != "mistral":
-        return False
-    return bool(getattr(cached_tokenizer_from_config(model), "is_tekken", False))
+        model, tokenizer = config.model_config, None
+        if not model.skip_tokenizer_init and getattr(model, "tokenizer_mode", "") == "mistral":
+            tokenizer = cached_tokenizer_from_config(model)
+        chosen.backend = "guidance" if getattr(tokenizer, "is_tekken", False) else DEFAULT
 
 
 def library_of(config: Any, where: str, *, refuse: bool) -> str:
@@ -129,11 +126,10 @@ class StructuredOutputsCheck:
         for name in ("json", "regex", "choice", "grammar", "structural_tag"):
             if getattr(given, name, None):
                 kind = f'structured_outputs: "{name}"'
-        if not culprits:
-            return f"{kind}: {self._library} refuses it: {reason}; {self._others(given, set())}"
         listed = ", ".join(f'"{keyword}" at "{at}"' for at, keyword in culprits)
+        what = f"cannot express {listed}" if culprits else "refuses it"
         others = self._others(given, {keyword for _, keyword in culprits})
-        return f"{kind}: {self._library} cannot express {listed}: {reason}; {others}"
+        return f"{kind}: {self._library} {what}: {reason}; {others}"
 
     def _others(self, given: Any, keywords: set[str]) -> str:
         """Say which other library takes a request and enforces ``keywords``."""
@@ -166,15 +162,12 @@ class StructuredOutputsCheck:
         names = [name for name in node if name not in _NO_ASSERTIONS]
         typed = {"type": node["type"]} if "type" in node else {}
         alone = [name for name in names if self._refuses_schema({**typed, name: node[name]})]
-        return alone or [name for name in names if not self._refuses_schema(_without(node, name))]
+        others = ((name, {n: node[n] for n in node if n != name}) for name in names)
+        return alone or [name for name, rest in others if not self._refuses_schema(rest)]
 
     def _refuses_schema(self, schema: Any) -> bool:
         alone = json.dumps(_without_refs(schema))  # what a $ref leads to is a node of its own
         return bool(self._refusal(StructuredOutputsParams(json=alone), self._library))
-
-
-def _without(node: Schema, keyword: str) -> dict[str, Any]:
-    return {name: value for name, value in node.items() if name != keyword}
 
 
 def _without_refs(schema: Any) -> Any:
