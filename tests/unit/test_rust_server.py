@@ -104,8 +104,8 @@ async def port(
         try:
             yield made
         finally:
-            await made.server.shut_down()
-            made.bound.close()
+            if made.bound.fileno() >= 0:
+                await made.server.shut_down()
         assert [] == list(Path(folder).iterdir())
 
 
@@ -226,3 +226,4 @@ async def test_a_process_that_does_not_drain_is_killed(monkeypatch: pytest.Monke
         await served.server.shut_down()
         assert not is_alive(pid)
         assert time.monotonic() - began < 10
+        assert -1 == served.bound.fileno(), "the port is closed"

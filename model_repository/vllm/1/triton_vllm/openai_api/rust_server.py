@@ -267,6 +267,7 @@ class RustServer(NoOpenAIServer):
             await asyncio.wait([self._keeper], timeout=self._drain.time_left(OPENAI) + _END_SECONDS)
         await self._stop()
         self._unavailable.close()
+        self._port.close()
 
     async def _stop(self) -> None:
         if self._keeper is not None:
