@@ -79,6 +79,15 @@ def test_an_unknown_adapter_is_not_found(tiny: TinyModels) -> None:
         assert "available: loud, quiet, broken" in message
 
 
+def test_half_of_a_surrogate_pair_is_no_name(tiny: TinyModels) -> None:
+    """The error, which cannot quote it as it came, is told; nothing stays of the request."""
+    inputs = {"text_input": "Hi", "sampling_parameters": r'{"lora_name": "\ud83d"}'}
+    status, message = refusal(tiny.server, inputs, "chat")
+    assert "INVALID_ARGUMENT" == status
+    assert r'"lora_name": \ud83d is half of a surrogate pair' in message
+    assert text(tiny, None)
+
+
 def test_an_adapter_that_cannot_be_loaded(tiny: TinyModels) -> None:
     """It is answered so, and the engine lives."""
     status, message = refusal(tiny.server, {"text_input": "Hi"}, "chat", {"lora_name": "broken"})

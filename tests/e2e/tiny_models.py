@@ -213,7 +213,7 @@ def serve_chat(tiny: TinyModels) -> None:
         reasoning_parser="qwen3",
         tool_call_parser="hermes",
         enable_auto_tool_choice=True,
-        serving={"openai": own},
+        serving={"openai": own, "unsupported_schema_keywords": "refuse"},
     )
 
 
