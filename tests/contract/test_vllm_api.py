@@ -193,6 +193,16 @@ def test_parameters_that_exclude_each_other_are_refused(
         check_pairs(params)
 
 
+@pytest.mark.parametrize("given", [{"stop": "\ud83d"}, {"bad_words": ["a", "b\ud83d"]}], ids=str)
+def test_half_of_a_surrogate_pair_does_not_reach_the_engine(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    """The OpenAI-compatible app answers vLLM's own error with 400."""
+    llm = bare_engine(monkeypatch)
+    with pytest.raises(vllm_exceptions.VLLMValidationError, match="half of a surrogate pair"):
+        asyncio.run(llm.add_request("1", "Hello", vllm_api.SamplingParams(**given)))
+
+
 def test_a_reader_that_has_ended_is_a_failed_engine() -> None:
     """Whatever vLLM says of the engine, which may be well."""
 

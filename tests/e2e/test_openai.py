@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -130,6 +131,23 @@ def test_a_wrong_key(served: Served) -> None:
     with client_of(served.port, "sk-the-first") as known:
         assert known.models.list().data
         known.post("../tokenize", body={"prompt": "a"}, cast_to=object)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("stop", "HALF"), ("stop", ["a", "HALF"]), ("bad_words", ["HALF"]), ("prompt", "HALF")],
+)
+def test_half_of_a_surrogate_pair_is_refused(served: Served, field: str, value: Any) -> None:
+    """Wherever it is in a request, it is the client's mistake."""
+    body = json.dumps({"model": NAME, "prompt": "a", "max_tokens": 2, field: value})
+    answer = httpx.post(
+        f"http://127.0.0.1:{served.port}/v1/completions",
+        content=body.replace("HALF", r"\ud83d"),
+        headers={"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
+        timeout=60,
+    )
+    assert 400 == answer.status_code, answer.text
+    assert answer.json()["error"]["message"]
 
 
 def test_an_unknown_model(served: Served) -> None:

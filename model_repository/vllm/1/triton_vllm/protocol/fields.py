@@ -119,7 +119,7 @@ class ParameterValidator:
             with contextlib.suppress(ValueError, RecursionError):  # pydantic's is a ValueError, too
                 unpacked: list[Any] = json.loads(value)
                 self._parameters[name].validate(unpacked)
-                _check_unicode(unpacked, f'parameters: "{name}"')
+                check_unicode(unpacked, f'parameters: "{name}"')
                 return unpacked
         return []
 
@@ -193,14 +193,14 @@ def load_json_object(text: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"{where}: must be a JSON object, got {_shown(value)}")
     for key, each in value.items():
-        _check_unicode(each, f'{where}: "{key}"')
+        check_unicode(each, f'{where}: "{key}"')
     return value
 
 
 def load_json(text: str, where: str) -> Any:
     """Return the JSON value in ``text``. Raises RequestError saying where it is malformed."""
     value = _parse_json(text, where)
-    _check_unicode(value, where)
+    check_unicode(value, where)
     return value
 
 
@@ -218,7 +218,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")  # NaN and Infinity are not JSON
 
 
-def _check_unicode(value: Any, where: str) -> None:
+def check_unicode(value: Any, where: str) -> None:
     """Raise RequestError for half of a surrogate pair, which JSON can escape and UTF-8 cannot hold.
 
     Neither a tokenizer nor Triton takes it.

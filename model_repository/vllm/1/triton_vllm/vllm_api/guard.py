@@ -10,6 +10,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.errors import RequestError, UnavailableError
 from triton_vllm.limits.admission import check_sequences
+from triton_vllm.protocol.fields import check_unicode
 from triton_vllm.vllm_api.parallel import executor_class
 from triton_vllm.vllm_api.render.media import check_media, has_media
 
@@ -58,6 +59,7 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
         try:
             check_sequences(getattr(params, "n", 1), self.max_sequences, "n")
             check_pairs(params)
+            check_texts(params)
             check_media(prompt)
             if grammar is not None and self.check_grammar is not None:
                 await self.check_grammar(grammar)
@@ -71,6 +73,12 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
             # Asked once. Then nothing comes in between, as every protocol renders prompts first.
             await self.get_supported_tasks()
             self.join_queue()
+
+
+def check_texts(params: Any) -> None:
+    """Raise RequestError for a text that cannot be sent to the engine core."""
+    for name in ("stop", "bad_words"):
+        check_unicode(getattr(params, name, None), f'"{name}"')
 
 
 def check_pairs(params: Any) -> None:
