@@ -8,16 +8,19 @@ import functools
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.e2e.tls import self_signed
 from triton_vllm.errors import EngineDownError, SettingsError
 from triton_vllm.limits.admission import OPENAI, Admission
 from triton_vllm.limits.drain import Drain
@@ -227,3 +230,20 @@ async def test_a_process_that_does_not_drain_is_killed(monkeypatch: pytest.Monke
         assert not is_alive(pid)
         assert time.monotonic() - began < 10
         assert -1 == served.bound.fileno(), "the port is closed"
+
+
+@in_a_loop
+async def test_a_port_with_tls_refuses_with_its_certificate(tmp_path: Path) -> None:
+    """Its clients can read why."""
+    certificate, key = self_signed(tmp_path)
+    args = SimpleNamespace(ssl_certfile=str(certificate), ssl_keyfile=str(key))
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        bound.setblocking(False)
+        server = UnavailableServer(bound, rust_server._certificate(args, "/m"), lambda: "restarts")
+        server.open()
+        trust = ssl.create_default_context(cafile=str(certificate))
+        async with httpx.AsyncClient(verify=trust) as client:
+            answer = await client.get(f"https://127.0.0.1:{bound.getsockname()[1]}/v1/models")
+        server.close()
+    assert (503, "restarts") == (answer.status_code, answer.json()["error"]["message"])
+    assert rust_server._certificate(SimpleNamespace(ssl_certfile=None), "/m") is None
