@@ -22,7 +22,8 @@ from triton_vllm.config.settings import ModelSettings, ServingSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.limits.admission import OPENAI, Admission
 from triton_vllm.limits.drain import Drain
-from triton_vllm.openai_api.rust_server import RustServer, rust_server
+from triton_vllm.openai_api.rust_server import RustServer
+from triton_vllm.openai_api.rust_settings import rust_server
 from triton_vllm.topology import child_process
 from triton_vllm.topology.front_ends import EngineAddresses
 from triton_vllm.topology.load_balancing import NoLoadBalancer

@@ -24,7 +24,7 @@ from tests.e2e.tls import self_signed
 from triton_vllm.errors import EngineDownError, SettingsError
 from triton_vllm.limits.admission import OPENAI, Admission
 from triton_vllm.limits.drain import Drain
-from triton_vllm.openai_api import rust_server
+from triton_vllm.openai_api import rust_settings
 from triton_vllm.openai_api.rust_server import RustServer
 from triton_vllm.openai_api.unavailable import UnavailableServer
 from triton_vllm.topology import child_process
@@ -63,7 +63,7 @@ class Port:
         self.front_end = front_end
         self.folder = folder
         self.bound = socket.create_server(("127.0.0.1", 0))
-        why = lambda: rust_server._why(self.admission)  # noqa: E731
+        why = lambda: rust_settings._why(self.admission)  # noqa: E731
         unavailable = UnavailableServer(self.bound, None, why)
         self.server = RustServer(
             "vllm", "/m", front_end, ("sk-1",), self.drain, self.bound, unavailable
@@ -239,11 +239,13 @@ async def test_a_port_with_tls_refuses_with_its_certificate(tmp_path: Path) -> N
     args = SimpleNamespace(ssl_certfile=str(certificate), ssl_keyfile=str(key))
     with socket.create_server(("127.0.0.1", 0)) as bound:
         bound.setblocking(False)
-        server = UnavailableServer(bound, rust_server._certificate(args, "/m"), lambda: "restarts")
+        server = UnavailableServer(
+            bound, rust_settings._certificate(args, "/m"), lambda: "restarts"
+        )
         server.open()
         trust = ssl.create_default_context(cafile=str(certificate))
         async with httpx.AsyncClient(verify=trust) as client:
             answer = await client.get(f"https://127.0.0.1:{bound.getsockname()[1]}/v1/models")
         server.close()
     assert (503, "restarts") == (answer.status_code, answer.json()["error"]["message"])
-    assert rust_server._certificate(SimpleNamespace(ssl_certfile=None), "/m") is None
+    assert rust_settings._certificate(SimpleNamespace(ssl_certfile=None), "/m") is None

@@ -80,7 +80,7 @@ def openai_server(
     except ImportError as error:
         raise moved(where, error) from error
     if openai.server == "rust":
-        from triton_vllm.openai_api.rust_server import rust_server
+        from triton_vllm.openai_api.rust_settings import rust_server
 
         if port is None:  # another front end leads
             return NoOpenAIServer()
