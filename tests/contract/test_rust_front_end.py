@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -154,19 +155,16 @@ def test_the_binary_starts_and_takes_its_sockets(port: socket.socket, tmp_path: 
     inputs = [f"ipc://{tmp_path}/{n}" for n in range(2)]
     addresses = EngineAddresses([], [], f"ipc://{tmp_path}/s", [], inputs, f"ipc://{tmp_path}/o")
 
-    async def lines() -> str:
-        with front_end.command(llm, addresses, 1, port.fileno()) as (command, descriptors):
-            process = await asyncio.create_subprocess_exec(
-                *command, pass_fds=descriptors, stdout=-1, stderr=asyncio.subprocess.STDOUT
-            )
-        try:
-            await asyncio.wait_for(process.wait(), 5)
-        except asyncio.TimeoutError:
-            process.kill()
-        assert process.stdout
-        return (await process.stdout.read()).decode(errors="replace")
-
-    said = asyncio.run(lines())
+    with front_end.command(llm, addresses, 1, port.fileno()) as (command, descriptors):
+        process = subprocess.Popen(
+            command, pass_fds=descriptors, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    try:
+        output, _ = process.communicate(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+    said = output.decode(errors="replace")
     assert "loaded text backend" in said
     assert "error" not in said.lower()
 
