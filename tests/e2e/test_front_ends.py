@@ -129,12 +129,27 @@ def test_a_dead_engine_is_restarted(two: TwoFrontEnds, truth: str) -> None:
     assert before == stubs(two.triton)
 
 
+def test_a_killed_fork_server_is_replaced(two: TwoFrontEnds, truth: str) -> None:
+    """The engine core ends with it; the next one is forked from another."""
+    (engine,) = two.triton.processes("VLLM::EngineCore")
+    fork_server = engine.parent()
+    assert fork_server is not None
+    assert fork_server.pid not in stubs(two.triton)
+    since = two.triton.log_size()
+    fork_server.kill()
+    await_restart(two.triton, FRONT_ENDS, since=since)
+    two.triton.await_log("the fork server has ended, and is started again", since=since)
+    (engine,) = two.triton.processes("VLLM::EngineCore")
+    another = engine.parent()
+    assert another is not None
+    assert another.pid not in {fork_server.pid, *stubs(two.triton)}
+    assert_all_answer(two, truth)
+
+
 def test_a_killed_leader_takes_the_engine_along(server: TritonServer) -> None:
     """After a restart, kill -9 of the stub that launched the engine leaves no process of it."""
     (engine,) = server.processes("VLLM::EngineCore")
-    leader = engine.parent()
-    assert leader is not None
-    assert leader.pid in stubs(server)
+    (leader,) = (process for process in engine.parents() if process.pid in stubs(server))
     kill_stub(leader)
     assert [] == server.await_no_processes(GONE_SECONDS, "VLLM::")
     # The other front end finds that no front end will start another engine.

@@ -36,8 +36,9 @@ class TwoFrontEnds:
 def start(folder: Path) -> TwoFrontEnds:
     """Start it with tiny models of random weights.
 
-    `embed` has TLS, its API key in a file and no metrics; `thief` wants the port of `vllm`. Triton
-    completes no configuration, so that config.pbtxt has to be complete by itself.
+    The engine core of `vllm` is forked from a process that has imported vLLM. `embed` has TLS, its
+    API key in a file and no metrics; `thief` wants the port of `vllm`. Triton completes no
+    configuration, so that config.pbtxt has to be complete by itself.
     """
     check_prerequisites()
     repository = folder / "repository"
@@ -48,7 +49,8 @@ def start(folder: Path) -> TwoFrontEnds:
     how: dict[str, Any] = {"model": str(checkpoint), "enable_log_requests": False}
     how |= {"max_model_len": CONTEXT, "dtype": "float32"}
     own = {"port": port, "served_model_name": "tiny", "drain_timeout_seconds": 300}
-    use_front_ends(add_model(repository, engine_args=engine_args(own, **how)), FRONT_ENDS)
+    forked = engine_args(own, {"preload": True}, **how)
+    use_front_ends(add_model(repository, engine_args=forked), FRONT_ENDS)
     secure = {
         "port": embed_port,
         "api_keys_file": str(folder / "keys"),

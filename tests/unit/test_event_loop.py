@@ -217,3 +217,26 @@ def test_an_exit_is_told_once_and_holds_no_descriptor(forgotten: bool) -> None:
         loop.call(watch())
     loop.stop()
     assert ([] if forgotten else [process.pid]) == told
+
+
+def test_an_exit_before_the_watch_is_told(gone: int) -> None:
+    """As where the engine dies while it is being joined."""
+    told: list[int] = []
+    loop = EventLoopThread("engine")
+
+    async def watch() -> None:
+        loop.on_exit(gone, told.append)
+        loop.on_exit(gone, told.append)()  # and no more, who does not want to know
+        assert [] == told
+        await asyncio.sleep(0)
+
+    loop.call(watch())
+    loop.stop()
+    assert [gone] == told
+
+
+@pytest.fixture
+def gone() -> int:
+    """The id of a process that has ended, and nothing is left of."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid

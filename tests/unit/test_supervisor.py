@@ -20,6 +20,7 @@ from triton_vllm.errors import EngineDownError, ServingError
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import Admission
 from triton_vllm.openai_api.server import NoOpenAIServer
+from triton_vllm.topology.fork_server import NoForkServer
 from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.load_balancing import NoLoadBalancer
 from triton_vllm.topology.nodes import SingleNode
@@ -108,6 +109,7 @@ class Supervised:
             slot=slot or slot_of(errors),
             errors=errors,
             cluster=SimpleNamespace(close=lambda: None),
+            fork_server=NoForkServer(),
             settings=SimpleNamespace(name="vllm", serving=serving),
             config=None,
             args=None,

@@ -50,10 +50,13 @@ class EventLoopThread:
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> Callable[[], None]:
         """Call ``callback(pid)`` once when the process ``pid`` exits. Event loop only.
 
-        Without polling: Linux makes a pidfd readable then. It need not be a child. Returns what
-        ends the watch; the exit does, too.
+        Without polling: Linux makes a pidfd readable then. It need not be a child, and may have
+        ended already. Returns what ends the watch; the exit does, too.
         """
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return self._loop.call_soon(callback, pid).cancel
         watching = contextlib.ExitStack()
         watching.callback(os.close, pidfd)
         watching.callback(self._loop.remove_reader, pidfd)

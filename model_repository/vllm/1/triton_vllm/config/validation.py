@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 # ``__pydantic_config__`` of each such dataclass; ``setting`` makes its fields strict.
 CONFIG = {"extra": "forbid", "allow_inf_nan": False}
-_TYPES = {int: "an integer", float: "a number", str: "a string"}
+_TYPES = {bool: "a boolean", int: "an integer", float: "a number", str: "a string"}
 
 
 def setting(default: Any, **limits: Any) -> Any:

@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from triton_vllm.config.server_options import ServerOptions
@@ -21,8 +22,10 @@ from triton_vllm.errors import SettingsError
 from triton_vllm.log import StartupTimer
 from triton_vllm.openai_api.port import bound_port
 from triton_vllm.topology.cpus import parse_cpus
+from triton_vllm.topology.fork_server import ForkServer, NoForkServer
 from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.instances import Instance
+from triton_vllm.vllm_api import preload
 from triton_vllm.vllm_api.versions import unusable_vllm
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ def load_engine(settings: ModelSettings, server: ServerOptions) -> Engine:
         instance = Instance.claim(settings, held)
         # A port that is in use fails the load at once.
         port = _bind_port(instance.settings, instance.slot, held)
+        instance = replace(instance, fork_server=_start_fork_server(instance, held))
         try:
             engine = _import_engine()(instance, cpus, port, server, held, timer)
         except SettingsError:
@@ -73,6 +77,20 @@ def _as_keys(cause: str) -> str:
     """Return what vLLM said with its flags as keys."""
     vllm_api = sys.modules.get("triton_vllm.vllm_api.api")  # not there if vLLM's import failed
     return cause if vllm_api is None else str(vllm_api.as_keys(cause))
+
+
+def _start_fork_server(instance: Instance, held: contextlib.ExitStack) -> NoForkServer:
+    """Let another process import vLLM beside this one, if this front end starts the engine."""
+    settings = instance.settings
+    if not (settings.serving.preload and instance.slot.is_leader):
+        return NoForkServer()
+    try:
+        server = ForkServer(settings.name, preload.MODULE, preload.engine_variables())
+    except OSError as error:
+        logger.warning(f"{settings.name}: no fork server, so a start takes longer: {error}")
+        return NoForkServer()
+    held.callback(server.stop)
+    return server
 
 
 def _bind_port(

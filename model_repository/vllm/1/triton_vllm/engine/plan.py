@@ -11,6 +11,7 @@ from typing import Any
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.log import StartupTimer
+from triton_vllm.topology.fork_server import NoForkServer
 from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.instances import Instance
 from triton_vllm.topology.load_balancing import NoLoadBalancer
@@ -28,16 +29,18 @@ class EnginePlan:
     """How one front end starts its engine, or joins it.
 
     ``settings`` are those of the engine that this front end belongs to, ``label`` distinguishes it
-    from others of the model, ``slot`` is the place among its front ends, ``balancer`` levels the
-    requests of the engines, ``errors`` holds what the engine's processes log. ``port`` is the
-    OpenAI port, bound if this front end leads. ``args`` are vLLM's engine arguments for this front
-    end, ``cluster`` the nodes. ``config`` is vLLM's, for the first start; each later one needs a
-    new one. ``chat`` holds the options of its chat.
+    from others of the model, ``slot`` is the place among its front ends, ``fork_server`` starts
+    the engine cores if this front end leads, ``balancer`` levels the requests of the engines,
+    ``errors`` holds what the engine's processes log. ``port`` is the OpenAI port, bound if this
+    front end leads. ``args`` are vLLM's engine arguments for this front end, ``cluster`` the nodes.
+    ``config`` is vLLM's, for the first start; each later one needs a new one. ``chat`` holds the
+    options of its chat.
     """
 
     settings: ModelSettings
     label: str
     slot: FrontEndSlot
+    fork_server: NoForkServer
     balancer: NoLoadBalancer
     errors: EngineErrors
     engine_cpus: Any
@@ -98,6 +101,7 @@ def resolve(
         settings=settings,
         label=instance.label,
         slot=slot,
+        fork_server=instance.fork_server,
         balancer=instance.balancer,
         errors=instance.errors,
         engine_cpus=engine_cpus,

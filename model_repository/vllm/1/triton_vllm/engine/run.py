@@ -192,7 +192,8 @@ async def _start(
     gathered = plan.cluster.wait_for_nodes() if launches else contextlib.nullcontext()
 
     def on_its_cpus() -> Any:
-        with gathered, pin_engine(plan.engine_cpus):
+        forked = vllm_api.cores_from(plan.fork_server, plan.config)
+        with gathered, pin_engine(plan.engine_cpus), forked:
             return start()
 
     return await loop.in_thread(on_its_cpus)

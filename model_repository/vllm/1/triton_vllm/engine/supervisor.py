@@ -137,6 +137,7 @@ class Supervisor:
         """Restart the engine no more. Any thread."""
         self._closing = True
         self._plan.cluster.close()
+        self._plan.fork_server.close()
         self._slot.stop_waiting()
 
     async def shut_down(self) -> None:

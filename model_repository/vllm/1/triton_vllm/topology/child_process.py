@@ -30,6 +30,7 @@ from typing import Any
 STUB_PID = "TRITON_VLLM_STUB_PID"
 SERVER_PID = "TRITON_VLLM_SERVER_PID"
 ERRORS = "TRITON_VLLM_ERRORS"  # path of the file with the errors
+FORK_SERVER = "TRITON_VLLM_FORK_SERVER"  # process id, in what it forks (fork_server.py)
 _MOST = 1_000_000  # bytes of that file; then older errors are dropped
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _LEAVE_SECONDS = 3.0  # for a stub to exit after tritonserver
@@ -40,23 +41,26 @@ def die_with_stub() -> None:
 
     A worker is a child of the engine core. Without the signal it takes seconds to notice a dead
     parent. Exits at once if the stub is no ancestor any more: the stub or the core died while this
-    process was starting.
+    process was starting. A fork server between them counts for none, and is killed with the stub.
     """
     stub = int(os.environ.get(STUB_PID, "0"))
     if not stub:
         return
-    line = _line(os.getppid())
+    parent = os.getppid()
+    line = _line(parent)
     if stub in line[:2]:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if stub not in line or os.getppid() != line[0]:  # it died before the signal was set
+    if stub not in line or os.getppid() != parent:  # it died before the signal was set
         os._exit(1)
 
 
 def _line(pid: int) -> list[int]:
-    """Return a process and its ancestors, the nearest first."""
+    """Return a process and its ancestors but the fork server, the nearest first."""
+    fork_server = int(os.environ.get(FORK_SERVER, "0"))
     line = []
     while pid:
-        line.append(pid)
+        if pid != fork_server:
+            line.append(pid)
         pid = _parent_of(pid)
     return line
 
@@ -78,7 +82,7 @@ def end_stubs_with_server() -> None:
     noticing thread needs.
     """
     stub, server = (int(os.environ.get(name, "0")) for name in (STUB_PID, SERVER_PID))
-    if server and stub == os.getppid():
+    if server and [stub] == _line(os.getppid())[:1]:
         threading.Thread(
             target=_end_stubs_with, args=(server, stub), name="server-end", daemon=True
         ).start()

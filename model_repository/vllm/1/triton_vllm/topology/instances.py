@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
+from triton_vllm.topology.fork_server import NoForkServer
 from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.load_balancing import LoadBalancer, NoLoadBalancer
 from triton_vllm.topology.rendezvous import rendezvous_dir
@@ -27,7 +28,8 @@ class Instance:
 
     ``settings`` are those of its engine. ``devices`` are its GPUs as in CUDA_VISIBLE_DEVICES, empty
     where it sees the server's. ``label`` distinguishes its metrics from those of other engines,
-    empty where there is one. ``balancer`` levels its requests with theirs.
+    empty where there is one. ``balancer`` levels its requests with theirs. ``fork_server`` starts
+    its engine cores.
     """
 
     settings: ModelSettings
@@ -36,6 +38,7 @@ class Instance:
     devices: str
     label: str
     balancer: NoLoadBalancer
+    fork_server: NoForkServer = field(default_factory=NoForkServer)
 
     @classmethod
     def claim(cls, settings: ModelSettings, cleanup: contextlib.ExitStack) -> Instance:

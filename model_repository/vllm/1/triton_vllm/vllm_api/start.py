@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.errors import SettingsError
+from triton_vllm.topology.fork_server import NoForkServer
 from triton_vllm.topology.front_ends import EngineAddresses
 from triton_vllm.vllm_api.guard import GuardedLLM
 from triton_vllm.vllm_api.parallel import choose_worker, executor_class
@@ -60,6 +62,27 @@ def create_config(engine_args: AsyncEngineArgs) -> Any:
     choose_library(config)
     choose_worker(config)
     return config
+
+
+@contextlib.contextmanager
+def cores_from(fork_server: NoForkServer, config: Any) -> Iterator[None]:
+    """Have vLLM start its engine cores from the fork server, if it can.
+
+    vLLM lets numactl start a core that is bound to a NUMA node, and looks after Ray itself.
+    """
+    parallel = config.parallel_config
+    by_others = getattr(parallel, "numa_bind", False) or (
+        parallel.distributed_executor_backend == "ray"
+    )
+    choose = getattr(engine_utils, "get_mp_context", None)
+    if choose is None or by_others:
+        yield
+        return
+    engine_utils.get_mp_context = lambda: fork_server.context(choose())
+    try:
+        yield
+    finally:
+        engine_utils.get_mp_context = choose
 
 
 def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -> GuardedLLM:

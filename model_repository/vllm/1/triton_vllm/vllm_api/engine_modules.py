@@ -1,0 +1,49 @@
+"""What an engine core imports, for the fork server: importing this file imports it.
+
+Raises ImportError where an engine core cannot be forked from a process that has imported it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from vllm.platforms import current_platform
+from vllm.utils.system_utils import set_process_title
+
+
+def _import_core() -> None:
+    """Import the engine core, and the worker, which vLLM names in a resolved configuration only."""
+    import_module("vllm.v1.engine.core")
+    if current_platform.is_cuda_alike():
+        import_module("vllm.v1.worker.gpu_worker")
+    elif current_platform.is_cpu():
+        import_module("vllm.v1.worker.cpu_worker")
+
+
+def _check_cuda() -> None:
+    """Raise ImportError if an import has initialised CUDA, which no fork survives."""
+    opened = set()
+    for file in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the folder's own is closed by now
+            opened.add(str(file.readlink()))
+    if torch.cuda.is_initialized() or "/dev/nvidia-uvm" in opened:
+        raise ImportError("the import of vLLM has initialised CUDA")
+
+
+def after_fork(moves: bool) -> None:
+    """Use as many threads as torch would that is imported now; ``moves``: to other CPUs."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal():
+        torch.set_num_threads(int(threads))
+    elif moves:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+_import_core()
+_check_cuda()
+# Now, as it finds the place of the title by the environment, which a fork's child replaces.
+set_process_title("ForkServer")
