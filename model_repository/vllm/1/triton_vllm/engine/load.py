@@ -49,11 +49,14 @@ def load_engine(settings: ModelSettings, server: ServerOptions) -> Engine:
     with contextlib.ExitStack() as held:
         # First of all, as it sets what CUDA and prometheus_client read when they are imported.
         instance = Instance.claim(settings, held)
-        # A port that is in use fails the load at once.
-        port = _bind_port(instance.settings, instance.slot, held)
-        instance = replace(instance, fork_server=_start_fork_server(instance, held))
+        instance = replace(
+            instance,
+            engine_cpus=cpus,
+            port=_bind_port(instance.settings, instance.slot, held),  # in use, it fails at once
+            fork_server=_start_fork_server(instance, held),
+        )
         try:
-            engine = _import_engine()(instance, cpus, port, server, held, timer)
+            engine = _import_engine()(instance, server, held, timer)
         except SettingsError:
             raise
         except Exception as error:

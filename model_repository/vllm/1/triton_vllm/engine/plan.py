@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from triton_vllm.config.settings import ModelSettings
 from triton_vllm.errors import SettingsError
 from triton_vllm.log import StartupTimer
-from triton_vllm.topology.fork_server import NoForkServer
-from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.instances import Instance
-from triton_vllm.topology.load_balancing import NoLoadBalancer
-from triton_vllm.topology.stub_process import EngineErrors
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.arguments import parse_engine_args
 from triton_vllm.vllm_api.parallel import cluster_of
@@ -24,27 +18,15 @@ from triton_vllm.vllm_api.render.chat import parse_chat_args
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class EnginePlan:
-    """How one front end starts its engine, or joins it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePlan(Instance):
+    """How one front end, an instance of the model, starts its engine, or joins it.
 
-    ``settings`` are those of the engine that this front end belongs to, ``label`` distinguishes it
-    from others of the model, ``slot`` is the place among its front ends, ``fork_server`` starts
-    the engine cores if this front end leads, ``balancer`` levels the requests of the engines,
-    ``errors`` holds what the engine's processes log. ``port`` is the OpenAI port, bound if this
-    front end leads. ``args`` are vLLM's engine arguments for this front end, ``cluster`` the nodes.
-    ``config`` is vLLM's, for the first start; each later one needs a new one. ``chat`` holds the
-    options of its chat.
+    ``args`` are vLLM's engine arguments for this front end, ``cluster`` the nodes. ``config`` is
+    vLLM's, for the first start; each later one needs a new one. ``chat`` holds the options of its
+    chat.
     """
 
-    settings: ModelSettings
-    label: str
-    slot: FrontEndSlot
-    fork_server: NoForkServer
-    balancer: NoLoadBalancer
-    errors: EngineErrors
-    engine_cpus: Any
-    port: socket.socket | None
     args: vllm_api.AsyncEngineArgs
     reports_metrics: bool
     cluster: Any
@@ -52,16 +34,9 @@ class EnginePlan:
     chat: argparse.Namespace
 
 
-def resolve(
-    instance: Instance,
-    engine_cpus: Any,
-    port: socket.socket | None,
-    server_metrics: bool,
-    timer: StartupTimer,
-) -> EnginePlan:
+def resolve(instance: Instance, server_metrics: bool, timer: StartupTimer) -> EnginePlan:
     """Resolve the model's configuration. Takes seconds.
 
-    ``instance``, ``engine_cpus`` and ``port`` are what had to be found before vLLM's import.
     ``server_metrics``: the server has metrics. Raises SettingsError, one line with what the
     operator can mend.
     """
@@ -98,14 +73,7 @@ def resolve(
             'life; "structured_outputs_config": {"backend": ...} chooses another'
         )
     return EnginePlan(
-        settings=settings,
-        label=instance.label,
-        slot=slot,
-        fork_server=instance.fork_server,
-        balancer=instance.balancer,
-        errors=instance.errors,
-        engine_cpus=engine_cpus,
-        port=port,
+        **{found.name: getattr(instance, found.name) for found in fields(instance)},
         args=args,
         reports_metrics=reports_metrics,
         cluster=cluster,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from typing import Any
 
 from triton_vllm.config.lora import Adapters, NoAdapters
 from triton_vllm.config.server_options import ServerOptions
@@ -30,20 +28,15 @@ _LOG_STATS_SECONDS = 10.0
 
 
 def start_engine(
-    instance: Instance,
-    engine_cpus: Any,
-    port: socket.socket | None,
-    server: ServerOptions,
-    held: contextlib.ExitStack,
-    timer: StartupTimer,
+    instance: Instance, server: ServerOptions, held: contextlib.ExitStack, timer: StartupTimer
 ) -> Engine:
     """Resolve the configuration, and start the parts in the order in which one needs the other.
 
-    The parameters are those of ``resolve``. ``held`` holds what must be released at the end; the
-    engine takes it over.
+    ``held`` holds what must be released at the end; the engine takes it over. Raises what
+    ``resolve`` does.
     """
     timer.lap(f"vLLM {vllm_api.version()} imported")
-    plan = resolve(instance, engine_cpus, port, server.metrics, timer)
+    plan = resolve(instance, server.metrics, timer)
     settings, serving = plan.settings, plan.settings.serving
     admission = Admission(
         -(-serving.max_concurrent_requests // settings.placement.instances),

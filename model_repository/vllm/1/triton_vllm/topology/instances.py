@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from dataclasses import dataclass, field, replace
 
 from triton_vllm.config.settings import ModelSettings
@@ -26,10 +27,12 @@ from triton_vllm.topology.stub_process import EngineErrors
 class Instance:
     """One process of the model: its engine, and its slot among the engine's front ends.
 
-    ``settings`` are those of its engine. ``devices`` are its GPUs as in CUDA_VISIBLE_DEVICES, empty
-    where it sees the server's. ``label`` distinguishes its metrics from those of other engines,
-    empty where there is one. ``balancer`` levels its requests with theirs. ``fork_server`` starts
-    its engine cores.
+    It is what has to be found before vLLM is imported. ``settings`` are those of its engine.
+    ``errors`` holds what the engine's processes log. ``devices`` are its GPUs as in
+    CUDA_VISIBLE_DEVICES, empty where it sees the server's. ``label`` distinguishes its metrics from
+    those of other engines, empty where there is one. ``balancer`` levels its requests with theirs.
+    ``engine_cpus`` are reserved for its engine core, if any. If it leads, ``fork_server`` starts
+    its engine cores, and ``port`` is the OpenAI port, bound.
     """
 
     settings: ModelSettings
@@ -38,7 +41,9 @@ class Instance:
     devices: str
     label: str
     balancer: NoLoadBalancer
+    engine_cpus: frozenset[int] = frozenset()
     fork_server: NoForkServer = field(default_factory=NoForkServer)
+    port: socket.socket | None = None
 
     @classmethod
     def claim(cls, settings: ModelSettings, cleanup: contextlib.ExitStack) -> Instance:
