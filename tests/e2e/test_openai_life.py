@@ -93,6 +93,21 @@ def test_two_models_have_two_ports(served: TwoFrontEnds) -> None:
         assert ["tiny"] == [model.id for model in client.models.list()]
 
 
+def test_a_prefix_opens_and_closes_nothing(served: TwoFrontEnds) -> None:
+    """What needs no key needs none behind the prefix; what nobody may use is not there."""
+    trust = ssl.create_default_context(cafile=str(served.certificate))
+    key = {"Authorization": "Bearer sk-of-the-file"}
+    url = f"https://127.0.0.1:{served.embed_port}"
+    with httpx.Client(base_url=url, verify=trust, timeout=60) as client:
+        for prefix in ("", "/llm"):
+            open_to_all = [client.get(f"{prefix}/{path}") for path in ("health", "version")]
+            assert [200, 200] == [answer.status_code for answer in open_to_all]
+            assert 401 == client.get(f"{prefix}/v1/models").status_code
+            assert 200 == client.get(f"{prefix}/v1/models", headers=key).status_code
+            closed = [client.post(f"{prefix}/{path}", headers=key, json={}) for path in DEVELOPERS]
+            assert [404] * len(DEVELOPERS) == [answer.status_code for answer in closed]
+
+
 def test_a_model_can_turn_its_metrics_off(served: TwoFrontEnds) -> None:
     """With REPORT_CUSTOM_METRICS "false" a model that has answered has no metric of its own."""
     time.sleep(2 * PERIOD)

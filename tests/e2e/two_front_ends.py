@@ -37,8 +37,8 @@ def start(folder: Path) -> TwoFrontEnds:
     """Start it with tiny models of random weights.
 
     The engine core of `vllm` is forked from a process that has imported vLLM. `embed` has TLS, its
-    API key in a file and no metrics; `thief` wants the port of `vllm`. Triton completes no
-    configuration, so that config.pbtxt has to be complete by itself.
+    API key in a file, a prefix and no metrics; `thief` wants the port of `vllm`. Triton completes
+    no configuration, so that config.pbtxt has to be complete by itself.
     """
     check_prerequisites()
     repository = folder / "repository"
@@ -56,6 +56,7 @@ def start(folder: Path) -> TwoFrontEnds:
         "api_keys_file": str(folder / "keys"),
         "ssl_certfile": str(certificate),
         "ssl_keyfile": str(key),
+        "root_path": "/llm",
     }
     pooling = how | {"runner": "pooling", "served_model_name": "embed"}
     embed = add_model(repository, "embed", engine_args=engine_args(secure, **pooling))
