@@ -248,6 +248,10 @@ MISTAKES = {
     "an empty bad word": ({"bad_words": [""]}, "empty string"),
     "beams beyond the log probabilities": ({"use_beam_search": True, "n": 50}, "20"),
     "a rank that is not there": ({"data_parallel_rank": 5}, "5"),
+    "what the operator has not set up": (
+        {"thinking_token_budget": 5},
+        '"reasoning_parser" and/or "reasoning_config" in vllm_engine_args.json',
+    ),
     "deep nesting": ({"structured_outputs": "[" * 5000}, "not JSON"),
 }
 
