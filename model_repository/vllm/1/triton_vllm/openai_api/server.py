@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from triton_vllm.config.openai import OpenAISettings
@@ -132,11 +133,8 @@ def _uvicorn_server(middleware: RequestMiddleware, args: Any, where: str) -> Any
 
     from triton_vllm.vllm_api import openai_app as vllm_openai
 
-    config = uvicorn.Config(
-        middleware,
-        lifespan="off",  # the app comes and goes with the engine
-        **vllm_openai.uvicorn_options(args),
-    )
+    # Without a lifespan: the app comes and goes with the engine.
+    config = uvicorn.Config(middleware, lifespan="off", **vllm_openai.uvicorn_options(args))
     try:
         config.load()
     except (OSError, ValueError, AssertionError) as error:
@@ -147,34 +145,23 @@ def _uvicorn_server(middleware: RequestMiddleware, args: Any, where: str) -> Any
     return uvicorn.Server(config)
 
 
+@dataclass(eq=False)
 class OpenAIServer(NoOpenAIServer):
     """One front end's HTTP server. Its methods belong to the engine's event loop."""
 
-    def __init__(
-        self,
-        name: str,
-        settings: OpenAISettings,
-        where: str,
-        middleware: RequestMiddleware,
-        front_end: vllm_openai.FrontEnd,
-        server: Any,
-        slot: FrontEndSlot,
-        drain: Drain,
-        answers: AnswerCheck,
-        port: socket.socket | None,
-    ) -> None:
-        """``front_end`` is vLLM's app; ``port`` is None if another front end binds it first."""
-        self.traffic = middleware.traffic
-        self._name = name
-        self._settings = settings
-        self._where = where
-        self._middleware = middleware
-        self._front_end = front_end
-        self._server = server
-        self._slot = slot
-        self._drain = drain
-        self._answers = answers
-        self._port = port
+    name: str  # the model's
+    settings: OpenAISettings
+    where: str  # the settings' place, for errors
+    middleware: RequestMiddleware
+    front_end: vllm_openai.FrontEnd  # vLLM's app
+    server: Any  # uvicorn's
+    slot: FrontEndSlot
+    drain: Drain
+    answers: AnswerCheck
+    port: socket.socket | None  # None if another front end binds it first
+
+    def __post_init__(self) -> None:
+        self.traffic = self.middleware.traffic
         self._serving: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None  # kept, as asyncio itself does not
         self._cleanup = contextlib.ExitStack()
@@ -182,57 +169,57 @@ class OpenAIServer(NoOpenAIServer):
     async def serve(  # noqa: D102 (as above)
         self, llm: vllm_api.AsyncLLM, addresses: EngineAddresses | None
     ) -> None:
-        if self._server.should_exit:  # the model is unloaded while its engine is restarted
+        if self.server.should_exit:  # the model is unloaded while its engine is restarted
             return
         from triton_vllm.vllm_api import api as vllm_api
 
         try:
-            await self._front_end.attach(llm)
+            await self.front_end.attach(llm)
         except Exception as error:
             raise SettingsError(
-                f"{self._where}: vLLM's app cannot be built: "
+                f"{self.where}: vLLM's app cannot be built: "
                 f"{type(error).__name__}: {vllm_api.as_keys(error)}"
             ) from error
-        app = ErrorTexts(self._front_end.app, vllm_api.why_wrong)
-        self._middleware.app = AnswerLog(app, self._answers)
+        app = ErrorTexts(self.front_end.app, vllm_api.why_wrong)
+        self.middleware.app = AnswerLog(app, self.answers)
         if self._serving is None:
             self._serving = await self._open()
 
     async def _open(self) -> asyncio.Task[None]:
         """Listen; return the task that serves."""
-        host, number = self._settings.host, self._settings.port
-        port = self._port or self._cleanup.enter_context(
-            bound_port(host, number, leads=False, shared=self._slot.count > 1, where=self._where)
+        host, number = self.settings.host, self.settings.port
+        port = self.port or self._cleanup.enter_context(
+            bound_port(host, number, leads=False, shared=self.slot.count > 1, where=self.where)
         )
-        serving = asyncio.create_task(self._server.serve([port]))
-        while not self._server.started:
+        serving = asyncio.create_task(self.server.serve([port]))
+        while not self.server.started:
             await asyncio.wait([serving], timeout=0.01)
             if serving.done():
-                raise SettingsError(f"{self._where}: port {number}: {serving.exception()}")
-        config = self._server.config
-        self._front_end.watch_certificates(config.ssl)
-        if not self._slot.is_leader:
+                raise SettingsError(f"{self.where}: port {number}: {serving.exception()}")
+        config = self.server.config
+        self.front_end.watch_certificates(config.ssl)
+        if not self.slot.is_leader:
             self._following = asyncio.create_task(self._shut_down_with_leader())
         scheme = "https" if config.is_ssl else "http"
-        logger.info(f"{self._name}: OpenAI-compatible HTTP on {scheme}://{host}:{number}/v1")
+        logger.info(f"{self.name}: OpenAI-compatible HTTP on {scheme}://{host}:{number}/v1")
         return serving
 
     async def _shut_down_with_leader(self) -> None:
-        await self._slot.wait_for_drain()
+        await self.slot.wait_for_drain()
         await self.shut_down()
 
     async def shut_down(self) -> None:  # noqa: D102 (as above)
-        self._server.should_exit = True
-        self._slot.announce_drain()
-        self._drain.begin(final=True)
+        self.server.should_exit = True
+        self.slot.announce_drain()
+        self.drain.begin(final=True)
         if self._serving is not None:
             # uvicorn is not to wait for clients that do not read how their requests were ended.
-            self._server.config.timeout_graceful_shutdown = self._time_left()
+            self.server.config.timeout_graceful_shutdown = self._time_left()
             await asyncio.wait([self._serving])
-        self._slot.announce_drained()
-        await self._slot.wait_for_others(self._time_left())
-        await self._front_end.close()
+        self.slot.announce_drained()
+        await self.slot.wait_for_others(self._time_left())
+        await self.front_end.close()
         self._cleanup.close()
 
     def _time_left(self) -> float:
-        return self._drain.time_left(OPENAI) + _END_SECONDS
+        return self.drain.time_left(OPENAI) + _END_SECONDS
