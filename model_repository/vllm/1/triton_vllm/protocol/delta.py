@@ -139,6 +139,8 @@ class DeltaReader:
 
     def _place(self, completions: Sequence[Any]) -> tuple[SequenceExtras, ...]:
         """Return each sequence's extras; one without new tokens keeps its cumulative logprob."""
+        if len(self._sequences) == 1:
+            return (SequenceExtras.of(completions[0]),)
         placed = self._sequences.copy()
         for completion in completions:
             new = placed[completion.index] = SequenceExtras.of(completion)

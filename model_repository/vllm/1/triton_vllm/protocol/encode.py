@@ -44,7 +44,9 @@ class ResponseEncoder:
         """Return the response with a request's delta, and whether it is large."""
         arrays: dict[str, NDArray[Any]] = {}
         if request.text_output:
-            texts = [request.prefix + text for text in delta.texts]
+            texts = delta.texts
+            if request.prefix:
+                texts = tuple(request.prefix + text for text in texts)
             if len(texts) == 1 and len(texts[0]) <= _CACHED_LENGTH and not delta.extras:
                 return self._cached_response(request.text_output, texts[0]), False
             arrays[request.text_output] = strings(texts)
