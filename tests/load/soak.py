@@ -1,7 +1,7 @@
 """Everything at once, for a long time, against a model of who is alive.
 
-python -m tests.load.soak --minutes 30, by way of scripts/soak.sh. Clients of nine kinds talk to one
-server with a tiny model; meanwhile its engine is killed and its model reloaded. Each text is
+python -m tests.load.soak --minutes 30, by way of scripts/soak.sh. Clients of eleven kinds talk to
+one server with a tiny model; meanwhile its engine is killed and its model reloaded. Each text is
 compared with its greedy truth; an error is right only if its cause was there.
 """
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tests.e2e.load import (
@@ -18,8 +19,8 @@ from tests.e2e.load import (
     running_client,
 )
 from tests.e2e.tiny_server import CONTEXT
-from tests.e2e.triton_server import sampling
-from tests.load.soak_state import MAX_REQUESTS, PROMPTS, TOKENS, Soak
+from tests.e2e.triton_server import ask, sampling
+from tests.load.soak_state import MAX_REQUESTS, PROMPTS, TOKENS, TURN, Soak
 
 
 def steady(soak: Soak) -> None:
@@ -101,6 +102,7 @@ def hostile(soak: Soak) -> None:
         {"text_input": b"x", "sampling_parameters": b'{"structured_outputs": {"regex": "["}}'},
         {"text_input": b"x", "sampling_parameters": rb'{"\ud83d": 1}'},
         {"text_input": b"x", "sampling_parameters": rb'{"lora_name": "\ud83d"}'},
+        {"text_input": b"x", "sampling_parameters": rb'{"structured_outputs": {"\ud83d": 1}}'},
         {"messages": rb'[{"role": "\ud83d", "content": "x"}]'},
         {"text_input": b"x", "PROMPT": b"x"},
         {},
@@ -144,6 +146,56 @@ def grammars(soak: Soak) -> None:
         time.sleep(random.uniform(5, 15))
 
 
+def schemas(soak: Soak) -> None:
+    """Ask for a number by a schema that no number matches: the library ignores half of it."""
+    while soak.goes_on:
+        number = random.randrange(10**6)
+        schema = {"enum": [number], "not": {"const": number}}
+        inputs = {
+            "text_input": "A number:",
+            "exclude_input_in_output": True,
+            "return_schema_errors": True,
+            "sampling_parameters": sampling(max_tokens=TOKENS, structured_outputs={"json": schema}),
+        }
+        since = time.monotonic()
+        outputs, error = last_of(soak, inputs)
+        texts = ["".join(outputs.get(name, ())) for name in ("text_output", "schema_errors")]
+        found = [each["keyword"] for each in json.loads(texts[1] or "[]")]
+        soak.judge("schemas", since, f"{texts[0]} {found}", f"{number} ['not']", error)
+        time.sleep(random.uniform(2, 8))
+
+
+def beams(soak: Soak) -> None:
+    """Search for two texts: many requests of the engine's, which end with the one."""
+    inputs = {
+        "text_input": PROMPTS[0],
+        "exclude_input_in_output": True,
+        "sampling_parameters": sampling(use_beam_search=True, n=2, max_tokens=8, ignore_eos=True),
+    }
+    while soak.goes_on:
+        since = time.monotonic()
+        outputs, error = last_of(soak, inputs)
+        found = len(set(outputs.get("text_output", ())))
+        soak.judge("beams", since, f"{found} texts", "2 texts", error)
+        time.sleep(random.uniform(2, 8))
+
+
+def prefill(soak: Soak) -> None:
+    """Have an assistant's turn continued."""
+    while soak.goes_on:
+        since = time.monotonic()
+        outputs, error = last_of(soak, TURN)
+        text = "".join(outputs.get("text_output", ()))
+        soak.judge("prefill", since, text, soak.turn_truth, error)
+        time.sleep(random.uniform(0.5, 4))
+
+
+def last_of(soak: Soak, inputs: dict[str, Any]) -> tuple[Mapping[str, Sequence[str]], str]:
+    """Return the outputs of the one response to a request, and its error."""
+    response = ask(soak.server, inputs, seconds=330)[-1]
+    return response.outputs, response.error
+
+
 def guarded(client: Callable[[Soak], None], soak: Soak) -> None:
     """Run a client again when its connection fails, as it may while the server is away."""
     while soak.goes_on:
@@ -158,4 +210,5 @@ def guarded(client: Callable[[Soak], None], soak: Soak) -> None:
 
 CLIENTS: list[Callable[[Soak], None]] = [
     *(steady, steady, cancelling, vanishing, hurried, slow, crowds, hostile, grammars),
+    *(schemas, beams, prefill),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -9,16 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.e2e.tiny_server import Holdings
-from tests.e2e.triton_server import TritonServer, generate
+from tests.e2e.triton_server import TritonServer, ask, generate, sampling
 
 MAX_REQUESTS = 48
 PROMPTS = [f"Once upon a time number {number}" for number in range(12)]
 TOKENS = 40
+MESSAGES = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "I say"}]
+TURN = {
+    "messages": json.dumps(MESSAGES),
+    "continue_final_message": True,
+    "add_generation_prompt": False,
+    "sampling_parameters": sampling(max_tokens=TOKENS, ignore_eos=True),
+}
 SERVING = {
     "max_concurrent_requests": MAX_REQUESTS,
     "max_engine_restarts": 1000,
     "drain_timeout_seconds": 5,
-    "default_timeout_seconds": 60,
+    "default_timeout_seconds": 300,  # beyond the longest answer, on a busy machine too
     "grammar_compile_timeout_seconds": 2,
 }
 # What a client may hear while an engine or the model is away.
@@ -43,6 +51,8 @@ class Soak:
         self._lock = threading.Lock()
         self._away: list[tuple[float, float]] = []
         self.truth = {p: generate(server, p, max_tokens=TOKENS, ignore_eos=True) for p in PROMPTS}
+        (turn,) = ask(server, TURN)
+        self.turn_truth = "".join(turn.outputs["text_output"])
         self.long_truth = generate(server, "Hello", max_tokens=2000, ignore_eos=True)
 
     @property
