@@ -12,7 +12,9 @@ os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import triton_vllm.vllm_api.api  # noqa: F401 (the tests' own import comes when warnings are errors)
+    # Before the tests' own imports, which come when warnings are errors.
+    import triton_vllm.vllm_api.api
+    import triton_vllm.vllm_api.cpu  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
