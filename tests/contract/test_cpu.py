@@ -15,6 +15,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from tests.contract.test_requests import CONFIG
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.cpu import RewindableGenerator, Worker, mark_generators
+from triton_vllm.vllm_api.parallel import choose_worker
 
 
 def draw(generator: torch.Generator) -> int:
@@ -31,6 +32,17 @@ def test_the_configuration_names_it(tmp_path: Path) -> None:
     theirs = f"{CPUWorker.__module__}.Other"
     config = vllm_api.create_config(vllm_api.AsyncEngineArgs(**how, worker_cls=theirs))
     assert theirs == config.parallel_config.worker_cls
+
+
+def test_with_ray_the_worker_is_vllms() -> None:
+    """The nodes of its cluster need not have this package."""
+    theirs = f"{CPUWorker.__module__}.{CPUWorker.__name__}"
+    parallel = SimpleNamespace(worker_cls=theirs, distributed_executor_backend="ray")
+    choose_worker(SimpleNamespace(parallel_config=parallel))
+    assert theirs == parallel.worker_cls
+    parallel.distributed_executor_backend = "mp"
+    choose_worker(SimpleNamespace(parallel_config=parallel))
+    assert resolve_obj_by_qualname(parallel.worker_cls) is Worker
 
 
 def test_a_draw_can_be_taken_back() -> None:

@@ -40,9 +40,13 @@ def executor_class(config: Any) -> Any:
 
 
 def choose_worker(config: Any) -> None:
-    """Have ``Worker`` of ``cpu.py`` run the model where vLLM's worker on a CPU would."""
-    if config.parallel_config.worker_cls == _CPU_WORKER:
-        config.parallel_config.worker_cls = _OUR_CPU_WORKER
+    """Have ``Worker`` of ``cpu.py`` run the model where vLLM's worker on a CPU would.
+
+    Not with Ray: its nodes need not have this package, and the engine would wait for its workers.
+    """
+    parallel = config.parallel_config
+    if parallel.worker_cls == _CPU_WORKER and parallel.distributed_executor_backend != "ray":
+        parallel.worker_cls = _OUR_CPU_WORKER
 
 
 def rendezvous(args: AsyncEngineArgs) -> Rendezvous | None:
