@@ -60,6 +60,8 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "PYTHONPATH": f"{RAY}:{plugins}",
         "GLOO_SOCKET_IFNAME": "tvllmbr0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # Ray gives its workers 15, with which a busy machine leaves them no time to import vLLM.
+        "RAY_worker_niceness": "0",
     }
 
 
