@@ -18,11 +18,18 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from triton_vllm.errors import RequestError, SettingsError
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.outputs import CHAT_OUTPUTS
-from triton_vllm.protocol.requests import ChatPrompt, EngineOptions, Generation, GenerationRequest
+from triton_vllm.protocol.requests import (
+    ChatPrompt,
+    EngineOptions,
+    Generation,
+    GenerationRequest,
+    TextPrompt,
+)
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.arguments import parse_engine_args
 from triton_vllm.vllm_api.compat import cli_args
 from triton_vllm.vllm_api.parameters import SamplingParser
+from triton_vllm.vllm_api.render import text as vllm_text
 from triton_vllm.vllm_api.render.chat import ChatRenderer, parse_chat_args
 
 MAKER = Path(__file__).parents[1] / "e2e/make_tiny_models.py"
@@ -147,6 +154,22 @@ def test_the_prompt_is_that_of_the_template(engine: FakeEngine) -> None:
     tokenizer = engine.renderer.tokenizer
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer.encode(prompt, add_special_tokens=False) == given
+
+
+def test_special_tokens_in_a_text_are_special(engine: FakeEngine) -> None:
+    """In a raw prompt as in a message: whoever writes the text can end a turn with them."""
+    mark = "<end_of_utterance>"
+    token = engine.renderer.tokenizer.convert_tokens_to_ids(mark)
+    prompt = TextPrompt(f"a{mark}b")
+    params, options = SamplingParser({}).parse({}, stream=False, where="p")
+    request = GenerationRequest("r", prompt, False, params, options)
+    raw = asked(engine, asyncio.run(vllm_text.render(engine, prompt, request, None)))
+    assert token in raw["engine_input"]["prompt_token_ids"]
+    messages = [{"role": "user", "content": f"a{mark}b"}]
+    chat = asked(engine, render(engine, messages=messages))["engine_input"]
+    plain = asked(engine, render(engine, messages=[{"role": "user", "content": "ab"}]))
+    count = plain["engine_input"]["prompt_token_ids"].count(token)
+    assert count + 1 == chat["prompt_token_ids"].count(token)
 
 
 def test_the_last_message_can_be_continued(engine: FakeEngine) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import torch
 from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
+from vllm.triton_utils import HAS_TRITON
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.errors import RequestError, UnavailableError
@@ -30,11 +33,15 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
     join_queue: Callable[[], None] | None = None
     turn_away: Callable[[UnavailableError], None] | None = None
     max_sequences: int = 0
+    _drafts = False  # speculative decoding
+    _greedy_only = False
 
     def __init__(self, vllm_config: Any, **options: Any) -> None:
         """Take an ``AsyncLLM``'s options, but for the executor, which is chosen here."""
         options["executor_class"] = executor_class(vllm_config)
         super().__init__(vllm_config, **options)
+        self._drafts = vllm_config.speculative_config is not None
+        self._greedy_only = self._drafts and samples_drafts_wrongly()
 
     async def add_request(
         self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
@@ -60,6 +67,12 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
             check_sequences(getattr(params, "n", 1), self.max_sequences, "n")
             check_pairs(params)
             check_texts(params)
+            if self._drafts and getattr(params, "logprob_token_ids", None):
+                raise RequestError(
+                    '"logprob_token_ids": not with "speculative_config", which loses them'
+                )
+            if self._greedy_only:
+                check_greedy(params)
             check_media(prompt)
             if grammar is not None and self.check_grammar is not None:
                 await self.check_grammar(grammar)
@@ -89,3 +102,32 @@ def check_pairs(params: Any) -> None:
     n, seed = getattr(params, "n", 1), getattr(params, "seed", None)
     if seed is not None and seed + n > _MAX_SEED:  # each sequence has a seed of its own
         raise RequestError('"seed" and "n": too large together')
+
+
+def samples_drafts_wrongly() -> bool:
+    """Return whether this vLLM loses the temperature of a draft's tokens, as it does on a CPU.
+
+    There it writes the temperature, top_p and top_k of each token into a copy, and samples with
+    what the memory held (0.26 to 0.33).
+    """
+    if HAS_TRITON:
+        return False
+    from vllm.utils import cpu_triton_utils
+
+    current_platform.import_kernels()
+    temperatures, written = torch.tensor([0.625, 0.375]), torch.zeros(2)
+    cpu_triton_utils._expand_kernel_impl(written, temperatures, torch.tensor([1, 2]), 0, 0)
+    return not torch.equal(temperatures, written)
+
+
+def check_greedy(params: Any) -> None:
+    """Raise RequestError for a request whose drafts would be sampled, not taken greedily.
+
+    One token, as each step of a beam search asks for, has no drafts.
+    """
+    sampled = getattr(params, "temperature", 0) > 0
+    if sampled and (params.max_tokens != 1 or params.top_k > 0):
+        raise RequestError(
+            '"temperature": must be 0, as this vLLM samples wrongly on a CPU with '
+            f'"speculative_config", got {params.temperature}'
+        )
