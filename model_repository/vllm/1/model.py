@@ -70,7 +70,7 @@ class TritonPythonModel:
         return self._engine.is_up
 
     async def _serve(self, request: GenerationRequest, stream: ResponseStream) -> None:
-        """Answer one request. Whatever happens, its stream is closed exactly once."""
+        """Answer one request. Its stream is closed exactly once in every case."""
         try:
             with (
                 self._engine.admit(request, stream) as live,
@@ -81,7 +81,7 @@ class TritonPythonModel:
                     delta = work.read(output)
                     if delta.has_content:
                         stream.send(delta)  # 4. send; 5. the final delta finishes
-                # Unheard when there was a final delta, as there always should be.
+                # Ignored after the final delta, which every complete request has.
                 stream.fail(GenerationError("the engine ended without a final output"))
         except BaseException as error:  # without its FINAL flag the model could not be unloaded
             stream.fail(self._explained(error, request.request_id))

@@ -96,7 +96,7 @@ class EventLoopThread:
                 try:
                     loop.run_forever()
                 except (SystemExit, KeyboardInterrupt) as error:
-                    # A task of anybody's ends the loop, and with it all the others: run it again.
+                    # SystemExit in any task stops the loop for all: run it again.
                     what = f"a task tried to end the process: {type(error).__name__}"
                     loop.call_exception_handler({"message": what, "exception": error})
             left = asyncio.all_tasks(loop)

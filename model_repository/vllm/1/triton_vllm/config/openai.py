@@ -68,7 +68,7 @@ class OpenAISettings:
 
 
 def with_frontend(given: object) -> object:
-    """Return ``given`` with vLLM's options in ``frontend``; what is no object, as it is."""
+    """Return ``given`` with vLLM's options in ``frontend``; unchanged if it is no object."""
     if not isinstance(given, dict):
         return given
     own = {f.name for f in fields(OpenAISettings)} - {"frontend"}

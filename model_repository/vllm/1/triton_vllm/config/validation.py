@@ -1,7 +1,7 @@
 """Checks a JSON object of settings against a dataclass; an error is one line.
 
-pydantic does the checking. It is imported late: Triton loads the model once more, in a throw-away
-process, to complete config.pbtxt, and importing pydantic takes 0.2 s.
+pydantic does the checking. It is imported late: Triton loads the model once more, in a separate,
+short-lived process, to complete config.pbtxt, and importing pydantic takes 0.2 s.
 """
 
 from __future__ import annotations

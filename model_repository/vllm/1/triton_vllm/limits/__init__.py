@@ -1,1 +1,1 @@
-"""Who may enter, for how long, and with what? Admission, timeouts, drain, grammar compilation."""
+"""Which requests are admitted, for how long, and with which grammars?"""

@@ -183,7 +183,7 @@ class Admission:
             raise self._closed
 
     def check_up(self) -> None:
-        """Raise why the engine does not serve, unless it does. Any thread."""
+        """Raise the reason if the engine does not serve. Any thread."""
         if self.down is not None:
             raise self.down
 

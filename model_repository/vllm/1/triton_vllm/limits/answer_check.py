@@ -110,7 +110,7 @@ class AnswerCheck:
         return wrong
 
     def stop(self) -> None:
-        """End the process, for good."""
+        """End the process permanently."""
         self._stopping.set()
         self._thread.shutdown()
         self._sandbox.end()

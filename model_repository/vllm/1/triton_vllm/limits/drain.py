@@ -65,8 +65,8 @@ class Drain:
         self.on_change(True)
 
     def cancel(self) -> None:
-        """Admit requests again and let live ones run on: the model stays after all."""
-        if self._is_final:  # another instance of the model is what is ready
+        """Cancel the drain: the model stays, so admit requests again and let live ones run on."""
+        if self._is_final:  # it is another instance that is ready
             return
         for timer in filter(None, (*self._ends.values(), self._over)):
             timer.cancel()

@@ -1,8 +1,8 @@
 """A limit for grammars: one that takes too long to compile is refused before the engine sees it.
 
-A short schema can take minutes to compile, in a thread of the engine core that cannot be stopped.
-So each new grammar is first compiled in a sandbox, a process that is killed when it takes too long.
-The front end remembers what has passed, and for a while what has not.
+vLLM compiles grammars in a thread of the engine core that nothing can stop. So each new grammar is
+first compiled in a sandbox, a process that is killed when it takes too long. The front end
+remembers what has passed, and for a while what has not.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class GrammarSandbox:
             failure = await asyncio.shield(job.result)
         finally:
             job.clients -= 1
-            # One that has begun goes on: the process would only have to be started anew.
+            # A job that has begun goes on, because ending it would cost a new process.
             if not job.clients and job.in_thread.cancel():
                 del self._jobs[key]
         if failure:
@@ -145,7 +145,7 @@ class GrammarSandbox:
             self._sandbox.end()
 
     def stop(self) -> None:
-        """End the process, for good. Who waits for a job gets UnavailableError."""
+        """End the process permanently. Waiting requests get UnavailableError."""
         self._stopping.set()
         self._thread.shutdown()
         if self._sandbox is not None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from triton_vllm.limits.sandbox import TOO_MUCH_MEMORY, JobError
 
-# xgrammar refuses a grammar with a line of its source, or of the grammar. What else C++ throws, as
-# for want of memory or of a thread, comes as a RuntimeError, too: "std::bad_alloc" and no more.
+# xgrammar's own refusals name a line of its source or of the grammar. Other C++ errors, such as too
+# little memory, are bare RuntimeErrors: "std::bad_alloc" and no more.
 _REFUSAL = re.compile(r"\.cc:\d+: |[Ee]rror ")
 _NONSENSE = (UnicodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError)
 
@@ -18,9 +18,9 @@ _NONSENSE = (UnicodeError, json.JSONDecodeError, KeyError, TypeError, AttributeE
 def prepare(tokenizer: str) -> Callable[[tuple[str, str]], None]:
     """Return the function that compiles a grammar, given its kind and its text.
 
-    The function raises JobError for a grammar that fails for want of memory, say. It returns for a
-    grammar that xgrammar refuses: vLLM words the refusal. ``tokenizer`` is xgrammar's
-    ``TokenizerInfo`` as JSON.
+    The function raises JobError if compiling fails for another reason than a refusal, such as
+    memory. It returns for a grammar that xgrammar refuses: vLLM words the refusal. ``tokenizer``
+    is xgrammar's ``TokenizerInfo`` as JSON.
     """
     import xgrammar
 

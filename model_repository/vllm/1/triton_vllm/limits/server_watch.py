@@ -125,7 +125,7 @@ def watch_server(
     if address is None:
         logger.warning(f"{settings.name}: the server has no HTTP to ask: requests are not drained")
         return NoWatch()
-    # The model's metadata, not its `ready`: that is also no, from 26.03 on, while an engine of any
+    # The model's metadata, because from Triton 26.03 `ready` is also false while the engine of any
     # instance is down.
     path = f"/v2/models/{quote(settings.name, safe='')}/versions/{settings.version}"
     return ServerWatch(lambda: ask_server(address, path), in_use, changed)

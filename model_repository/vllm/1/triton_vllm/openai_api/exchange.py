@@ -42,7 +42,7 @@ class Exchange:
         self._client_left = False
 
     def stop(self) -> bool:
-        """Make the app believe that its client has gone; return False if it has answered.
+        """Tell the app that its client left, so that it aborts; return False if it has answered.
 
         So the app aborts in the engine what it has begun. One that does not notice is cancelled.
         """
@@ -54,7 +54,7 @@ class Exchange:
         return True
 
     def app_returned(self) -> None:
-        """Cancel the app no more: it has returned."""
+        """Stop the timer that would cancel the app: it has returned."""
         if self._grace is not None:
             self._grace.cancel()
 

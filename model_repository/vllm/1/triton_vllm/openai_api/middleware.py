@@ -19,8 +19,8 @@ from triton_vllm.openai_api.exchange import App, Exchange, Message, Receive, Sen
 # /pooling, /tokenize and others do the same work: here every other path requires the key.
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})
 
-# vLLM has these for every model, without a variable that an operator sets. They resize an engine
-# whose data-parallel ranks Ray runs, which this model does not support.
+# vLLM serves these for every model, and no variable turns them off. They resize an engine whose
+# data-parallel ranks Ray runs, which this model does not support.
 ADMIN_PATHS = frozenset({"/scale_elastic_ep", "/is_scaling_elastic_ep"})
 
 

@@ -1,4 +1,4 @@
-"""The way out: deltas become Triton responses in sender threads, never on the event loop.
+"""Sends responses: sender threads turn deltas into Triton responses, outside the event loop.
 
 ``send`` blocks until the server has taken the response, 60 to 350 µs each, with the GIL
 released. So the event loop only puts deltas into a queue. Each stream belongs to one sender
@@ -195,7 +195,8 @@ def merge(
 ) -> list[tuple[ResponseStream, Message]]:
     """Merge the deltas of each stream, keeping each stream's order.
 
-    No merged delta has more than ``max_tokens`` tokens (None: no bound), unless it came so.
+    No merged delta has more than ``max_tokens`` tokens (None: no bound), unless a single
+    delta already has more.
     """
     merged: list[tuple[ResponseStream, Message]] = []
     last: dict[ResponseStream, int] = {}  # the index of its newest message in `merged`

@@ -1,4 +1,4 @@
-"""Render prompts with images, audio and video, and keep from the engine what it cannot bear."""
+"""Renders prompts with media, and refuses items at which the engine would fail."""
 
 from __future__ import annotations
 
