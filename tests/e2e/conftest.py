@@ -63,7 +63,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "test_openai_life",
         "test_front_ends",
     ),
-    "crowds": ("test_reliability", "test_hostile_requests", "test_end_under_load"),
+    "crowds": (
+        "test_reliability",
+        "test_hostile_requests",
+        "test_input_types",
+        "test_end_under_load",
+    ),
     "engine_faults": ("test_engine_faults",),
     "death": ("test_death",),
     "parallel": ("test_parallel", "test_pipeline"),
