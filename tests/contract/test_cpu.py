@@ -46,7 +46,7 @@ def test_with_ray_the_worker_is_vllms() -> None:
 
 
 def test_a_draw_can_be_taken_back() -> None:
-    """What vLLM does after a part of a prompt."""
+    """As vLLM does, by an offset."""
     plain = torch.Generator().manual_seed(3)
     batch = SimpleNamespace(generators={1: torch.Generator().manual_seed(3)}, req_ids=["a", "b"])
     request = SimpleNamespace(generator=batch.generators[1])

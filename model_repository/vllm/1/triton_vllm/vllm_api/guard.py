@@ -107,8 +107,8 @@ def check_pairs(params: Any) -> None:
 def samples_drafts_wrongly() -> bool:
     """Return whether this vLLM loses the temperature of a draft's tokens, as it does on a CPU.
 
-    There it writes the temperature, top_p and top_k of each token into a copy, and samples with
-    what the memory held (0.26 to 0.33).
+    There it writes the sampling parameters of each token into a copy, and samples with what the
+    memory held (0.26 to 0.33).
     """
     if HAS_TRITON:
         return False
