@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     # Before the tests' own imports, which come when warnings are errors.
     import triton_vllm.vllm_api.api
-    import triton_vllm.vllm_api.cpu  # noqa: F401
+    import triton_vllm.vllm_api.engine_process.cpu  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ import psutil
 
 from triton_vllm.topology.fork_server import ForkServer
 from triton_vllm.topology.stub_process import prepare_process
-from triton_vllm.vllm_api import preload
+from triton_vllm.vllm_api.engine_process import preload
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from tests.contract.test_requests import CONFIG
 from triton_vllm.vllm_api import api as vllm_api
-from triton_vllm.vllm_api.cpu import RewindableGenerator, Worker, mark_generators
+from triton_vllm.vllm_api.engine_process.cpu import RewindableGenerator, Worker, mark_generators
 from triton_vllm.vllm_api.parallel import choose_worker
 
 

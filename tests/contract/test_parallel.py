@@ -170,7 +170,7 @@ def ray_executor(monkeypatch: pytest.MonkeyPatch) -> Any:
     # The other one cannot be imported without Ray.
     monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
     try:
-        from triton_vllm.vllm_api.ray import RayExecutor
+        from triton_vllm.vllm_api.engine_process.ray import RayExecutor
     except (ImportError, NameError):
         pytest.skip("this vLLM has only the executor that cannot be imported without Ray")
     return RayExecutor
@@ -223,7 +223,7 @@ def test_places_that_do_not_come_in_time(
     monkeypatch.setattr(ray_executor.__bases__[0], "_init_executor", start)
     monkeypatch.setattr(ray_utils, "ray", FAKE_RAY)
     monkeypatch.setitem(sys.modules, "ray", FAKE_RAY)
-    monkeypatch.setattr("triton_vllm.vllm_api.ray.current_platform", Gpus(2))
+    monkeypatch.setattr("triton_vllm.vllm_api.engine_process.ray.current_platform", Gpus(2))
     monkeypatch.setattr(ray_utils, "PG_WAIT_TIMEOUT", 1800)
     monkeypatch.setenv(JOIN_TIMEOUT, "0.01")
     executor = object.__new__(ray_executor)

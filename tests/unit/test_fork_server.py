@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_process import END_SECONDS, PACKAGE, ends_within
-from triton_vllm.vllm_api import preload
+from triton_vllm.vllm_api.engine_process import preload
 
 pytestmark = [
     pytest.mark.timeout(120),

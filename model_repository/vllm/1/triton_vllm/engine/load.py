@@ -25,7 +25,7 @@ from triton_vllm.topology.cpus import parse_cpus
 from triton_vllm.topology.fork_server import ForkServer, NoForkServer
 from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.instances import Instance
-from triton_vllm.vllm_api import preload
+from triton_vllm.vllm_api.engine_process import preload
 from triton_vllm.vllm_api.versions import unusable_vllm
 
 if TYPE_CHECKING:

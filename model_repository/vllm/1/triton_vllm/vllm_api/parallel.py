@@ -17,7 +17,7 @@ from triton_vllm.topology.nodes import JOIN_TIMEOUT, MultiNode, Rendezvous, Sing
 
 # By name: the front end imports neither.
 _CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
-_OUR_CPU_WORKER = "triton_vllm.vllm_api.cpu.Worker"
+_OUR_CPU_WORKER = "triton_vllm.vllm_api.engine_process.cpu.Worker"
 
 
 def visible_gpus() -> int | None:
@@ -33,14 +33,14 @@ def visible_gpus() -> int | None:
 def executor_class(config: Any) -> Any:
     """Return the class that runs an engine core's workers: vLLM's, or a subclass of it for Ray."""
     if config.parallel_config.distributed_executor_backend == "ray":
-        from triton_vllm.vllm_api.ray import RayExecutor
+        from triton_vllm.vllm_api.engine_process.ray import RayExecutor
 
         return RayExecutor
     return Executor.get_class(config)
 
 
 def choose_worker(config: Any) -> None:
-    """Have ``Worker`` of ``cpu.py`` run the model where vLLM's worker on a CPU would.
+    """Have ``Worker`` of ``engine_process.cpu`` run the model where vLLM's worker on a CPU would.
 
     Not with Ray: its nodes need not have this package, and the engine would wait for its workers.
     """

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-MODULE = "triton_vllm.vllm_api.engine_modules"
+MODULE = "triton_vllm.vllm_api.engine_process.engine_modules"
 
 
 def engine_variables() -> dict[str, str]:
