@@ -13,9 +13,9 @@
 #   int32: [-1, -1, -1] not written
 #   float32: [-1.0, -1.0, -1.0] not written
 #
-# Downloads the wheel (330 MB) into a temporary folder and runs that one file of it. A few lines of
-# Python stand for torch and for the native code: no engine, no model. Exit code 1 when the behaviour
-# differs.
+# Downloads vLLM's wheel for CUDA (330 MB), which has that file too, into a temporary folder and runs
+# that one file. A few lines of Python stand for torch and for the native code: no engine, no model.
+# Exit code 1 when the behaviour differs.
 set -euo pipefail
 
 folder="$(mktemp -d)"

@@ -89,10 +89,10 @@ async def ask_all(args: Any, config: Any) -> Answers:
 
 
 async def ask_with_an_allowlist(llm: Any, answers: Answers) -> None:
-    """Ask as a client, and once more without the check that keeps it from this engine.
+    """Ask as a client, and once more as if this engine had vLLM's V2 runner.
 
-    vLLM admits such beams to its V2 runner alone, which needs Triton's compiler and so a GPU. Its
-    V1 runner mixes up the rows of a batch that have no such list: here all have the same one.
+    vLLM admits such beams to that runner alone, which needs Triton's compiler and so a GPU. The
+    older one is right where all rows of a batch have the same list, as here.
     """
     answers.has_newer_runner = llm.vllm_config.use_v2_model_runner
     try:

@@ -157,7 +157,7 @@ def test_the_prompt_is_that_of_the_template(engine: FakeEngine) -> None:
 
 
 def test_special_tokens_in_a_text_are_special(engine: FakeEngine) -> None:
-    """In a raw prompt as in a message: whoever writes the text can end a turn with them."""
+    """In a raw prompt as in a message (docs/requests.md)."""
     mark = "<end_of_utterance>"
     token = engine.renderer.tokenizer.convert_tokens_to_ids(mark)
     prompt = TextPrompt(f"a{mark}b")

@@ -225,7 +225,7 @@ def test_a_burst_of_long_prompts_over_openai(served: Served) -> None:
 
 
 def test_a_seed_holds_for_a_prompt_in_parts(served: Served) -> None:
-    """As for any other; the engine, which computes it in several steps, stays."""
+    """The same seed gives the same text, as with a short prompt."""
     how = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.0}
     prompt = "x " * 700
     assert len(prompt.split()) > 2 * BATCHED_TOKENS

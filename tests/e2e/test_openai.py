@@ -296,7 +296,7 @@ def test_one_tls_host_for_both_protocols(served: Served, tmp_path: Path) -> None
             assert " Paris" in http.post("/v2/models/vllm/generate", json=asked).text
             assert 403 == http.post("/v2/repository/models/vllm/unload").status_code
             assert 404 == http.get("/metrics").status_code
-            # As `curl -d` sends it: nginx passes it on as JSON.
+            # nginx passes it on as JSON.
             form = {"Content-Type": "application/x-www-form-urlencoded"}
             content = json.dumps(asked).encode()
             assert (

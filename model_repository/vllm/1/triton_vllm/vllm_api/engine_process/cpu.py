@@ -1,8 +1,7 @@
 """vLLM's worker on a CPU, where a request's own random numbers can be taken back.
 
-vLLM turns a request's generator back by one draw, where it drops the token. It does so by an
-offset, which the generators of a CPU do not have. ``create_config`` names this worker, and the
-engine core imports it.
+vLLM can take back what it drew for a request, by an offset, which the generators of a CPU do not
+have. ``create_config`` names this worker, and the engine core imports it.
 """
 
 from __future__ import annotations
