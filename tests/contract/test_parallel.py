@@ -254,5 +254,6 @@ def test_the_engine_client_takes_that_executor(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(AsyncLLM, "__init__", lambda self, config, **options: taken.append(options))
     monkeypatch.setattr(vllm_guard, "executor_class", lambda config: "ours")
     parallel = SimpleNamespace(distributed_executor_backend="uni")
-    vllm_guard.GuardedLLM.from_vllm_config(SimpleNamespace(parallel_config=parallel))
+    config = SimpleNamespace(parallel_config=parallel, speculative_config=None)
+    vllm_guard.GuardedLLM.from_vllm_config(config)
     assert ["ours"] == [options["executor_class"] for options in taken]
