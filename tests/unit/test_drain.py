@@ -146,3 +146,34 @@ def test_a_drain_that_is_cancelled_is_never_over(monkeypatch: pytest.MonkeyPatch
 
     run(main())
     assert [] == told
+
+
+def test_a_drain_is_not_over_as_long_as_the_server_may_have_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where it answers too late to say; the drain can be cancelled until it says no."""
+    monkeypatch.setattr("triton_vllm.limits.drain._END_SECONDS", 0.02)
+    admission, drain = make(**{TRITON: 0.02})
+
+    async def main() -> None:
+        over, asked = asyncio.Event(), asyncio.Event()
+        answers = iter([False, False])
+
+        def is_gone() -> bool:
+            answer = next(answers, None)
+            if answer is None:
+                asked.set()
+            return bool(answer)
+
+        drain.on_over = over.set
+        drain.is_gone = is_gone
+        drain.begin()
+        await asked.wait()
+        assert not over.is_set()
+        drain.cancel()
+        admission.check()
+        drain.begin()
+        drain.is_gone = lambda: True
+        await over.wait()
+
+    run(main())

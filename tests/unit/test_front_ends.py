@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -268,3 +269,11 @@ def test_front_ends_clean_up_at_the_same_time(
         places = list(pool.map(lambda _: rendezvous_dir("m", "1"), range(4)))
     assert 1 == len(set(places))
     assert [places[0].parents[1]] == list(root.iterdir())
+
+
+def test_the_last_word_needs_no_folder(tmp_path: Path) -> None:
+    """Something may have tidied it up; the engine is out of tries all the same."""
+    slot = FrontEndSlot.claim(tmp_path / "engines", 1)
+    shutil.rmtree(slot.cohort)
+    slot.announce_restarts_exhausted()
+    slot.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -40,6 +41,7 @@ class FakeFrontEnd:
 
     def __init__(self, *options: str) -> None:
         self.options = options
+        self.variables: dict[str, str] = {}
         self.engines = 0
 
     async def settle_library(self, llm: Any) -> None:
@@ -174,6 +176,45 @@ async def test_a_process_that_does_not_start_fails_the_load(
     async with port(monkeypatch, "fail") as served:
         with pytest.raises(SettingsError, match="exited with 3"):
             await served.serve()
+
+
+@in_a_loop
+async def test_a_start_without_a_descriptor_fails_the_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the cause, and the process that cannot be watched is ended."""
+    opened: list[int] = []
+
+    def pidfd_open(pid: int) -> int:
+        opened.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with port(monkeypatch) as served:
+        monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+        with pytest.raises(SettingsError, match=r"OSError: .* Too many open files"):
+            await served.serve()
+    assert not is_alive(opened[0])
+
+
+@in_a_loop
+async def test_a_port_without_a_descriptor_for_clients_waits() -> None:
+    """It tries again in a second, and does not keep the event loop busy until then."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        tries: list[None] = []
+
+        def accept() -> Any:
+            tries.append(None)
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        listener: Any = SimpleNamespace(accept=accept, fileno=bound.fileno)
+        server = UnavailableServer(listener, None, lambda: "why")
+        server.open()
+        with socket.create_connection(bound.getsockname()):
+            await asyncio.sleep(0.5)
+            assert 1 == len(tries)
+            while len(tries) < 2:  # noqa: ASYNC110 (it is the one that waits)
+                await asyncio.sleep(0.05)
+        server.close()
 
 
 @in_a_loop

@@ -154,14 +154,16 @@ class Engine:
         # 1. No drain begins from now on.
         self.watch.stop()
         # 2. What serves ends, if it has not done so at the end of a drain.
-        self.loop.call(self._end())
-        # 3. The event loop's thread ends, its background work with it.
-        self.loop.stop()
-        # 4. The port, the front end's slot and its folders are released.
-        self.held.close()
-        # 5. Or Python walks all that vLLM has imported once more before the process ends: seconds,
-        # for which Triton waits, of one front end after the other.
-        gc.freeze()
+        try:
+            self.loop.call(self._end())
+        finally:
+            # 3. The event loop's thread ends, its background work with it.
+            self.loop.stop()
+            # 4. The port, the front end's slot and its folders are released.
+            self.held.close()
+            # 5. Or Python walks all that vLLM has imported once more before the process ends:
+            # seconds, for which Triton waits, of one front end after the other.
+            gc.freeze()
 
     async def _end(self) -> None:
         """End what serves, once; wait for that."""

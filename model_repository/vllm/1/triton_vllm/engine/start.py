@@ -68,6 +68,7 @@ def start_engine(
     engine = Engine(
         plan, loop, admission, supervisor, openai, parser, answers, lag, watch, held.pop_all()
     )
+    drain.is_gone = lambda: watch.says_gone
     drain.on_over = lambda: loop.spawn(engine.end_without_triton())
     return engine
 

@@ -211,6 +211,6 @@ class Supervisor:
                 timer.lap("engine restarted")
                 return
         if not self._closing and not self._slot.is_closing:  # an unload ends the attempts, too
-            self._slot.announce_restarts_exhausted()  # so that the others stop waiting
             self.restarts_exhausted = True
             self._admission.down = EngineDownError(why)
+            self._slot.announce_restarts_exhausted()  # so that the others stop waiting

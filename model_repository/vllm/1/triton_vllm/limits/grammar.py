@@ -86,7 +86,7 @@ class GrammarSandbox:
             job.clients -= 1
             # A job that has begun goes on, because ending it would cost a new process.
             if not job.clients and job.in_thread.cancel():
-                del self._jobs[key]
+                self._forget(key, job)
         if failure:
             raise RequestError(f'structured_outputs: "{kind}": {failure}')
 
@@ -111,9 +111,13 @@ class GrammarSandbox:
         if job.result.cancelled():
             return
         if job.result.exception() is not None:
-            self._jobs.pop(key, None)
+            self._forget(key, job)
         elif job.result.result():
             job.expires = time.monotonic() + _EXPIRES_SECONDS
+
+    def _forget(self, key: bytes, job: _Job) -> None:
+        if self._jobs.get(key) is job:  # not one that is newer
+            del self._jobs[key]
 
     def _compile(self, kind: str, text: str) -> str:
         """Return why a grammar is refused, "" if it is not. Runs in the thread."""

@@ -47,6 +47,8 @@ def ask_server(address: tuple[str, int], path: str) -> bool | None:
 class NoWatch:
     """The watch of a server without an HTTP service."""
 
+    says_gone = False
+
     def stop(self) -> None:
         """Do nothing."""
 
@@ -64,6 +66,7 @@ class ServerWatch:
         self._ask = ask
         self._in_use = in_use
         self._changed = changed
+        self.says_gone = False  # the newest answer
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="server-watch", daemon=True)
         self._thread.start()
@@ -77,7 +80,9 @@ class ServerWatch:
         readiness = ReadinessDebouncer()
         while not self._stop.wait(_PERIOD):
             try:
-                ready = readiness.update(self._ask(), in_use=self._in_use())
+                answer = self._ask()
+                self.says_gone = answer is False
+                ready = readiness.update(answer, in_use=self._in_use())
                 if ready is not None:
                     self._changed(ready)
             except Exception as error:

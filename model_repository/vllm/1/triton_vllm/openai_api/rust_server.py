@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triton_vllm.errors import SettingsError
+from triton_vllm.errors import SettingsError, one_line
 from triton_vllm.limits.admission import OPENAI
 from triton_vllm.limits.drain import Drain
 from triton_vllm.openai_api.server import NoOpenAIServer
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _START_SECONDS = 600.0  # it may download a tokenizer
+_LONGEST_PAUSE_SECONDS = 31.0  # before a restart; the first one comes at once
 _END_SECONDS = 1.0  # beyond its own deadline
 _BACKLOG = 2048
 
@@ -58,7 +59,7 @@ class RustServer(NoOpenAIServer):
         self._where = where
         self._front_end = front_end
         # In its environment: all users of the machine can read a command line.
-        self._environment = os.environ | {"VLLM_API_KEY": "".join(keys)}
+        self._environment = os.environ | front_end.variables | {"VLLM_API_KEY": "".join(keys)}
         self._drain = drain
         self._port = port
         self._unavailable = unavailable
@@ -66,7 +67,6 @@ class RustServer(NoOpenAIServer):
         self._starts = 0  # with this engine
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._resumed: asyncio.Task[None] | None = None
         drain.on_change = self._drains
 
     async def serve(  # noqa: D102 (as in NoOpenAIServer)
@@ -98,10 +98,17 @@ class RustServer(NoOpenAIServer):
 
     async def _replace(self, serves: asyncio.Future[None]) -> None:
         """Run one process after the other, as long as the engine has an address for it."""
-        assert self._engine is not None, "as serve() has been called"
-        llm, addresses = self._engine
         try:
-            for start in range(self._starts, len(addresses.rust_inputs)):
+            if self._engine is None:  # it has died since
+                return
+            llm, addresses = self._engine
+            first = self._starts
+            for start in range(first, len(addresses.rust_inputs)):
+                if start > first:
+                    self._unavailable.open()
+                    await asyncio.sleep(min(2.0 ** (start - 1), _LONGEST_PAUSE_SECONDS) - 1)
+                    if self._drain.has_begun:
+                        return
                 self._starts += 1
                 self._unavailable.close()
                 async with self._running(llm, addresses, start) as exited:
@@ -121,6 +128,11 @@ class RustServer(NoOpenAIServer):
                     return
                 logger.error(f"{self._name}: {exits}, and its requests with it; it is restarted")
             logger.error(f"{self._name}: no restart of vLLM's Rust front end is left")
+        except Exception as error:  # no descriptor or memory for it, say
+            why = f"vLLM's Rust front end: {type(error).__name__}: {one_line(error)}"
+            logger.error(f"{self._name}: {why}")
+            if not serves.done():
+                serves.set_exception(SettingsError(f"{self._where}: {why}"))
         finally:
             serves.cancel()
             self._unavailable.open()
@@ -134,23 +146,26 @@ class RustServer(NoOpenAIServer):
         with self._front_end.command(llm, addresses, start, self._port.fileno()) as command:
             self._process = process = self._start(*command)
         exited: asyncio.Future[int] = loop.create_future()
-        pidfd = os.pidfd_open(process.pid)
 
-        def exits() -> None:
+        def exits(pidfd: int) -> None:
             loop.remove_reader(pidfd)
-            exited.set_result(process.wait())
+            code = process.wait()
+            if not exited.done():
+                exited.set_result(code)
 
-        loop.add_reader(pidfd, exits)
-        try:
-            yield exited
-        finally:
-            self._process = None
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            process.kill()
-            process.wait()
+        with contextlib.ExitStack() as stack:
             for address in (addresses.rust_inputs[start], addresses.rust_output):
-                Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
+                stack.callback(Path(address.removeprefix("ipc://")).unlink, missing_ok=True)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            pidfd = os.pidfd_open(process.pid)
+            stack.callback(os.close, pidfd)
+            loop.add_reader(pidfd, exits, pidfd)
+            stack.callback(loop.remove_reader, pidfd)
+            try:
+                yield exited
+            finally:
+                self._process = None
 
     def _start(self, command: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]:
         """Start the process, in the event loop's thread: when that ends, it is killed."""
@@ -185,7 +200,9 @@ class RustServer(NoOpenAIServer):
             self._process.terminate()  # it takes no more connections
             self._unavailable.open()
         elif not begun and self._engine is not None and (not self._keeper or self._keeper.done()):
-            self._resumed = asyncio.create_task(self._keep())
+            serves = asyncio.get_running_loop().create_future()
+            serves.set_result(None)  # nobody waits for it: a start that fails is tried again
+            self._keeper = asyncio.create_task(self._replace(serves))
 
     async def shut_down(self) -> None:  # noqa: D102 (as in NoOpenAIServer)
         self._drain.begin(final=True)

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
+_MOST = 256  # connections that are being answered; more are closed
 _LINGER_SECONDS = 2.0  # for a client to read the answer before its connection is closed
 
 
@@ -23,6 +24,7 @@ class UnavailableServer:
         self._certificate = certificate
         self._why = why
         self._answering: set[asyncio.Task[None]] = set()
+        self._reopening: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
         """Answer new connections."""
@@ -31,14 +33,25 @@ class UnavailableServer:
     def close(self) -> None:
         """Leave new connections to another process."""
         asyncio.get_running_loop().remove_reader(self._port)
+        if self._reopening is not None:
+            self._reopening.cancel()
 
     def _accept(self) -> None:
         # Not asyncio's own server: one that is closed forgets what it has just accepted.
-        with contextlib.suppress(OSError):  # the other process has taken it, or its client has gone
+        try:
             connection, _ = self._port.accept()
-            task = asyncio.create_task(self._answer(connection))
-            self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
+        except (BlockingIOError, ConnectionError):  # the other process or its client was faster
+            return
+        except OSError:  # no descriptor is free, and the next try would fail at once
+            self.close()
+            self._reopening = asyncio.get_running_loop().call_later(1, self.open)
+            return
+        if len(self._answering) >= _MOST:
+            connection.close()
+            return
+        task = asyncio.create_task(self._answer(connection))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     async def _answer(self, connection: socket.socket) -> None:
         error = {"message": self._why(), "type": "ServiceUnavailableError", "code": 503}
@@ -51,7 +64,10 @@ class UnavailableServer:
         protocol = asyncio.StreamReaderProtocol(reader)
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, connection, ssl=self._certificate
+                lambda: protocol,
+                connection,
+                ssl=self._certificate,
+                ssl_handshake_timeout=_LINGER_SECONDS if self._certificate else None,
             )
             with contextlib.closing(transport):
                 transport.write(head.encode() + body)

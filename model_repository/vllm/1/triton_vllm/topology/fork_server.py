@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import time
 import typing
 from collections.abc import Mapping
 from multiprocessing import context, forkserver, popen_forkserver, resource_tracker, spawn, util
+from multiprocessing.connection import wait
 from multiprocessing.reduction import dump
 from typing import Any
 
@@ -130,7 +130,7 @@ class ForkServer(NoForkServer):
     def _imported(self) -> dict[str, str]:
         """Wait for the end of its imports; return the variables that they have set."""
         began = time.monotonic()
-        while not select.select([self._channel], [], [], _LOOK_SECONDS)[0]:
+        while not wait([self._channel], _LOOK_SECONDS):
             if self._closing.is_set():
                 raise UnavailableError("the model is being unloaded")
             if time.monotonic() - began > _IMPORT_SECONDS:
@@ -234,7 +234,7 @@ class _Popen(popen_forkserver.Popen):
             finally:
                 os.close(child_data)
                 os.close(child_status)
-            if not select.select([status], [], [], _FORK_SECONDS)[0]:
+            if not wait([status], _FORK_SECONDS):
                 raise TimeoutError("the fork server does not answer")
             self.pid = forkserver.read_signed(status)
             head = json.dumps({"environment": environment, "cpus": cpus}).encode()

@@ -184,7 +184,8 @@ class FrontEndSlot:
     def announce_restarts_exhausted(self) -> None:
         """Tell the others that the engine is not restarted, if this is the leader."""
         if self.is_leader:
-            (self.cohort / "restarts-exhausted").touch()
+            with contextlib.suppress(FileNotFoundError):
+                (self.cohort / "restarts-exhausted").touch()
 
     # Triton finalizes front ends one after the other, and the engine ends with the leader. So the
     # leader has all of them close their HTTP port, and waits for the requests that they accepted.
@@ -205,7 +206,7 @@ class FrontEndSlot:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def wait_for_others(self, seconds: float) -> None:
-        """Wait, ``seconds`` at most, until all others have drained or left.."""
+        """Wait, ``seconds`` at most, until all others have drained or left."""
         deadline = asyncio.get_running_loop().time() + seconds
         while self.is_leader and asyncio.get_running_loop().time() < deadline:
             if all((self.cohort / "drained" / str(other)).exists() for other in self.others()):

@@ -127,7 +127,7 @@ class MultiNode(SingleNode):
             await asyncio.sleep(_PING_SECONDS)
             try:
                 await asyncio.wait_for(llm.engine_core.is_sleeping_async(), _PATIENCE_SECONDS)
-            except TimeoutError:
+            except asyncio.TimeoutError:
                 logger.error(
                     f"an engine of the cluster has not answered for {_PATIENCE_SECONDS:g} s: "
                     "it is considered lost"

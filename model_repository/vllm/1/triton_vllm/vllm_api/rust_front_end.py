@@ -35,6 +35,7 @@ _HELP_SECONDS = 30
 _READY_SECONDS = 3600  # for an engine to register, which is loaded by then
 # What is said on its command line, and keys, which must not be.
 _NOT_PASSED = {"api_key", "api_server_count", "host", "port", "model", "served_model_name"}
+_NOT_PASSED |= {"hf_token"}  # which goes by its environment, as the key does
 _NOT_PASSED |= {"data_parallel_rank", "data_parallel_external_lb", "data_parallel_hybrid_lb"}
 
 
@@ -61,6 +62,7 @@ class RustFrontEnd:
         self._options = {name.replace("-", "_") for name in _options(binary, "serve")}
         self._flags = _options(binary, "frontend")
         self._arguments: dict[str, Any] = {}
+        self.variables: dict[str, str] = {}  # of its environment
 
     def has(self, option: str) -> bool:
         """Return whether it has an option, by its name in JSON."""
@@ -88,6 +90,8 @@ class RustFrontEnd:
         ``written`` are the engine arguments of the operator's file, without what vLLM has inferred;
         ``model`` is the engine's. Raises SettingsError, with the arguments that it refuses.
         """
+        if isinstance(token := written.get("hf_token"), str):
+            self.variables = {"HF_TOKEN": token}
         # The library is the engine's: see settle_library.
         engine = written.keys() - {"structured_outputs_config"}
         names = args.served_model_name or [args.model]
@@ -101,7 +105,7 @@ class RustFrontEnd:
         }
         # It reads its arguments first, and then looks for the model, of which there is none here.
         trial = self._command(-1, "ipc:///", (-1, -1), "ipc:///", {"model_tag": os.devnull})
-        offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+        offline = os.environ | self.variables | {"HF_HUB_OFFLINE": "1"}
         asked = subprocess.run(
             trial, capture_output=True, text=True, timeout=_HELP_SECONDS, check=False, env=offline
         )

@@ -154,7 +154,7 @@ class GuardedConnector(MediaConnector):  # type: ignore[misc]
             loaded = await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
         except ImportError as error:  # a decoder that vLLM has as an extra
             raise MediaError(missing_package(error)) from error
-        except TimeoutError:
+        except (TimeoutError, asyncio.TimeoutError):
             raise MediaError("it took too long to fetch") from None
         except Exception as error:  # of Pillow, OpenCV, aiohttp, ...: as many as there are formats
             raise MediaError(one_line(error)) from error
