@@ -89,6 +89,19 @@ def test_waiting_prompts_are_counted_in_tokens() -> None:
     run(main())
 
 
+def test_an_api_has_served_once_a_request_was_admitted() -> None:
+    """Not by one that was refused; and it stays so."""
+    admission = make(max_concurrent_requests=1)
+
+    async def main() -> None:
+        refused = pytest.raises(UnavailableError)
+        with admission.admit(TRITON), refused, admission.admit(OPENAI):
+            pass
+        assert {TRITON} == admission.served
+
+    run(main())
+
+
 def test_what_is_full_is_still_open() -> None:
     """Health does not depend on load."""
     full = make(max_queued_tokens=40, queued=40)

@@ -105,6 +105,7 @@ def test_a_final_drain_is_not_cancelled() -> None:
 def test_a_drain_that_is_over_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the time of every API is over; the model cannot come back then."""
     monkeypatch.setattr("triton_vllm.limits.drain._END_SECONDS", 0.1)
+    monkeypatch.setattr("triton_vllm.limits.drain._LEAST_SECONDS", 0.0)
     admission, drain = make(**{TRITON: 0.2, OPENAI: 0.1})
     told: list[int] = []
 
@@ -135,6 +136,7 @@ def test_a_drain_that_is_over_says_so_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_drain_that_is_cancelled_is_never_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine of a model that is ready again runs on."""
     monkeypatch.setattr("triton_vllm.limits.drain._END_SECONDS", 0.0)
+    monkeypatch.setattr("triton_vllm.limits.drain._LEAST_SECONDS", 0.0)
     _, drain = make(**{TRITON: 0.05})
     told: list[bool] = []
     drain.on_over = lambda: told.append(True)
@@ -146,34 +148,3 @@ def test_a_drain_that_is_cancelled_is_never_over(monkeypatch: pytest.MonkeyPatch
 
     run(main())
     assert [] == told
-
-
-def test_a_drain_is_not_over_as_long_as_the_server_may_have_the_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As where it answers too late to say; the drain can be cancelled until it says no."""
-    monkeypatch.setattr("triton_vllm.limits.drain._END_SECONDS", 0.02)
-    admission, drain = make(**{TRITON: 0.02})
-
-    async def main() -> None:
-        over, asked = asyncio.Event(), asyncio.Event()
-        answers = iter([False, False])
-
-        def is_gone() -> bool:
-            answer = next(answers, None)
-            if answer is None:
-                asked.set()
-            return bool(answer)
-
-        drain.on_over = over.set
-        drain.is_gone = is_gone
-        drain.begin()
-        await asked.wait()
-        assert not over.is_set()
-        drain.cancel()
-        admission.check()
-        drain.begin()
-        drain.is_gone = lambda: True
-        await over.wait()
-
-    run(main())

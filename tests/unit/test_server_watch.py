@@ -33,14 +33,14 @@ READY, GONE, UNKNOWN = True, False, None
 def test_changes_follow_from_answers(answers: list[bool | None], expected: list[bool]) -> None:
     """Only a model that was ready can leave; one odd answer says nothing."""
     readiness = ReadinessDebouncer()
-    heard = [readiness.update(answer, in_use=False) for answer in answers]
+    heard = [readiness.update(answer, used=False) for answer in answers]
     assert expected == [change for change in heard if change is not None]
 
 
-def test_a_model_in_use_has_been_ready() -> None:
+def test_a_model_that_was_used_has_been_ready() -> None:
     """A server that stops before it was ever asked is noticed all the same."""
     readiness = ReadinessDebouncer()
-    assert [None, False] == [readiness.update(GONE, in_use=True) for _ in range(2)]
+    assert [None, False] == [readiness.update(GONE, used=True) for _ in range(2)]
 
 
 @contextlib.contextmanager

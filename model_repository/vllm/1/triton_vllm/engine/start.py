@@ -62,13 +62,12 @@ def start_engine(
     watch = watch_server(
         settings,
         server,
-        in_use=lambda: admission.count(TRITON) > 0,
+        used=lambda: TRITON in admission.served,
         changed=lambda ready: loop.call_soon(drain.cancel if ready else drain.begin),
     )
     engine = Engine(
         plan, loop, admission, supervisor, openai, parser, answers, lag, watch, held.pop_all()
     )
-    drain.is_gone = lambda: watch.says_gone
     drain.on_over = lambda: loop.spawn(engine.end_without_triton())
     return engine
 

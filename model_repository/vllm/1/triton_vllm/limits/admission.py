@@ -82,6 +82,7 @@ class Admission:
         self._queued_tokens = queued_tokens
         self._balancer = balancer
         self._live: set[LiveRequest] = set()
+        self.served: set[str] = set()  # the APIs of which requests have been admitted. Any thread
         self._closed: UnavailableError | None = None
         self.down: ServingError | None = None  # why the engine does not serve; the supervisor's
 
@@ -108,6 +109,7 @@ class Admission:
             request = LiveRequest(api, stop)
             timers = _time_limit(request, timeout, finish)
             self._live.add(request)
+            self.served.add(api)
             _current.set(request)
             try:
                 yield request

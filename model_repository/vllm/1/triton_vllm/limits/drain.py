@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 UNLOADING = "the model is being unloaded or the server stopped"
 
+_LEAST_SECONDS = 5.0  # for a server that was only busy to show that it has the model
 _END_SECONDS = 1.0  # for requests that are being cancelled, in other front ends too
 
 
@@ -27,15 +28,13 @@ class Drain:
         """``seconds`` are what running requests of each API get, from the drain's begin.
 
         ``on_change`` is called with True when it begins, with False when it is cancelled.
-        ``on_over`` is called once, a second after the time of all requests is over, and not as long
-        as ``is_gone`` says that the server may still have the model: from then on the drain cannot
-        be cancelled.
+        ``on_over`` is called once, a second after the time of all requests is over: from then on
+        the drain cannot be cancelled.
         """
         self._admission = admission
         self.seconds = seconds
         self.on_change: Callable[[bool], object] = lambda begun: None
         self.on_over: Callable[[], object] = lambda: None
-        self.is_gone: Callable[[], bool] = lambda: True
         self._name = name
         self._ends: dict[str, asyncio.TimerHandle] = {}
         self._over: asyncio.TimerHandle | None = None
@@ -60,7 +59,7 @@ class Drain:
         for api, seconds in self.seconds.items():
             self._ends[api] = loop.call_later(seconds, self._end, api, why)
         longest = max(self.seconds.values())
-        self._over = loop.call_later(longest + _END_SECONDS, self._be_over)
+        self._over = loop.call_later(max(longest, _LEAST_SECONDS) + _END_SECONDS, self._be_over)
         live = self._admission.count()
         if live or not final:
             logger.info(f"{self._name}: {why}: {live} requests may run for {longest:g} s more")
@@ -82,9 +81,6 @@ class Drain:
         return max(0.0, self._ends[api].when() - asyncio.get_running_loop().time())
 
     def _be_over(self) -> None:
-        if not self._is_final and not self.is_gone():
-            self._over = asyncio.get_running_loop().call_later(_END_SECONDS, self._be_over)
-            return
         self._is_final = True
         self.on_over()
 

@@ -47,8 +47,6 @@ def ask_server(address: tuple[str, int], path: str) -> bool | None:
 class NoWatch:
     """The watch of a server without an HTTP service."""
 
-    says_gone = False
-
     def stop(self) -> None:
         """Do nothing."""
 
@@ -59,14 +57,13 @@ class ServerWatch:
     def __init__(
         self,
         ask: Callable[[], bool | None],
-        in_use: Callable[[], bool],
+        used: Callable[[], bool],
         changed: Callable[[bool], None],
     ) -> None:
         """Call ``changed(False)`` when the model is no longer ready, ``changed(True)`` if again."""
         self._ask = ask
-        self._in_use = in_use
+        self._used = used
         self._changed = changed
-        self.says_gone = False  # the newest answer
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="server-watch", daemon=True)
         self._thread.start()
@@ -80,9 +77,7 @@ class ServerWatch:
         readiness = ReadinessDebouncer()
         while not self._stop.wait(_PERIOD):
             try:
-                answer = self._ask()
-                self.says_gone = answer is False
-                ready = readiness.update(answer, in_use=self._in_use())
+                ready = readiness.update(self._ask(), used=self._used())
                 if ready is not None:
                     self._changed(ready)
             except Exception as error:
@@ -96,12 +91,12 @@ class ReadinessDebouncer:
         self._ready: bool | None = None  # None: never seen ready, as while the model loads
         self._failures = 0
 
-    def update(self, answer: bool | None, *, in_use: bool) -> bool | None:
+    def update(self, answer: bool | None, *, used: bool) -> bool | None:
         """Return whether the model is ready if that has changed, else None.
 
-        A model that is ``in_use`` has been ready, seen or not.
+        A model that has been ``used`` has been ready, seen or not.
         """
-        if self._ready is None and in_use:
+        if self._ready is None and used:
             self._ready = True
         if answer:
             self._failures = 0
@@ -119,12 +114,12 @@ class ReadinessDebouncer:
 def watch_server(
     settings: ModelSettings,
     server: ServerOptions,
-    in_use: Callable[[], bool],
+    used: Callable[[], bool],
     changed: Callable[[bool], None],
 ) -> ServerWatch | NoWatch:
     """Start to watch the server, if it has an HTTP service.
 
-    ``in_use`` returns whether a request that came through the server is live.
+    ``used`` returns whether a request has come through the server.
     """
     address = server.http
     if address is None:
@@ -133,4 +128,4 @@ def watch_server(
     # The model's metadata, because from Triton 26.03 `ready` is also false while the engine of any
     # instance is down.
     path = f"/v2/models/{quote(settings.name, safe='')}/versions/{settings.version}"
-    return ServerWatch(lambda: ask_server(address, path), in_use, changed)
+    return ServerWatch(lambda: ask_server(address, path), used, changed)
