@@ -133,8 +133,8 @@ installation() {
 }
 
 contract_tests_of_the_environment() {
-    phase "contract tests" 110 contract_tests ""
-    phase "contract tests with $OLDEST" 100 contract_tests "$CACHE/oldest-vllm/wheel:"
+    phase "contract tests" 240 contract_tests ""
+    phase "contract tests with $OLDEST" 160 contract_tests "$CACHE/oldest-vllm/wheel:"
 }
 
 # The tables of the docs, with which some tests compare, are not of these versions.
@@ -148,13 +148,13 @@ contract_tests_of_versions_between() {
         read -r requirement sha256 <<<"$each"
         folder=$CACHE/vllm-${requirement#*==}
         phase "$requirement" 30 get_vllm "$folder" "$requirement" "$sha256"
-        phase "contract tests with $requirement" 110 contract_tests "$folder/wheel:" 2000 -m "not slow" "${tables[@]}"
+        phase "contract tests with $requirement" 160 contract_tests "$folder/wheel:" 2000 -m "not slow" "${tables[@]}"
     done
 }
 
 demo_and_contract_tests() {
     phase demo 70 demo
-    phase "contract tests with $NEWEST" 100 contract_tests "$CACHE/newest-vllm/wheel:"
+    phase "contract tests with $NEWEST" 220 contract_tests "$CACHE/newest-vllm/wheel:"
 }
 
 programs_beside_triton() {
