@@ -28,8 +28,8 @@ class Drain:
         """``seconds`` are what running requests of each API get, from the drain's begin.
 
         ``on_change`` is called with True when it begins, with False when it is cancelled.
-        ``on_over`` is called once, a second after the time of all requests is over: from then on
-        the drain cannot be cancelled.
+        ``on_over`` is called once, a second after the time of all requests is over, at least six
+        after the drain has begun: from then on the drain cannot be cancelled.
         """
         self._admission = admission
         self.seconds = seconds
