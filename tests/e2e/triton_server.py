@@ -98,10 +98,12 @@ def use_gpus(model: Path, devices: str) -> None:
 
 
 class TritonFaultError(RuntimeError):
-    """Triton 24.10 itself failed to start, as it does now and then on an overloaded machine.
+    """Triton itself failed to start, for a reason that another try does not have.
 
-    It gives up on a stub that shows no sign of life for a second, and then waits for its end for
-    ever; or it aborts when it cannot lock its shared memory within ten (docs/known-issues.md).
+    On an overloaded machine Triton 24.10 gives up on a stub that shows no sign of life for a
+    second, and then waits for its end for ever; or it aborts when it cannot lock its shared memory
+    within ten (docs/known-issues.md). And each version takes its ports only after the models have
+    loaded, when another program may have them.
     """
 
 
@@ -123,18 +125,31 @@ class TritonServer:
         is a command that becomes what follows it.
         """
         self.repository = repository
-        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
+        self._models, self._options, self._prefix = models, options, prefix
         self._connection: Any = None
-        self._shm_prefix = f"triton_vllm_test_{os.getpid()}_{self.http_port}_"
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.log"
-        command = [
-            *prefix,
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment |= variables or {}
+        for again in reversed(range(STARTS)):
+            self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
+            self._shm_prefix = f"triton_vllm_test_{os.getpid()}_{self.http_port}_"
+            try:
+                self._start(self._command(), environment)
+                break
+            except TritonFaultError as fault:
+                if not again:
+                    raise
+                print(f"tritonserver is started again: {fault}", file=sys.stderr)
+
+    def _command(self) -> list[str]:
+        return [
+            *self._prefix,
             str(TRITON / "bin/tritonserver"),
-            f"--model-store={repository}",
+            f"--model-store={self.repository}",
             f"--backend-directory={TRITON / 'backends'}",
             "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in models),
+            *(f"--load-model={model}" for model in self._models),
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             "--http-address=127.0.0.1",
@@ -144,18 +159,8 @@ class TritonServer:
             "--log-info=true",
             f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            *options,
+            *self._options,
         ]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        environment |= variables or {}
-        for again in reversed(range(STARTS)):
-            try:
-                self._start(command, environment)
-                break
-            except TritonFaultError as fault:
-                if not again:
-                    raise
-                print(f"tritonserver is started again: {fault}", file=sys.stderr)
 
     def _start(self, command: list[str], environment: Mapping[str, str]) -> None:
         with self.log.open("wb") as log:
@@ -189,6 +194,8 @@ class TritonServer:
             time.sleep(0.2)
         if ended is not None and ended < 0:
             raise TritonFaultError(f"it was killed by signal {-ended}")
+        if ended and "already in use" in self.log_tail(200):
+            raise TritonFaultError("another program took one of its ports while the models loaded")
         what = f"not ready in {START_SECONDS} s" if ended is None else f"ended with {ended}"
         self.show_stacks()
         raise RuntimeError(f"tritonserver {what}; {self.log} ends with:\n{self.log_tail(120)}")
@@ -341,20 +348,29 @@ def running(repository: Path, name: str, *models: str, **how: Any) -> Iterator[T
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that are free now.
+    """Return ports of the loopback interface that are free now, each of them only once.
 
     From below those that Linux gives to outgoing connections (32768 and up): a server takes its
-    port only when its models are loaded, a minute later.
+    port only when its models are loaded, a minute later. The workers of pytest-xdist draw from
+    different ports.
     """
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            port = random.randrange(12_000, 32_000)
-            held = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                held.bind(("127.0.0.1", port))
-                ports.append(port)
-        return ports
+    ports: list[int] = []
+    while len(ports) < count:
+        port = _UNUSED_PORTS.pop()
+        with socket.socket() as held, contextlib.suppress(OSError):
+            held.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports
+
+
+def _ports_of_this_worker() -> list[int]:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = range(12_000, 32_000)[worker::workers]
+    return random.sample(ports, len(ports))
+
+
+_UNUSED_PORTS = _ports_of_this_worker()
 
 
 def _group_of(leader: int) -> Iterator[psutil.Process]:
