@@ -98,10 +98,13 @@ all_tests() {
     # Two lanes for two cores. The linters and unit tests need neither Triton nor vLLM.
     lane lint_and_unit_tests
     lane installation
-    await_lanes
+    await_lane installation
     lane contract_tests_of_the_environment
+    await_lane lint_and_unit_tests
     lane demo_and_contract_tests
-    await_lanes
+    await_lane contract_tests_of_the_environment
+    await_lane demo_and_contract_tests
+    [ "$failed" = no ] || err "a phase failed: see above"
     [ "$run" != all ] || contract_tests_of_versions_between
     phase "end-to-end tests" 900 end_to_end_tests
     [ "$run" != all ] || phase soak 660 scripts/soak.sh --minutes 10
@@ -172,21 +175,20 @@ phase() {
     printf '%7d  %6d  %s\n' $((SECONDS - from)) "$budget" "$name" >>"$TIMES"
 }
 
-# lane FUNCTION: run it beside others. Its output appears in one piece when it has ended.
-lanes=()
+# lane FUNCTION: run it beside others, unless one has failed. Its output appears in one piece, when it
+# is awaited.
+declare -A lanes=()
+failed=no
 lane() {
+    [ "$failed" = no ] || return 0
     "$1" >"$CACHE/last-$1.txt" 2>&1 &
-    lanes+=("$!:$CACHE/last-$1.txt")
+    lanes[$1]=$!
 }
 
-await_lanes() {
-    local each failed=no
-    for each in "${lanes[@]}"; do
-        wait "${each%%:*}" || failed=yes
-        cat "${each#*:}"
-    done
-    lanes=()
-    [ "$failed" = no ] || err "a phase failed: see above"
+await_lane() {
+    [ -n "${lanes[$1]:-}" ] || return 0
+    wait "${lanes[$1]}" || failed=yes
+    cat "$CACHE/last-$1.txt"
 }
 
 lint() {
