@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.e2e import limited as limited_server
 from tests.e2e import two_front_ends
 from tests.e2e.drop_in import install_backend
 from tests.e2e.echo_server import put_stub_in_place, python_for_stub
+from tests.e2e.limited import Limited
 from tests.e2e.openai_port import KEY, NAME, Served, client_of, engine_args
 from tests.e2e.otlp import TRACE_OPTIONS, Collector
 from tests.e2e.tiny_models import MEDIA_PACKAGES, TinyModels, make
@@ -63,16 +65,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "test_openai_life",
         "test_front_ends",
     ),
+    "engine_faults": ("test_engine_faults",),
     "crowds": (
         "test_reliability",
         "test_hostile_requests",
         "test_input_types",
         "test_end_under_load",
     ),
-    "engine_faults": ("test_engine_faults",),
     "death": ("test_death",),
+    "openai_rust": ("test_openai_rust",),
+    "limits": ("test_limits", "test_idle_streams"),
+    "both_protocols": ("test_end_of_both_protocols",),
     "parallel": ("test_parallel", "test_pipeline"),
-    "limits": ("test_limits",),
     "no_model": (
         "test_client",
         "test_shared_streams",
@@ -80,7 +84,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "test_security",
         "test_balancer",
     ),
-    "both_protocols": ("test_end_of_both_protocols",),
 }
 _PLACES = {
     module: (group, number)
@@ -209,6 +212,14 @@ def triton(served: Served) -> TritonServer:
 def two(tmp_path_factory: pytest.TempPathFactory, group_servers: ExitStack) -> TwoFrontEnds:
     """Two front ends of one engine, with both protocols."""
     found = two_front_ends.start(tmp_path_factory.mktemp("two"))
+    group_servers.callback(found.triton.kill)
+    return found
+
+
+@pytest.fixture(scope="session")
+def limited(tmp_path_factory: pytest.TempPathFactory, group_servers: ExitStack) -> Limited:
+    """A server with low limits of everything."""
+    found = limited_server.start(tmp_path_factory.mktemp("limits"))
     group_servers.callback(found.triton.kill)
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -117,15 +116,9 @@ PROMPTS = {
 }
 
 
-def compared() -> Iterator[Any]:
-    """All parameters with the first prompt; with the others the default run takes greedy ones."""
-    for (kind, prompt), (name, parameters) in itertools.product(PROMPTS.items(), REQUESTS.items()):
-        each_run = kind == "text" or name == "greedy"
-        marks = () if each_run else pytest.mark.slow
-        yield pytest.param(prompt, parameters, id=f"{kind}, {name}", marks=marks)
-
-
-@pytest.mark.parametrize(("prompt", "parameters"), list(compared()))
+@pytest.mark.slow
+@pytest.mark.parametrize("parameters", REQUESTS.values(), ids=[*REQUESTS])
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=[*PROMPTS])
 def test_the_tokens_of_vllm_serve(
     triton: TritonServer, theirs: str, peer: VllmServe, prompt: str, parameters: dict[str, Any]
 ) -> None:

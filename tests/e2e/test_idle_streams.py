@@ -1,29 +1,18 @@
-"""A gRPC stream that a client leaves open holds Triton up, and not the engine."""
+"""A gRPC stream that a client leaves open holds Triton up, and not the engine.
+
+The tests run in the order of this file.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.tiny_server import add_tiny_model
+from tests.e2e.limited import DRAIN_SECONDS, Limited
 from tests.e2e.triton_server import GONE_SECONDS, STOP_SECONDS, Request, TritonServer, sampling
 
 pytestmark = pytest.mark.timeout(300)
-
-DRAIN_SECONDS = 2
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server with a short drain; the last test ends it."""
-    repository = add_tiny_model(
-        tmp_path_factory.mktemp("idle"), {"drain_timeout_seconds": DRAIN_SECONDS}
-    )
-    server = TritonServer(repository, "idle_streams", "vllm")
-    yield server
-    server.kill()
 
 
 def idle_stream(server: TritonServer) -> Request:
@@ -34,17 +23,24 @@ def idle_stream(server: TritonServer) -> Request:
     return request
 
 
-def test_an_unload_ends_the_engine(server: TritonServer) -> None:
+def test_an_unload_ends_the_engine(limited: Limited) -> None:
     """Triton may hold the model until the stream ends; then the unload is complete."""
+    server = limited.triton
     with idle_stream(server):
         server.unload("vllm")
         assert [] == server.await_no_processes(DRAIN_SECONDS + GONE_SECONDS, "VLLM::")
     server.await_state("vllm", "UNAVAILABLE")
 
 
-def test_a_stop_ends_the_engine(server: TritonServer) -> None:
+def test_after_the_unload_the_model_can_be_loaded(limited: Limited) -> None:
+    """Its port is free again."""
+    assert "" == limited.triton.load("vllm")
+    assert 2 == limited.completions(tokens=2).usage.completion_tokens
+
+
+def test_a_stop_ends_the_engine(limited: Limited) -> None:
     """After the drain. Triton waits for the client, then it ends, and nothing is left."""
-    assert "" == server.load("vllm")
+    server = limited.triton
     since = server.log_size()
     with idle_stream(server):
         server.process.send_signal(signal.SIGTERM)

@@ -7,31 +7,32 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import openai
 import pytest
 
+from tests.e2e.limited import (
+    BATCH,
+    BATCHED_TOKENS,
+    DEFAULT_TOKENS,
+    GRAMMAR_SECONDS,
+    LIMIT,
+    MAX_QUEUED_TOKENS,
+    MAX_SEQUENCES,
+    Limited,
+)
 from tests.e2e.load import endless
 from tests.e2e.openai_port import client_of, complete, eventually, metric, streams
-from tests.e2e.tiny_server import CONTEXT, add_tiny_model, await_idle, await_metric
-from tests.e2e.triton_server import Request, TritonServer, ask, free_ports, generate, sampling
+from tests.e2e.tiny_server import CONTEXT, await_idle, await_metric
+from tests.e2e.triton_server import Request, ask, generate, sampling
 
 pytestmark = pytest.mark.timeout(300)
 
-BATCH = 2
-BATCHED_TOKENS = 256
-LIMIT = 3.0  # seconds
 SLACK = 15.0  # seconds that a loaded machine may add
-MAX_QUEUED_TOKENS = 5_000
-MAX_SEQUENCES = 8
-DEFAULT_TOKENS = 20
 BURST = 12
-GRAMMAR_SECONDS = 0.001  # of an ordinary grammar, with a vocabulary of 49,152 tokens
 ADDRESS = {
     "type": "object",
     "properties": {
@@ -45,45 +46,13 @@ LONG_PROMPT = "x " * (CONTEXT // 4)
 TIME_LIMIT = f"request timed out after {LIMIT:g} s"
 
 
-@dataclass(frozen=True)
-class Served:
-    """A server, and its OpenAI-compatible port."""
-
-    triton: TritonServer
-    port: int
-
-    def completions(self, tokens: int = CONTEXT - 10, **how: Any) -> Any:
-        """Ask over the OpenAI-compatible port, for a text that does not end in any test's time."""
-        with client_of(self.port) as client:
-            return complete(client, tokens, **{"temperature": 0} | how)
+@pytest.fixture
+def served(limited: Limited) -> Limited:
+    """The server of the group."""
+    return limited
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server for these tests alone."""
-    (port,) = free_ports(1)
-    serving = {
-        "metrics_interval_seconds": 0.1,
-        "default_timeout_seconds": LIMIT,
-        "max_queued_tokens": MAX_QUEUED_TOKENS,
-        "max_n": MAX_SEQUENCES,
-        "default_max_tokens": DEFAULT_TOKENS,
-        "grammar_compile_timeout_seconds": GRAMMAR_SECONDS,
-        "openai": {"port": port, "served_model_name": "tiny"},
-    }
-    repository = add_tiny_model(
-        tmp_path_factory.mktemp("limits"),
-        serving,
-        max_num_seqs=BATCH,
-        max_num_batched_tokens=BATCHED_TOKENS,
-        enable_prefix_caching=False,
-    )
-    server = TritonServer(repository, "limits", "vllm")
-    yield Served(server, port)
-    server.kill()
-
-
-def test_the_default_length_holds_over_both_protocols(served: Served) -> None:
+def test_the_default_length_holds_over_both_protocols(served: Limited) -> None:
     """For whatever a client sends without a length; its own length goes first."""
     inputs = {"text_input": "Hello", "return_num_output_tokens": True}
     inputs |= {"sampling_parameters": '{"ignore_eos": true, "temperature": 0}'}
@@ -101,12 +70,12 @@ def test_the_default_length_holds_over_both_protocols(served: Served) -> None:
     assert [DEFAULT_TOKENS] * 3 + [3] == [answer.usage.completion_tokens for answer in answers]
 
 
-def ended_by_the_limit(served: Served) -> float:
+def ended_by_the_limit(served: Limited) -> float:
     return metric(served.triton, "triton_vllm:requests_total", outcome="timeout")
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_the_default_time_limit_over_grpc(served: Served, stream: bool) -> None:
+def test_the_default_time_limit_over_grpc(served: Limited, stream: bool) -> None:
     """A request without a limit gets the operator's; a longer limit of its own holds."""
     (last,) = [r for r in ask(served.triton, endless(stream=stream)) if r.final or r.error]
     assert TIME_LIMIT == last.error
@@ -117,7 +86,7 @@ def test_the_default_time_limit_over_grpc(served: Served, stream: bool) -> None:
     await_idle(served.triton)
 
 
-def test_the_default_time_limit_over_openai(served: Served) -> None:
+def test_the_default_time_limit_over_openai(served: Limited) -> None:
     """The client is told so with 504, and the engine works on it no longer."""
     before = ended_by_the_limit(served)
     since = time.monotonic()
@@ -130,7 +99,7 @@ def test_the_default_time_limit_over_openai(served: Served) -> None:
     eventually(lambda: ended_by_the_limit(served) > before, "it counts as a time limit")
 
 
-def test_the_default_time_limit_ends_a_stream_over_openai(served: Served) -> None:
+def test_the_default_time_limit_ends_a_stream_over_openai(served: Limited) -> None:
     """Its last event is the error."""
     with (
         streams(served.port, 1, CONTEXT - 10) as (stream,),
@@ -141,7 +110,7 @@ def test_the_default_time_limit_ends_a_stream_over_openai(served: Served) -> Non
 
 
 @pytest.mark.parametrize("n", [MAX_SEQUENCES + 1, 16384])
-def test_too_many_sequences_are_refused(served: Served, n: int) -> None:
+def test_too_many_sequences_are_refused(served: Limited, n: int) -> None:
     """At both doors, at once, with the limit; as many as are allowed are generated."""
     truth = generate(served.triton, "Hello")
     since = time.monotonic()
@@ -157,7 +126,7 @@ def test_too_many_sequences_are_refused(served: Served, n: int) -> None:
     assert truth == generate(served.triton, "Hello")
 
 
-def test_a_grammar_that_takes_longer_than_the_limit_is_refused(served: Served) -> None:
+def test_a_grammar_that_takes_longer_than_the_limit_is_refused(served: Limited) -> None:
     """Over both protocols it is the client's mistake; requests without a grammar go on."""
     truth = generate(served.triton, "Hello")
     expected = f"takes longer than {GRAMMAR_SECONDS:g} s"
@@ -172,7 +141,7 @@ def test_a_grammar_that_takes_longer_than_the_limit_is_refused(served: Served) -
     assert truth == generate(served.triton, "Hello")
 
 
-def occupy(served: Served, stack: ExitStack) -> None:
+def occupy(served: Limited, stack: ExitStack) -> None:
     """Fill the batch, so that later requests wait for their prefill."""
     for _ in range(BATCH):
         inputs = endless(stream=False, timeout_seconds=250)
@@ -180,7 +149,7 @@ def occupy(served: Served, stack: ExitStack) -> None:
     await_metric(served.triton, "vllm:num_requests_running", lambda n: n >= BATCH)
 
 
-def test_a_burst_of_long_prompts_over_grpc(served: Served) -> None:
+def test_a_burst_of_long_prompts_over_grpc(served: Limited) -> None:
     """All are admitted while none waits; most are refused at the queue.
 
     Two are more than may wait. They are answered when their turn comes.
@@ -200,7 +169,7 @@ def test_a_burst_of_long_prompts_over_grpc(served: Served) -> None:
     await_idle(served.triton)
 
 
-def test_a_burst_of_long_prompts_over_openai(served: Served) -> None:
+def test_a_burst_of_long_prompts_over_openai(served: Limited) -> None:
     """They get 503; those that may wait have the operator's time limit."""
 
     def error(_: int) -> str:
@@ -224,7 +193,7 @@ def test_a_burst_of_long_prompts_over_openai(served: Served) -> None:
     await_idle(served.triton)
 
 
-def test_a_seed_holds_for_a_prompt_in_parts(served: Served) -> None:
+def test_a_seed_holds_for_a_prompt_in_parts(served: Limited) -> None:
     """The same seed gives the same text, as with a short prompt."""
     how = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.0}
     prompt = "x " * 700
@@ -235,15 +204,11 @@ def test_a_seed_holds_for_a_prompt_in_parts(served: Served) -> None:
     assert 0 == metric(served.triton, "triton_vllm:engine_restarts_total")
 
 
-def test_a_reload_in_place_says_what_to_do(served: Served) -> None:
-    """The old instance has the port, and serves on; after an unload the model can be loaded."""
+def test_a_reload_in_place_says_what_to_do(served: Limited) -> None:
+    """The old instance has the port, and serves on. The next module unloads it, and loads it."""
     server = served.triton
     (server.repository / "vllm/config.pbtxt").touch()  # else Triton keeps what is loaded
     error = server.load("vllm")
     assert f'"serving.openai": 127.0.0.1:{served.port}: Address already in use' in error
     assert "a loaded model that has the port, this one included, must be unloaded first" in error
-    assert 2 == served.completions(tokens=2).usage.completion_tokens
-    server.unload("vllm")
-    server.await_state("vllm", "UNAVAILABLE", 60)
-    assert "" == server.load("vllm")
     assert 2 == served.completions(tokens=2).usage.completion_tokens

@@ -137,11 +137,12 @@ def port_pair() -> tuple[int, int]:
             return port, port + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sets",
     [
         pytest.param(["0", "1"], id="one worker each"),
-        pytest.param(["0,1", "2,3"], id="two workers each", marks=pytest.mark.slow),
+        pytest.param(["0,1", "2,3"], id="two workers each"),
     ],
 )
 def test_instances_on_disjoint_gpus(
