@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import fake_pb_utils, generation_request
-from triton_vllm.protocol.delta import Delta, DeltaExtras
+from triton_vllm.protocol.delta import Delta, DeltaExtras, SequenceExtras
 from triton_vllm.protocol.encode import ResponseEncoder
 from triton_vllm.protocol.outputs import OUTPUTS
 
@@ -31,17 +31,24 @@ def test_a_response_with_a_short_text_is_made_once() -> None:
     assert [b" the"] == first.output_tensors[0].as_numpy().tolist()
 
 
-def test_a_text_beside_other_outputs_is_not_cached() -> None:
-    """Counts and reasons differ from response to response."""
+def test_a_text_beside_other_outputs_is_made_once_too() -> None:
+    """Its tensor travels in another response with them; what differs is made anew."""
     maker = ResponseEncoder(fake_pb_utils)
-    plain, counted = Delta((" the",), 1), Delta((" the",), 1, extras=DeltaExtras((), 3))
-    request = generation_request(
-        outputs=tuple(o for o in OUTPUTS if o.tensor.name == "num_input_tokens")
+    names = ("num_input_tokens", "finish_reason")
+    request = generation_request(outputs=tuple(o for o in OUTPUTS if o.tensor.name in names))
+    extras = [DeltaExtras((SequenceExtras(),), number) for number in (3, 4)]
+    (first, _), (again, _) = (
+        maker.of_delta(Delta((" the",), 1, extras=each), request) for each in extras
     )
-    cached, _ = maker.of_delta(plain, generation_request())
-    response, _ = maker.of_delta(counted, request)
-    assert ["text_output", "num_input_tokens"] == [t.name() for t in response.output_tensors]
-    assert 1 == len(cached.output_tensors)
+    plain, _ = maker.of_delta(Delta((" the",), 1), generation_request())
+    assert ["text_output", "finish_reason", "num_input_tokens"] == [
+        tensor.name() for tensor in first.output_tensors
+    ]
+    assert [True, True, False] == [
+        one is other for one, other in zip(first.output_tensors, again.output_tensors, strict=True)
+    ]
+    assert [3, 4] == [each.output_tensors[2].as_numpy().item() for each in (first, again)]
+    assert first.output_tensors[:1] == plain.output_tensors
 
 
 @pytest.mark.parametrize(
