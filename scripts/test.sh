@@ -106,7 +106,7 @@ all_tests() {
     await_lane demo_and_contract_tests
     [ "$failed" = no ] || err "a phase failed: see above"
     [ "$run" != all ] || contract_tests_of_versions_between
-    phase "end-to-end tests" 900 end_to_end_tests
+    phase "end-to-end tests" 820 end_to_end_tests
     [ "$run" != all ] || phase soak 660 scripts/soak.sh --minutes 10
 }
 
@@ -117,7 +117,7 @@ tests_with_that_triton() {
     fi
     phase model 60 scripts/get_smollm2.sh
     programs_beside_triton
-    phase "end-to-end tests" 900 end_to_end_tests
+    phase "end-to-end tests" 820 end_to_end_tests
 }
 
 lint_and_unit_tests() {
@@ -136,8 +136,8 @@ installation() {
 }
 
 contract_tests_of_the_environment() {
-    phase "contract tests" 240 contract_tests ""
-    phase "contract tests with $OLDEST" 160 contract_tests "$CACHE/oldest-vllm/wheel:"
+    phase "contract tests" 250 contract_tests ""
+    phase "contract tests with $OLDEST" 170 contract_tests "$CACHE/oldest-vllm/wheel:"
 }
 
 # The tables of the docs, with which some tests compare, are not of these versions.
@@ -157,7 +157,7 @@ contract_tests_of_versions_between() {
 
 demo_and_contract_tests() {
     phase demo 70 demo
-    phase "contract tests with $NEWEST" 220 contract_tests "$CACHE/newest-vllm/wheel:"
+    phase "contract tests with $NEWEST" 235 contract_tests "$CACHE/newest-vllm/wheel:"
 }
 
 programs_beside_triton() {
