@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.contract.tiny_engine import CHECKPOINT, all_outputs, engine_args, one_thread, running
 from tests.tiny_llama import make_tiny_llama
 from tests.unit.fakes import FakeRequest
 from triton_vllm.errors import RequestError
@@ -27,8 +26,6 @@ pytestmark = [
     ),
 ]
 
-CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
-CHECKPOINT = CACHE / "models/SmolLM2-135M-Instruct"
 ALLOWED = [28, 30, 260, 7042]
 LENGTH = 3
 ALLOWLIST = {"n": 3, "allowed_token_ids": ALLOWED}
@@ -53,11 +50,9 @@ async def ask(llm: Any, **given: Any) -> list[Any]:
     request = decode(FakeRequest(inputs), SamplingParser({}))
     assert isinstance(request.prompt, TextPrompt)
     generation = await vllm_text.render(llm, request.prompt, request, None)
-    outputs: list[Any] = []
-    async for output in generation.outputs():
-        outputs = list(output.outputs)
-        assert generation.read(output).final
-    return outputs
+    (output,) = await all_outputs(generation)
+    assert generation.read(output).final
+    return list(output.outputs)
 
 
 async def beams(llm: Any, **given: Any) -> list[tuple[tuple[int, ...], float]]:
@@ -68,9 +63,9 @@ async def beams(llm: Any, **given: Any) -> list[tuple[tuple[int, ...], float]]:
 
 async def ask_all(args: Any, config: Any) -> Answers:
     """Start the engine and ask it everything, once."""
-    llm = vllm_api.create_engine(args, config)
-    answers, add = Answers(), llm.engine_core.add_request_async
-    try:
+    answers = Answers()
+    async with running(args, config) as llm:
+        add = llm.engine_core.add_request_async
         answers.plain = await beams(llm, n=2, max_tokens=LENGTH)
         (greedy,) = await ask(llm, max_tokens=1, logprobs=None, logprob_token_ids=ALLOWED)
         answers.first = {token: greedy.logprobs[0][token].logprob for token in ALLOWED}
@@ -82,9 +77,6 @@ async def ask_all(args: Any, config: Any) -> Answers:
 
         llm.engine_core.add_request_async = add_noted
         await beams(llm, n=2, max_tokens=LENGTH, priority=PRIORITY)
-    finally:
-        vllm_api.shut_down(llm, 5)
-        await asyncio.sleep(1)
     return answers
 
 
@@ -110,17 +102,8 @@ async def ask_with_an_allowlist(llm: Any, answers: Answers) -> None:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """The answers of a tiny engine."""
     model = make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", CHECKPOINT)
-    args = vllm_api.AsyncEngineArgs(
-        model=str(model),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=256,
-        max_num_seqs=8,
-        kv_cache_memory_bytes=1 << 24,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        patch.setenv("OMP_NUM_THREADS", "1")
+    args = engine_args(model)
+    with one_thread():
         return asyncio.run(ask_all(args, vllm_api.create_config(args)))
 
 

@@ -143,7 +143,7 @@ def split(text: str) -> list[str]:
 
 def asked(engine: FakeEngine, work: Generation) -> dict[str, Any]:
     """Start the work; return what the engine is asked for."""
-    work.outputs()
+    work.outputs(None)
     return engine.asked
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.contract.tiny_engine import (
+    CHECKPOINT,
+    NIGHTLY,
+    all_outputs,
+    engine_args,
+    one_thread,
+    running,
+)
 from tests.tiny_llama import make_tiny_llama
 from tests.unit.fakes import FakeRequest, fake_pb_utils
 from triton_vllm.errors import RequestError, ServingError
@@ -23,10 +29,6 @@ from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.parameters import SamplingParser
 from triton_vllm.vllm_api.render import text as vllm_text
 
-CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
-CHECKPOINT = CACHE / "models/SmolLM2-135M-Instruct"
-# A minute and more, so that scripts/test.sh runs it with --all only, as it does all hostile cases.
-NIGHTLY = int(os.environ.get("HOSTILE_CASES", "20000")) >= 20000
 AT_ONCE = 64
 SECONDS = 60  # of a request: one that takes as long hangs
 FLAGS = {output.flag: True for output in OUTPUTS}
@@ -79,18 +81,13 @@ Outcome = tuple[dict[str, Any], bool, str]
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The configuration of a tiny engine, most of whose prompts are in its prefix cache."""
     model = make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", CHECKPOINT)
-    args = vllm_api.AsyncEngineArgs(
-        model=str(model),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=256,
+    args = engine_args(
+        model,
         max_num_seqs=AT_ONCE,
         max_num_batched_tokens=1024,  # so that some prompts are computed in parts
         kv_cache_memory_bytes=1 << 26,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        patch.setenv("OMP_NUM_THREADS", "1")
+    with one_thread():
         yield args, vllm_api.create_config(args)
 
 
@@ -128,7 +125,7 @@ async def answer(llm: Any, request: GenerationRequest) -> bool:
     final = False
     assert isinstance(request.prompt, TextPrompt)
     generation = await vllm_text.render(llm, request.prompt, request, None)
-    async for output in generation.outputs():
+    for output in await all_outputs(generation):
         delta = generation.read(output)
         encoder.of_delta(delta, request)
         final = final or delta.final
@@ -137,8 +134,7 @@ async def answer(llm: Any, request: GenerationRequest) -> bool:
 
 async def sweep(args: Any, config: Any) -> tuple[list[Outcome], bool]:
     """Return what went wrong, and whether the end of the reader is noticed."""
-    llm = vllm_api.create_engine(args, config)
-    try:
+    async with running(args, config) as llm:
         parser = SamplingParser({})
         names = [name for name in EDGES if name in parser.parameters.names]
         assert set(parser.parameters.names) - set(names) <= NOT_HERE
@@ -155,9 +151,6 @@ async def sweep(args: Any, config: Any) -> tuple[list[Outcome], bool]:
         llm.output_handler.cancel()
         await asyncio.wait([llm.output_handler])
         return wrong, vllm_api.has_failed(llm)
-    finally:
-        vllm_api.shut_down(llm, 5)
-        await asyncio.sleep(1)
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-import os
+import operator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,21 +13,18 @@ from typing import Any
 import prometheus_client
 import pytest
 
+from tests.contract.tiny_engine import CHECKPOINT, NIGHTLY, all_outputs, engine_args, one_thread
 from tests.tiny_llama import make_tiny_llama
 from tests.unit.fakes import FakeRequest
 from triton_vllm.errors import RequestError
 from triton_vllm.protocol.decode import decode
 from triton_vllm.protocol.delta import Delta
-from triton_vllm.protocol.requests import TextPrompt
+from triton_vllm.protocol.requests import Generation, TextPrompt
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.guard import check_greedy, samples_drafts_wrongly
 from triton_vllm.vllm_api.parameters import SamplingParser
 from triton_vllm.vllm_api.render import text as vllm_text
 
-CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", Path(__file__).resolve().parents[2] / ".cache"))
-CHECKPOINT = CACHE / "models/SmolLM2-135M-Instruct"
-# Two engines, a minute and more: scripts/test.sh runs it with --all only.
-NIGHTLY = int(os.environ.get("HOSTILE_CASES", "20000")) >= 20000
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}
 PROMPT = "The capital of France is " * 30
 # The tiny model repeats each word of its text until the penalty tells: many drafts, some wrong.
@@ -72,30 +70,19 @@ class Trial:
     """One engine, and what it answers."""
 
     def __init__(self, model: Path, **options: Any) -> None:
-        args = vllm_api.AsyncEngineArgs(
-            model=str(model),
-            dtype="float32",
-            enforce_eager=True,
-            max_model_len=1024,
-            max_num_seqs=8,
-            kv_cache_memory_bytes=1 << 26,
-            **options,
-        )
+        args = engine_args(model, max_model_len=1024, kv_cache_memory_bytes=1 << 26, **options)
         config = vllm_api.create_config(args)
         self.llm = vllm_api.create_engine(args, config)
         self.parser = SamplingParser({})
 
     async def ask(self, given: dict[str, Any], *, stream: bool) -> Delta:
         """Return all of an answer."""
-        outputs = await self.start(given, stream=stream)
-        whole: Delta | None = None
-        async for delta in outputs:
-            whole = delta if whole is None else whole + delta
-        assert whole is not None
-        return whole
+        generation = await self.render(given, stream=stream)
+        deltas = [generation.read(output) for output in await all_outputs(generation)]
+        return functools.reduce(operator.add, deltas)
 
-    async def start(self, given: dict[str, Any], *, stream: bool) -> Any:
-        """Return the deltas of a request."""
+    async def render(self, given: dict[str, Any], *, stream: bool) -> Generation:
+        """Return the generation of a request."""
         inputs = {
             "text_input": PROMPT,
             "exclude_input_in_output": True,
@@ -106,17 +93,7 @@ class Trial:
         }
         request = decode(FakeRequest(inputs), self.parser)
         assert isinstance(request.prompt, TextPrompt)
-        generation = await vllm_text.render(self.llm, request.prompt, request, None)
-
-        async def deltas() -> Any:
-            outputs = generation.outputs()
-            try:
-                async for output in outputs:
-                    yield generation.read(output)
-            finally:
-                await outputs.aclose()
-
-        return deltas()
+        return await vllm_text.render(self.llm, request.prompt, request, None)
 
     async def answers(self) -> dict[str, Any]:
         """Return what each request of ``SAME`` gets, whole and streamed."""
@@ -161,9 +138,8 @@ async def compared(model: Path) -> SimpleNamespace:
                 await trial.ask({"temperature": 0, "max_tokens": 4, **given}, stream=False)
             except Exception as error:
                 found.refused[name] = vllm_api.to_serving_error(error)
-        endless = await trial.start(
-            {"temperature": 0, "max_tokens": 500, "ignore_eos": True}, stream=True
-        )
+        given = {"temperature": 0, "max_tokens": 500, "ignore_eos": True}
+        endless = (await trial.render(given, stream=True)).outputs(None)
         await anext(endless)
         await endless.aclose()
         await asyncio.sleep(1)
@@ -180,14 +156,13 @@ async def compared(model: Path) -> SimpleNamespace:
 @pytest.mark.slow
 @pytest.mark.skipif(not NIGHTLY, reason="nightly")
 @pytest.mark.timeout(900)
-def test_drafts_change_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_change_no_answer(tmp_path: Path) -> None:
     """Greedy texts, finish reasons and log probabilities are those of an engine without drafts.
 
     A cancelled request ends; what vLLM cannot do is refused; the metrics count the drafts.
     """
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    found = asyncio.run(compared(make_tiny_llama(tmp_path / "tiny", CHECKPOINT)))
+    with one_thread():
+        found = asyncio.run(compared(make_tiny_llama(tmp_path / "tiny", CHECKPOINT)))
     wrong = {
         name: (answer, found.with_drafts[name])
         for name, answer in found.without.items()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from vllm.config import PoolerConfig
 
+from tests.contract.tiny_engine import all_outputs, engine_args, one_thread, running
 from tests.e2e.make_tiny_models import make_encoder
 from tests.unit.fakes import FakeRequest
 from triton_vllm.config.lora import NoAdapters
@@ -45,7 +46,8 @@ async def ask(renderers: Renderers, **given: Any) -> Rows:
     """Send one request through the package; return its rows."""
     inputs = {"texts": [TEXT], "pooling_parameters": json.dumps(given)}
     generation = await renderers.render(decode(FakeRequest(inputs), PoolingParser()))
-    (delta,) = [generation.read(output) async for output in generation.outputs()]
+    (output,) = await all_outputs(generation)
+    delta = generation.read(output)
     assert delta.final
     assert delta.extras
     assert len(TEXT) + 2 == delta.extras.num_input_tokens
@@ -54,9 +56,8 @@ async def ask(renderers: Renderers, **given: Any) -> Rows:
 
 async def ask_all(args: Any, config: Any, states: Rows) -> Answers:
     """Start the engine and ask it everything, once."""
-    llm = vllm_api.create_engine(args, config)
     answers = Answers(states)
-    try:
+    async with running(args, config) as llm:
         renderers = Renderers(llm, NoAdapters())
         await renderers.prepare(Namespace(chat_template=None))
         answers.tokens = await ask(renderers, use_activation=False)
@@ -68,9 +69,6 @@ async def ask_all(args: Any, config: Any, states: Rows) -> Answers:
             await ask(renderers, **{CHUNKS: {"chunk_size": 0}})
         except RequestError as error:
             answers.refused = str(error)
-    finally:
-        vllm_api.shut_down(llm, 5)
-        await asyncio.sleep(1)
     return answers
 
 
@@ -82,19 +80,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     model, tokenizer = make_encoder(folder, labels=0)
     with torch.inference_mode():
         states = model(**tokenizer(TEXT, return_tensors="pt")).last_hidden_state[0].numpy()
-    args = vllm_api.AsyncEngineArgs(
-        model=str(folder),
-        runner="pooling",
-        pooler_config=PoolerConfig(task="token_embed"),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=128,
-        max_num_seqs=8,
-        kv_cache_memory_bytes=1 << 24,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        patch.setenv("OMP_NUM_THREADS", "1")
+    pooler = PoolerConfig(task="token_embed")
+    args = engine_args(folder, runner="pooling", pooler_config=pooler, max_model_len=128)
+    with one_thread():
         return asyncio.run(ask_all(args, vllm_api.create_config(args), states))
 
 

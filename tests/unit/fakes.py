@@ -12,7 +12,7 @@ import threading
 import time
 import typing
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
@@ -25,6 +25,11 @@ from triton_vllm.errors import one_line
 from triton_vllm.protocol.requests import GenerationRequest, TextPrompt
 
 FINAL = 1
+
+
+def at_once(function: Callable[[], None]) -> None:
+    """In place of an event loop's ``call_soon``: nothing waits for the end of a turn."""
+    function()
 
 
 class FakeLogger:

@@ -7,17 +7,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from tests.unit.fakes import FakeSender, fake_pb_utils, generation_request, logged
+from tests.unit.fakes import FakeSender, at_once, fake_pb_utils, generation_request, logged
 from triton_vllm.errors import CancelledError
 from triton_vllm.limits.admission import Admission
 from triton_vllm.limits.cancellation import CancellationWatcher
 from triton_vllm.protocol.encode import ResponseEncoder
-from triton_vllm.protocol.stream import ResponseStream
+from triton_vllm.protocol.stream import Outbox, ResponseStream
 from triton_vllm.topology.load_balancing import NoLoadBalancer
 
 PERIOD = 0.01
@@ -55,7 +54,7 @@ def watched(watcher: CancellationWatcher, sender: Any) -> Iterator[None]:
 
 def stream_of(sender: Any) -> ResponseStream:
     return ResponseStream(
-        ResponseEncoder(fake_pb_utils), sender, SimpleQueue(), generation_request()
+        ResponseEncoder(fake_pb_utils), sender, Outbox(at_once), generation_request()
     )
 
 

@@ -35,7 +35,7 @@ class PanicError(BaseException):
     """A panic of Rust's, as it comes out of pyo3: no Exception."""
 
 
-async def _one_delta() -> AsyncGenerator[Any, None]:
+async def _one_delta(_: Any) -> AsyncGenerator[Any, None]:
     yield Delta((" upon",), 1, final=True)
 
 
@@ -43,7 +43,7 @@ class FakeRenderers:
     """Renders what the engine below generates."""
 
     def __init__(self) -> None:
-        self.outputs: Callable[[], AsyncGenerator[Any, None]] = _one_delta
+        self.outputs: Callable[[Any], AsyncGenerator[Any, None]] = _one_delta
 
     async def render(self, request: Any) -> Generation:
         return Generation(self.outputs, lambda output: output)
@@ -103,7 +103,7 @@ def model(model_py: ModuleType, engine: FakeEngine) -> Iterator[Any]:
     model = model_py.TritonPythonModel()
     model._engine = engine
     model._host = Host()
-    model._responses = SenderPool(fake_pb_utils, 1, 0)
+    model._responses = SenderPool(fake_pb_utils, 1, 0, engine.loop.call_soon)
     model._cancellations = CancellationWatcher(0.01)
     yield model
     model._cancellations.stop()
@@ -139,7 +139,7 @@ def test_what_is_no_exception_is_answered_too(
 ) -> None:
     """Without a FINAL flag the client would hang, and the model could never be unloaded."""
 
-    async def fail() -> AsyncGenerator[Any, None]:
+    async def fail(_: Any) -> AsyncGenerator[Any, None]:
         raise error
         yield
 
@@ -188,7 +188,7 @@ def test_an_error_that_cannot_be_explained_is_answered(
 def test_a_client_that_cancels_is_told_so(model: Any, engine: FakeEngine) -> None:
     """A cancellation is no failure."""
 
-    async def wait() -> AsyncGenerator[Any, None]:
+    async def wait(_: Any) -> AsyncGenerator[Any, None]:
         client.cancelled = True
         await asyncio.sleep(60)
         yield
@@ -198,7 +198,7 @@ def test_a_client_that_cancels_is_told_so(model: Any, engine: FakeEngine) -> Non
     assert "CANCELLED" == ask(model, client)[-1].status
 
 
-async def _never() -> AsyncGenerator[Any, None]:
+async def _never(_: Any) -> AsyncGenerator[Any, None]:
     await asyncio.sleep(60)
     yield
 
@@ -213,7 +213,7 @@ def test_a_timeout_is_answered_in_words(model: Any, engine: FakeEngine) -> None:
 def test_a_request_may_ask_for_the_text_so_far(model: Any, engine: FakeEngine) -> None:
     """At its timeout the engine is asked to end it."""
 
-    async def until_aborted() -> AsyncGenerator[Any, None]:
+    async def until_aborted(_: Any) -> AsyncGenerator[Any, None]:
         while not engine.aborted:  # noqa: ASYNC110 (the fake's list)
             await asyncio.sleep(0.01)
         yield Delta((" upon",), 1, final=True)
@@ -231,7 +231,7 @@ def test_whatever_ends_a_request_is_what_its_client_gets(
 ) -> None:
     """At a drain and at a death."""
 
-    async def end() -> AsyncGenerator[Any, None]:
+    async def end(_: Any) -> AsyncGenerator[Any, None]:
         loop = asyncio.get_running_loop()
         loop.call_soon(engine.admission.end_all, UnavailableError(reason))
         await asyncio.sleep(60)

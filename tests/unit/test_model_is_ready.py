@@ -11,7 +11,7 @@ import pytest
 def loaded(model_py: ModuleType, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return the model after ``initialize``, around an engine that needs no vLLM."""
     serving = SimpleNamespace(max_tokens_per_response=1, cancellation_poll_seconds=1)
-    settings = SimpleNamespace(serving=serving, sender_threads=1)
+    settings = SimpleNamespace(name="vllm", serving=serving, sender_threads=1)
     stand_ins = {
         "prepare_process": lambda: None,
         "ModelSettings": SimpleNamespace(from_triton=lambda args: settings),
@@ -32,7 +32,8 @@ def test_triton_is_told_whether_the_engine_serves(
     model_py: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Down while the engine is, up when it is back: Triton 26.03 asks is_ready, by this name."""
-    engine = SimpleNamespace(is_up=True, cancel=None)
+    loop = SimpleNamespace(call_soon=lambda function: function())
+    engine = SimpleNamespace(is_up=True, loop=loop)
     model = loaded(model_py, engine, monkeypatch)
     assert model.is_ready() is True
     engine.is_up = False

@@ -138,13 +138,13 @@ def busy_at_first() -> Any:
 
 def read(generation: Generation) -> list[Delta]:
     async def main() -> list[Delta]:
-        return [generation.read(output) async for output in generation.outputs()]
+        return [generation.read(output) async for output in generation.outputs(None)]
 
     return asyncio.run(main())
 
 
 def generation_of(*deltas: Delta) -> Generation:
-    async def outputs() -> AsyncGenerator[Delta, None]:
+    async def outputs(_: Any) -> AsyncGenerator[Delta, None]:
         for delta in deltas:
             yield delta
 

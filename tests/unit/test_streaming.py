@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby, pairwise
-from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,25 +13,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fakes import FakeSender, Sent, fake_pb_utils, generation_request, logged
+from tests.unit.fakes import FakeSender, Sent, at_once, fake_pb_utils, generation_request, logged
+from triton_vllm.counters import MergeWarning, Traffic
 from triton_vllm.errors import GenerationError, RequestError, UnavailableError
 from triton_vllm.protocol.delta import Delta, DeltaExtras, SequenceExtras
 from triton_vllm.protocol.encode import ResponseEncoder
 from triton_vllm.protocol.outputs import OUTPUTS
-from triton_vllm.protocol.stream import Message, ResponseStream, SenderPool, merge
+from triton_vllm.protocol.stream import Message, Outbox, ResponseStream, SenderPool, merge
 
 
 @pytest.fixture
 def pool() -> Iterator[SenderPool]:
     """Two sender threads that merge without a bound."""
-    pool = SenderPool(fake_pb_utils, 2, 0)
+    pool = SenderPool(fake_pb_utils, 2, 0, at_once)
     yield pool
     pool.stop(timeout=5)
 
 
 def stream_of(sender: FakeSender, **request: Any) -> ResponseStream:
     return ResponseStream(
-        ResponseEncoder(fake_pb_utils), sender, SimpleQueue(), generation_request(**request)
+        ResponseEncoder(fake_pb_utils), sender, Outbox(at_once), generation_request(**request)
     )
 
 
@@ -116,7 +116,7 @@ def test_a_large_echoed_prompt_makes_a_response_large() -> None:
 def test_an_undecoded_request_can_fail() -> None:
     """A request that could not be decoded still gets its error and its FINAL flag."""
     sender = FakeSender()
-    ResponseStream(ResponseEncoder(fake_pb_utils), sender, SimpleQueue(), None).deliver(
+    ResponseStream(ResponseEncoder(fake_pb_utils), sender, Outbox(at_once), None).deliver(
         RequestError("bad")
     )
     assert [Sent((), True, "INVALID_ARG", "bad", "")] == sender.sent
@@ -171,6 +171,31 @@ def test_a_pool_keeps_each_streams_order(pool: SenderPool) -> None:
         assert sender.sent[-1].final
 
 
+def test_a_sender_thread_is_woken_once_for_each_turn_of_the_event_loop() -> None:
+    """However many tokens a step of the engine brings."""
+    turn: list[Callable[[], None]] = []
+    outbox = Outbox(turn.append)
+    for item in "abc":
+        outbox.put(item)
+    (flush,) = turn
+    flush()
+    outbox.put("d")
+    turn[1]()
+    assert (["a", "b", "c"], ["d"]) == (outbox.queue.get_nowait(), outbox.queue.get_nowait())
+    assert outbox.queue.empty()
+
+
+def test_what_comes_after_the_event_loops_end_is_sent() -> None:
+    """A task that the end of the loop cancels has an error to tell."""
+
+    def ended(_: Callable[[], None]) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    outbox = Outbox(ended)
+    outbox.put("a")
+    assert ["a"] == outbox.queue.get_nowait()
+
+
 def test_what_piles_up_is_merged(pool: SenderPool) -> None:
     """A slow server gets fewer and longer responses."""
     sender = FakeSender(slow=0.05)
@@ -184,7 +209,7 @@ def test_what_piles_up_is_merged(pool: SenderPool) -> None:
 
 def test_stopping_sends_what_is_queued() -> None:
     """Nothing that was queued before the stop is lost."""
-    pool = SenderPool(fake_pb_utils, 1, 1)
+    pool = SenderPool(fake_pb_utils, 1, 1, at_once)
     sender = FakeSender(slow=0.005)
     stream = pool.open(sender, generation_request())
     for number in range(20):
@@ -195,7 +220,7 @@ def test_stopping_sends_what_is_queued() -> None:
 
 def test_stopping_is_bounded() -> None:
     """A send that blocks for ever does not hold up the stop."""
-    pool = SenderPool(fake_pb_utils, 2, 0)
+    pool = SenderPool(fake_pb_utils, 2, 0, at_once)
     for _ in range(2):
         pool.open(FakeSender(slow=3), generation_request()).send(Delta(("x",), 1, final=True))
     start = time.monotonic()
@@ -249,7 +274,7 @@ def test_text_that_is_no_unicode_becomes_an_error(pool: SenderPool) -> None:
 
 def test_a_broken_sender_does_not_end_its_thread(caplog: pytest.LogCaptureFixture) -> None:
     """When even the error cannot be sent, the thread goes on with the other streams."""
-    pool = SenderPool(fake_pb_utils, 1, 0)
+    pool = SenderPool(fake_pb_utils, 1, 0, at_once)
     broken, good = FakeSender([RuntimeError("gone")] * 2), FakeSender()
     pool.open(broken, generation_request()).send(Delta(("a",), 1))
     pool.open(good, generation_request()).send(Delta(("b",), 1, final=True))
@@ -270,7 +295,7 @@ def test_an_error_that_cannot_be_told_is_replaced_by_a_plain_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Without its FINAL flag the request would stay, and no unload would end."""
-    pool = SenderPool(fake_pb_utils, 1, 0)
+    pool = SenderPool(fake_pb_utils, 1, 0, at_once)
     sender = FakeSender()
     pool.open(sender).fail(UntellableError("x"))
     pool.stop(timeout=5)
@@ -290,7 +315,7 @@ def test_where_no_error_can_be_made_the_flag_goes_out_alone(
 
     refuse.INTERNAL = refuse.INVALID_ARG = "X"  # type: ignore[attr-defined]
     broken = SimpleNamespace(**{**vars(fake_pb_utils), "TritonError": refuse})
-    pool = SenderPool(broken, 1, 0)
+    pool = SenderPool(broken, 1, 0, at_once)
     sender = FakeSender()
     pool.open(sender, generation_request()).fail(RequestError("x"))
     pool.stop(timeout=5)
@@ -392,3 +417,22 @@ def test_merging_does_not_reorder_streams_that_need_no_merge() -> None:
     ]
     assert items == merge(items, None)
     assert [a, b] == [stream for stream, _ in groupby(s for s, _ in merge(items, None))]
+
+
+def test_a_front_end_at_its_limit_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it merges more than it sends apart; with what to change. A short burst is no reason."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    traffic = [Traffic(), Traffic()]
+    warning = MergeWarning("vllm", traffic)
+    for responses, merged in [(5000, 100), (900, 9000), (3000, 6000), (3000, 6000)]:
+        now += 10
+        traffic[0].responses += responses
+        traffic[1].merged_deltas += merged
+        warning.check()
+        warning.check()
+    ((level, line),) = logged(caplog)
+    assert "WARNING" == level
+    assert line.startswith("vllm: a response holds 3.0 outputs of the engine")

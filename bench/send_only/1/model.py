@@ -7,11 +7,12 @@ delta in turn, as from an engine's step, but as fast as the sender threads take 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -56,7 +57,8 @@ class TritonPythonModel:
         """Start the threads."""
         parameters = json.loads(args["model_config"])["parameters"]
         threads = int(parameters["SENDER_THREADS"]["string_value"])
-        self._responses = SenderPool(pb_utils, threads, 1)
+        self._handing_over: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._responses = SenderPool(pb_utils, threads, 1, self._handing_over.put)
         self._sampling: Any = SamplingParser()
         self._new: SimpleQueue[tuple[ResponseStream, int] | None] = SimpleQueue()
         self._steps = threading.Thread(target=self._run, daemon=True)
@@ -73,6 +75,7 @@ class TritonPythonModel:
                 self._new.put((stream, words))
             else:
                 stream.send(Delta((" word" * words,), words, final=True))
+                self._hand_over()
 
     def _run(self) -> None:
         """Put one delta of each stream into the queues, again and again."""
@@ -90,6 +93,13 @@ class TritonPythonModel:
                 else:
                     del left[stream]
                     stream.send(_LAST_WORD)
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Wake the sender threads, as the event loop does after each step of an engine."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._handing_over.get_nowait()()
 
     def finalize(self) -> None:
         """Send what is left to send; stop the threads."""

@@ -46,7 +46,11 @@ class TritonPythonModel:
         self._host = Host.of(args["model_config"], server)
         serving = settings.serving
         self._responses = SenderPool(
-            pb_utils, settings.sender_threads, serving.max_tokens_per_response
+            pb_utils,
+            settings.sender_threads,
+            serving.max_tokens_per_response,
+            self._engine.loop.call_soon,
+            settings.name,
         )
         self._cancellations = CancellationWatcher(serving.cancellation_poll_seconds)
         self._metrics = export_metrics(pb_utils, settings, self._engine, self._responses.traffic)
@@ -77,10 +81,14 @@ class TritonPythonModel:
                 self._cancellations.watch(live, stream.is_cancelled),
             ):
                 work = await self._engine.render(request)  # 2. tokenize
-                async for output in work.outputs():  # 3. generate
+
+                def send(output: Any) -> None:
                     delta = work.read(output)
                     if delta.has_content:
                         stream.send(delta)  # 4. send; 5. the final delta finishes
+
+                async for output in work.outputs(send):  # 3. generate
+                    send(output)
                 # Ignored after the final delta, which every complete request has.
                 stream.fail(GenerationError("the engine ended without a final output"))
         except BaseException as error:  # without its FINAL flag the model could not be unloaded

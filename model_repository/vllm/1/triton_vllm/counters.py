@@ -7,12 +7,19 @@ No counter is shared: each sender thread adds to its own ``Traffic``, and the ev
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
 
 OUTCOMES = ("ok", "client_error", "refused", "cancelled", "timeout", "engine_error")
 _LAG_PERIOD = 0.25  # seconds
+_MERGE_PERIOD = 10.0  # seconds
+_MANY = 1000  # responses in that time
 
 
 @dataclass(slots=True)
@@ -28,6 +35,34 @@ class Traffic:
     merged_deltas: int = 0
     seconds: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
+
+
+class MergeWarning:
+    """Warns once that sending lags behind the engine: a response holds two tokens and more."""
+
+    def __init__(self, model: str, traffic: Sequence[Traffic]) -> None:
+        """``model`` is the name that the line in the log begins with."""
+        self._model = model
+        self._traffic = traffic
+        self._due = time.monotonic() + _MERGE_PERIOD
+        self._before = (0, 0)
+
+    def check(self) -> None:
+        """Look at the last seconds, if they are over. Any sender thread, as often as it likes."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + _MERGE_PERIOD
+        merged = sum(t.merged_deltas for t in self._traffic)
+        responses = sum(t.responses for t in self._traffic)
+        new_merged, new_responses = merged - self._before[0], responses - self._before[1]
+        self._before = (merged, responses)
+        if new_responses >= _MANY and new_merged >= new_responses:
+            self._due = math.inf
+            logger.warning(
+                f"{self._model}: a response holds {1 + new_merged / new_responses:.1f} outputs of "
+                "the engine, as this front end sends more slowly than the engine generates: set a "
+                "greater count in the instance_group of config.pbtxt"
+            )
 
 
 class LoopLag:

@@ -104,8 +104,10 @@ class GenerationRequest:
 class Generation:
     """A rendered request: what adds it to the engine, and what reads an output as a delta.
 
-    ``outputs`` yields vLLM's outputs until one is final; closing the generator aborts the request.
+    ``outputs(take)`` yields vLLM's outputs until one is final; closing the generator aborts the
+    request. It may give an output that is not final to ``take``, in the event loop, in place of
+    yielding it, which costs less. Order holds.
     """
 
-    outputs: Callable[[], AsyncGenerator[Any, None]]
+    outputs: Callable[[Callable[[Any], None] | None], AsyncGenerator[Any, None]]
     read: Callable[[Any], Delta]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from triton_vllm.limits.answer_check import AnswerCheck, SequenceAnswer, schema_text, tool_schemas
 from triton_vllm.protocol.delta import Delta
@@ -35,8 +36,8 @@ def checked(generation: Generation, request: GenerationRequest, check: AnswerChe
         extras = dataclasses.replace(delta.extras, sequences=tuple(sequences))
         return dataclasses.replace(delta, extras=extras)
 
-    async def deltas() -> AsyncGenerator[Delta, None]:
-        async with contextlib.aclosing(generation.outputs()) as outputs:
+    async def deltas(_: Any) -> AsyncGenerator[Delta, None]:
+        async with contextlib.aclosing(generation.outputs(None)) as outputs:
             async for output in outputs:
                 yield await read(generation.read(output))
 

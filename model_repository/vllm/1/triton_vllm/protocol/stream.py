@@ -1,23 +1,25 @@
 """Sends responses: sender threads turn deltas into Triton responses, outside the event loop.
 
 ``send`` blocks until the server has taken the response, 60 to 350 µs each, with the GIL
-released. So the event loop only puts deltas into a queue. Each stream belongs to one sender
-thread, which keeps its order. A delta travels alone as long as the thread keeps up; what has
-piled up when it comes back is merged, so that a slow server gets fewer and longer responses and
-no text is lost.
+released. So the event loop only puts deltas into an outbox, which wakes its sender thread once
+for all that one step of the engine brings. Each stream belongs to one sender thread, which keeps
+its order. A delta travels alone as long as the thread keeps up; what has piled up when it comes
+back is merged, so that a slow server gets fewer and longer responses and no text is lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any
 
-from triton_vllm.counters import Traffic
+from triton_vllm.counters import MergeWarning, Traffic
 from triton_vllm.errors import GenerationError, ServingError, one_line
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.encode import ResponseEncoder
@@ -26,6 +28,37 @@ from triton_vllm.protocol.requests import GenerationRequest
 logger = logging.getLogger(__name__)
 
 Message = Delta | ServingError
+
+
+class Outbox:
+    """What waits for one sender thread. ``put`` and ``flush`` may be called by any thread."""
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        """``call_soon`` calls a function in the event loop, after what runs there now."""
+        self.queue: SimpleQueue[list[Any] | None] = SimpleQueue()  # None ends the thread
+        self._call_soon = call_soon
+        self._waiting: deque[Any] = deque()
+        self._flushes = False
+
+    def put(self, item: Any) -> None:
+        """Add an item. The thread gets it with the others of this turn of the event loop."""
+        self._waiting.append(item)
+        if not self._flushes:
+            self._flushes = True
+            try:
+                self._call_soon(self.flush)
+            except RuntimeError:  # the event loop has ended
+                self.flush()
+
+    def flush(self) -> None:
+        """Hand the items to the thread."""
+        self._flushes = False  # first: what is put from now on is flushed again
+        items: list[Any] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                items.append(self._waiting.popleft())
+        if items:
+            self.queue.put(items)
 
 
 class ResponseStream:
@@ -39,12 +72,12 @@ class ResponseStream:
         self,
         encoder: ResponseEncoder,
         sender: Any,
-        queue: SimpleQueue[Any],
+        outbox: Outbox,
         request: GenerationRequest | None,
     ) -> None:
         self._encoder = encoder
         self._sender = sender
-        self._queue = queue
+        self._outbox = outbox
         self._closed = False
         self._closing = threading.Lock()
         self._so_far: Delta | None = None
@@ -53,11 +86,11 @@ class ResponseStream:
 
     def send(self, delta: Delta) -> None:
         """Queue new text. A delta that is ``final`` closes the stream."""
-        self._queue.put((self, delta))
+        self._outbox.put((self, delta))
 
     def fail(self, error: ServingError) -> None:
         """Queue an error, which closes the stream. After the final delta it is ignored."""
-        self._queue.put((self, error))
+        self._outbox.put((self, error))
 
     def is_cancelled(self) -> bool:
         """Return whether the client has cancelled or gone. Costs about 50 µs.
@@ -115,39 +148,52 @@ class ResponseStream:
 class SenderPool:
     """The sender threads of one front end. ``traffic`` holds what each of them has sent."""
 
-    def __init__(self, pb_utils: Any, threads: int, max_tokens_per_response: int) -> None:
-        """Start ``threads`` threads. ``max_tokens_per_response`` bounds merging; 0: no bound."""
+    def __init__(
+        self,
+        pb_utils: Any,
+        threads: int,
+        max_tokens_per_response: int,
+        call_soon: Callable[[Callable[[], None]], object],
+        model: str = "model",
+    ) -> None:
+        """Start ``threads`` threads. ``max_tokens_per_response`` bounds merging; 0: no bound.
+
+        ``call_soon`` calls a function in the event loop, after what runs there now; ``model`` is
+        the name for the log.
+        """
         self._max_tokens = max_tokens_per_response or None
-        self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads)]
+        self._outboxes = [Outbox(call_soon) for _ in range(threads)]
         self._encoders = [ResponseEncoder(pb_utils) for _ in range(threads)]
-        self._next = itertools.cycle(zip(self._encoders, self._queues, strict=True))
-        self.traffic = [Traffic() for _ in self._queues]
+        self._next = itertools.cycle(zip(self._encoders, self._outboxes, strict=True))
+        self.traffic = [Traffic() for _ in self._outboxes]
+        self._warning = MergeWarning(model, self.traffic)
         self._threads = [
-            threading.Thread(target=self._run, args=(q, t), name=f"sender-{i}", daemon=True)
-            for i, (q, t) in enumerate(zip(self._queues, self.traffic, strict=True))
+            threading.Thread(target=self._run, args=(o.queue, t), name=f"sender-{i}", daemon=True)
+            for i, (o, t) in enumerate(zip(self._outboxes, self.traffic, strict=True))
         ]
         for thread in self._threads:
             thread.start()
 
     def open(self, sender: Any, request: GenerationRequest | None = None) -> ResponseStream:
         """Return the stream of responses to one request. Called by one thread only."""
-        encoder, queue = next(self._next)
-        return ResponseStream(encoder, sender, queue, request)
+        encoder, outbox = next(self._next)
+        return ResponseStream(encoder, sender, outbox, request)
 
     def stop(self, timeout: float) -> None:
         """Send what is queued, then end the threads. Returns after ``timeout`` seconds at most."""
-        for queue in self._queues:
-            queue.put(None)
+        for outbox in self._outboxes:
+            outbox.flush()
+            outbox.queue.put(None)
         for thread in self._threads:
             thread.join(timeout / len(self._threads))
         for encoder in self._encoders:
             encoder.forget()
 
-    def _run(self, queue: SimpleQueue[Any], traffic: Traffic) -> None:
+    def _run(self, queue: SimpleQueue[list[Any] | None], traffic: Traffic) -> None:
         while True:
-            items = [queue.get()]
-            items += [queue.get() for _ in range(queue.qsize())]
-            messages = [item for item in items if item is not None]
+            handed = [queue.get()]
+            handed += [queue.get() for _ in range(queue.qsize())]
+            messages = [item for items in handed for item in items or ()]
             try:
                 merged = merge(messages, self._max_tokens)
             except Exception as error:
@@ -158,7 +204,8 @@ class SenderPool:
             for stream, message in merged:
                 self._deliver(stream, message, traffic)
             traffic.seconds += time.perf_counter() - since
-            if None in items:
+            self._warning.check()
+            if None in handed:
                 return
 
     def _deliver(self, stream: ResponseStream, message: Message, traffic: Traffic) -> None:

@@ -15,6 +15,7 @@ from triton_vllm.errors import RequestError, UnavailableError
 from triton_vllm.limits.admission import check_sequences
 from triton_vllm.protocol.fields import check_unicode
 from triton_vllm.vllm_api.parallel import executor_class
+from triton_vllm.vllm_api.render.hand_over import divert
 from triton_vllm.vllm_api.render.media import check_media, has_media
 
 _MAX_SEED = 2**63
@@ -52,13 +53,16 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
         """
         try:
             await self._check(prompt, params)
-            return await super().add_request(request_id, prompt, params, *args, **kwargs)
+            queue = await super().add_request(request_id, prompt, params, *args, **kwargs)
         except Exception:
             # vLLM's cache of items takes the engine for a holder of them, which it is not. The next
             # request with one of them would fail.
             if has_media(prompt):
                 await self.renderer.clear_mm_cache_async()
             raise
+        if getattr(params, "n", 1) == 1:  # else vLLM's queue joins what a step brings of each text
+            divert(queue)
+        return queue
 
     async def _check(self, prompt: Any, params: Any) -> None:
         """Raise what keeps a request from the engine. Its prompt has been rendered."""

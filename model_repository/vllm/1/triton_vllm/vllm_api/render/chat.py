@@ -91,7 +91,9 @@ class ChatRenderer:
         tokenizer = self._llm.renderer.tokenizer
         reader = ChatReader(chat, parsers, params, tokenizer, stream=request.stream)
         return Generation(
-            lambda: vllm_text.generate(self._llm, engine_input, request, params, lora, **reasoning),
+            lambda take: vllm_text.generate(
+                self._llm, engine_input, request, params, lora, take, **reasoning
+            ),
             reader.read,
         )
 

@@ -78,7 +78,7 @@ class PoolingRenderer:
             prompt_extras={"cache_salt": salt} if salt else None,
         )
 
-        async def outputs() -> AsyncGenerator[list[Any], None]:
+        async def outputs(_: Any) -> AsyncGenerator[list[Any], None]:
             headers = vllm_text.trace_headers(llm, request)
             answers: list[Any] = [None] * len(engine_inputs)
             async for place, answer in merge_async_iterators(
@@ -117,7 +117,7 @@ class PoolingRenderer:
             cache_salt=request.options.cache_salt,
         )
 
-        async def outputs() -> AsyncGenerator[dict[str, Any], None]:
+        async def outputs(_: Any) -> AsyncGenerator[dict[str, Any], None]:
             response = await self._scores(asked)
             yield json.loads(response.body)
 

@@ -24,6 +24,7 @@ from triton_vllm.protocol.requests import (
     TextPrompt,
     TokenPrompt,
 )
+from triton_vllm.vllm_api.render.hand_over import Take, handed_over
 
 _SHORT_PROMPT = 4096  # characters: about a millisecond to tokenize
 
@@ -70,7 +71,9 @@ def generation(
     """Return the generation of text after a rendered prompt."""
     params = request.sampling_params
     reader = DeltaReader(request.num_sequences, detailed=bool(request.outputs), params=params)
-    return Generation(lambda: generate(llm, engine_input, request, params, lora), reader.read)
+    return Generation(
+        lambda take: generate(llm, engine_input, request, params, lora, take), reader.read
+    )
 
 
 def generate(
@@ -79,10 +82,12 @@ def generate(
     request: GenerationRequest,
     params: SamplingParams,
     lora: LoRARequest | None,
+    take: Take | None,
     **reasoning: Any,
 ) -> AsyncGenerator[RequestOutput, None]:
     """Add a request to the engine; yield its outputs. Closing the generator aborts it.
 
+    ``take``, if any, gets outputs that are not yielded (``handed_over``).
     Beam search yields one, with the ``n`` best sequences, the best first. ``reasoning`` is what the
     engine should know of a reasoning model's state.
     """
@@ -98,7 +103,9 @@ def generate(
             **common,
             **reasoning,
         )
-        return typing.cast("AsyncGenerator[RequestOutput, None]", outputs)
+        return typing.cast(
+            "AsyncGenerator[RequestOutput, None]", handed_over(outputs, take) if take else outputs
+        )
     if "priority" in beam_search_names():
         common["priority"] = options.priority
     prompt = engine_input.get("decoder_prompt", engine_input)
