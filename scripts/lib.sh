@@ -87,7 +87,7 @@ unpack_wheel() {
 }
 
 # small_engine_args CHECKPOINT: a vllm_engine_args.json for a small model on a few cores.
-# A small KV cache of a fixed size and eager mode save vLLM its warm-up, and "preload" a third of the
+# A small KV cache of a fixed size and eager mode save vLLM its warm-up, and "preload" a quarter of the
 # start. A request without max_tokens would go on to the end of the context, which takes minutes on a CPU.
 small_engine_args() {
     cat <<EOA

@@ -1,9 +1,10 @@
-"""What a request's outputs come through, on a real engine: a function, and the generator's end."""
+"""Outputs that go to a function and not through vLLM's queue, on a real engine."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 from tests.contract.tiny_engine import CHECKPOINT, all_outputs, engine_args, one_thread, running
 from tests.tiny_llama import make_tiny_llama
 from tests.unit.fakes import FakeRequest
-from triton_vllm.errors import ServingError
 from triton_vllm.protocol.decode import decode
 from triton_vllm.protocol.requests import Generation, TextPrompt
 from triton_vllm.vllm_api import api as vllm_api
@@ -36,11 +36,11 @@ class Answers:
         self.plain: list[Any] = []  # (index, token ids, text) of each completion of each output
         self.taken: list[Any] = []
         self.two: tuple[list[Any], list[Any]] = ([], [])
-        self.yielded: list[bool] = []  # whether what the generator yielded was final
-        self.errors: list[ServingError] = []
+        self.yielded: list[Any] = []
+        self.errors: list[BaseException] = []
         self.beside: list[Any] = []
         self.left: list[int] = []
-        self.others: list[bool] = []
+        self.is_kept = True  # the function of a request that has ended
 
 
 async def render(llm: Any, **given: Any) -> Generation:
@@ -66,26 +66,45 @@ async def yielded(generation: Generation, take: Callable[[Any], None] | None) ->
     return [output async for output in generation.outputs(take)]
 
 
+async def caught(generation: Generation, take: Callable[[Any], None]) -> BaseException:
+    """Return how a generation ends, which is not well."""
+    try:
+        outputs = await yielded(generation, take)
+    except (ValueError, PanicError) as error:
+        return error
+    raise AssertionError(f"it went well: {outputs}")
+
+
 async def ask_all(args: Any, config: Any) -> Answers:
     """Start the engine and ask it everything, once."""
     answers = Answers()
     async with running(args, config) as llm:
+        answers.is_kept = await keeps_the_function(llm)  # the first request starts vLLM's tasks
         answers.plain = shown(await yielded(await render(llm), None))
         answers.taken = shown(await all_outputs(await render(llm)))
         answers.two = (
             shown(await yielded(await render(llm, **TWO), None)),
             shown(await all_outputs(await render(llm, **TWO))),
         )
-        taken: list[Any] = []
-        last = await yielded(await render(llm), taken.append)
-        answers.yielded = [output.finished for output in last]
-        answers.others = [output.finished for output in taken]
-        await ask_in_vain(llm, answers)
+        answers.yielded = await yielded(await render(llm), lambda _: None)
+        await ask_with_failures(llm, answers)
     return answers
 
 
-async def ask_in_vain(llm: Any, answers: Answers) -> None:
-    """Take with functions that fail, beside a request that does not; then cancel one."""
+async def keeps_the_function(llm: Any) -> bool:
+    """Return whether anything refers to the function of a request that has ended."""
+
+    def take(_: Any) -> None:
+        pass
+
+    kept = weakref.ref(take)
+    await yielded(await render(llm), take)
+    del take
+    return kept() is not None
+
+
+async def ask_with_failures(llm: Any, answers: Answers) -> None:
+    """Send requests whose functions fail, beside one whose function does not; then cancel one."""
     for failure in (ValueError("no such text"), PanicError("in Rust")):
 
         def fail(_: Any, failure: BaseException = failure) -> None:
@@ -93,19 +112,16 @@ async def ask_in_vain(llm: Any, answers: Answers) -> None:
 
         ends: list[Any] = await asyncio.gather(
             all_outputs(await render(llm)),
-            yielded(await render(llm), fail),
-            return_exceptions=True,
+            caught(await render(llm, max_tokens=200), fail),
         )
-        beside, failing = ends
-        assert isinstance(failing, Exception), failing
-        assert isinstance(beside, list), beside
-        answers.errors.append(vllm_api.to_serving_error(failing))
+        beside, error = ends
+        answers.errors.append(error)
         answers.beside.append(shown(beside))
         answers.left.append(len(llm.output_processor.request_states))
     begun = asyncio.Event()
     generation = await render(llm, max_tokens=200)
     cancelled = asyncio.create_task(yielded(generation, lambda _: begun.set()))
-    await begun.wait()
+    await asyncio.wait_for(begun.wait(), 60)
     cancelled.cancel()
     await asyncio.wait([cancelled])
     answers.left.append(len(llm.output_processor.request_states))
@@ -129,23 +145,29 @@ def whole(pieces: list[Any], index: int) -> tuple[list[int], str]:
 def test_the_answer_is_the_same(answers: Answers) -> None:
     """In the same order, of one sequence and of two."""
     assert TOKENS == len(whole(answers.plain, 0)[0])
-    assert answers.plain == answers.taken
+    assert whole(answers.plain, 0) == whole(answers.taken, 0)
     plain, taken = answers.two
     assert [whole(plain, 0), whole(plain, 1)] == [whole(taken, 0), whole(taken, 1)]
     assert [TOKENS] * 2 == [len(whole(taken, number)[0]) for number in range(2)]
 
 
 def test_only_the_end_wakes_the_requests_task(answers: Answers) -> None:
-    """The generator yields the last output; each one before went to the function, once."""
-    assert [True] == answers.yielded[-1:]
-    assert len(answers.yielded) <= 2  # one may have come before the function was in place
-    assert [False] * (TOKENS - len(answers.yielded)) == answers.others
+    """The generator yields the last output, and what came before the function was in place."""
+    assert answers.yielded[-1].finished
+    assert len(answers.yielded) <= 2
+    assert len(whole(shown(answers.yielded), 0)[0]) < TOKENS
 
 
 def test_what_the_function_raises_ends_its_request_alone(answers: Answers) -> None:
-    """The request gets the error, and leaves the engine; the one beside it gets its answer."""
+    """Its task gets the error as it was; the request beside it gets its answer."""
+    assert [ValueError, PanicError] == [type(error) for error in answers.errors]
     assert ["no such text", "in Rust"] == [str(error) for error in answers.errors]
     assert [whole(answers.plain, 0)] * 2 == [whole(beside, 0) for beside in answers.beside]
+
+
+def test_nothing_keeps_the_function(answers: Answers) -> None:
+    """Neither a task of vLLM's nor, until the next garbage collection, a cycle."""
+    assert not answers.is_kept
 
 
 def test_a_request_that_ends_early_is_aborted(answers: Answers) -> None:

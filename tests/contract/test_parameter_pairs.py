@@ -13,7 +13,6 @@ import pytest
 from tests.contract.tiny_engine import (
     CHECKPOINT,
     NIGHTLY,
-    all_outputs,
     engine_args,
     one_thread,
     running,
@@ -122,14 +121,18 @@ async def ask(llm: Any, parser: SamplingParser, given: dict[str, Any], *, stream
 async def answer(llm: Any, request: GenerationRequest) -> bool:
     """Generate and encode; return whether there was a last delta."""
     encoder = ResponseEncoder(fake_pb_utils)
-    final = False
+    finals: list[bool] = []
     assert isinstance(request.prompt, TextPrompt)
     generation = await vllm_text.render(llm, request.prompt, request, None)
-    for output in await all_outputs(generation):
+
+    def send(output: Any) -> None:  # as model.py, in the task that reads the engine
         delta = generation.read(output)
         encoder.of_delta(delta, request)
-        final = final or delta.final
-    return final
+        finals.append(delta.final)
+
+    async for output in generation.outputs(send):
+        send(output)
+    return any(finals)
 
 
 async def sweep(args: Any, config: Any) -> tuple[list[Outcome], bool]:

@@ -94,7 +94,15 @@ OWN = Path(vllm.__file__).is_relative_to(sys.prefix)
 
 @pytest.mark.skipif(not OWN, reason="this vLLM's kernels are for another torch: no engine starts")
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=() if name == "sliding window and full attention" else pytest.mark.slow
+        )
+        for name in MODELS
+    ],
+)
 def test_the_kv_cache_is_vllms(name: str, tmp_path: Path) -> None:
     """Blocks and tokens are what the engine reports for the same bytes, to the last one."""
     architecture, config = MODELS[name]

@@ -140,7 +140,7 @@ async def compared(model: Path) -> SimpleNamespace:
                 found.refused[name] = vllm_api.to_serving_error(error)
         given = {"temperature": 0, "max_tokens": 500, "ignore_eos": True}
         endless = (await trial.render(given, stream=True)).outputs(None)
-        await anext(endless)
+        assert not (await anext(endless)).finished
         await endless.aclose()
         await asyncio.sleep(1)
         found.running = len(trial.llm.output_processor.request_states)

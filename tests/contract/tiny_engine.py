@@ -49,7 +49,7 @@ async def running(args: Any, config: Any) -> AsyncIterator[Any]:
 
 
 async def all_outputs(generation: Generation) -> list[Any]:
-    """Return all outputs of a generation in their order, got as model.py gets them."""
+    """Return all outputs of a generation in their order, those that are handed over included."""
     outputs: list[Any] = []
     async for output in generation.outputs(outputs.append):
         outputs.append(output)

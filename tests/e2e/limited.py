@@ -1,4 +1,4 @@
-"""A server that allows each request, and all that wait, little: over both protocols."""
+"""A server with low limits on each request and on the queue, over both protocols."""
 
 from __future__ import annotations
 

@@ -10,14 +10,22 @@ import signal
 import pytest
 
 from tests.e2e.limited import DRAIN_SECONDS, Limited
-from tests.e2e.triton_server import GONE_SECONDS, STOP_SECONDS, Request, TritonServer, sampling
+from tests.e2e.triton_server import (
+    GONE_SECONDS,
+    STOP_SECONDS,
+    Request,
+    TritonServer,
+    generate,
+    sampling,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
 
 def idle_stream(server: TritonServer) -> Request:
     """Return a request that has been answered, on a stream that stays open."""
-    request = Request(server, {"text_input": "Hello", "sampling_parameters": sampling()})
+    parameters = sampling(timeout_seconds=60)  # the server's own limit is for an idle machine
+    request = Request(server, {"text_input": "Hello", "sampling_parameters": parameters})
     while not (response := request.next()).final:
         assert not response.error
     return request
@@ -35,6 +43,7 @@ def test_an_unload_ends_the_engine(limited: Limited) -> None:
 def test_after_the_unload_the_model_can_be_loaded(limited: Limited) -> None:
     """Its port is free again."""
     assert "" == limited.triton.load("vllm")
+    assert generate(limited.triton, "Hello", max_tokens=2, timeout_seconds=60)
     assert 2 == limited.completions(tokens=2).usage.completion_tokens
 
 

@@ -98,7 +98,7 @@ def use_gpus(model: Path, devices: str) -> None:
 
 
 class TritonFaultError(RuntimeError):
-    """Triton itself failed to start, for a reason that another try does not have.
+    """Triton itself failed to start, for a reason that is gone at the next try.
 
     On an overloaded machine Triton 24.10 gives up on a stub that shows no sign of life for a
     second, and then waits for its end for ever; or it aborts when it cannot lock its shared memory
@@ -194,11 +194,15 @@ class TritonServer:
             time.sleep(0.2)
         if ended is not None and ended < 0:
             raise TritonFaultError(f"it was killed by signal {-ended}")
-        if ended and "already in use" in self.log_tail(200):
+        if ended and self._lost_a_port():
             raise TritonFaultError("another program took one of its ports while the models loaded")
         what = f"not ready in {START_SECONDS} s" if ended is None else f"ended with {ended}"
         self.show_stacks()
         raise RuntimeError(f"tritonserver {what}; {self.log} ends with:\n{self.log_tail(120)}")
+
+    def _lost_a_port(self) -> bool:
+        ports = (self.http_port, self.grpc_port, self.metrics_port)
+        return any(f":{port}' already in use" in self.log_tail(200) for port in ports)
 
     def _hangs(self) -> bool:
         """Return whether a model's initialize has ended, and the log with it."""
@@ -348,7 +352,7 @@ def running(repository: Path, name: str, *models: str, **how: Any) -> Iterator[T
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that are free now, each of them only once.
+    """Return ports of the loopback interface that are free now, and never the same one twice.
 
     From below those that Linux gives to outgoing connections (32768 and up): a server takes its
     port only when its models are loaded, a minute later. The workers of pytest-xdist draw from

@@ -131,6 +131,21 @@ def test_a_request_is_answered(model: Any) -> None:
     assert Sent((" upon",), final=True) == sent
 
 
+def test_what_is_handed_over_is_sent_before_what_is_yielded(model: Any, engine: FakeEngine) -> None:
+    """In its order; the last output comes from the generator."""
+
+    async def outputs(take: Callable[[Any], None]) -> AsyncGenerator[Any, None]:
+        take(Delta((" upon",), 1))
+        take(Delta((" a",), 1))
+        await asyncio.sleep(0)
+        yield Delta((" time",), 1, final=True)
+
+    engine.renders.outputs = outputs
+    sent = ask(model, exclude_input_in_output=True, stream=True)
+    assert " upon a time" == "".join(each.texts[0] for each in sent)
+    assert [True] == [each.final for each in sent if each.final]
+
+
 @pytest.mark.parametrize(
     "error", [PanicError("byte index 3 is out of bounds"), SystemExit(3), KeyboardInterrupt()]
 )

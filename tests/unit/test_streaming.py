@@ -196,6 +196,14 @@ def test_what_comes_after_the_event_loops_end_is_sent() -> None:
     assert ["a"] == outbox.queue.get_nowait()
 
 
+def test_a_refusal_does_not_wait_for_the_event_loop() -> None:
+    """A request that could not be decoded has no text for which its error should wait."""
+    outbox = Outbox(lambda _: None)
+    stream = ResponseStream(ResponseEncoder(fake_pb_utils), FakeSender(), outbox, None)
+    stream.fail(error := RequestError("bad"))
+    assert [(stream, error)] == outbox.queue.get_nowait()
+
+
 def test_what_piles_up_is_merged(pool: SenderPool) -> None:
     """A slow server gets fewer and longer responses."""
     sender = FakeSender(slow=0.05)

@@ -1,7 +1,7 @@
 """What a front end counts while it serves; ``metrics`` reads and exports it.
 
 No counter is shared: each sender thread adds to its own ``Traffic``, and the event loop to its
-``LoopLag``. So the cost of a token is one addition.
+``LoopLag``. So the cost of a token is one addition. ``MergeWarning`` looks at them now and then.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class Traffic:
 
 
 class MergeWarning:
-    """Warns once that sending lags behind the engine: a response holds two tokens and more."""
+    """Warns once that sending lags behind the engine: a response holds two outputs or more."""
 
     def __init__(self, model: str, traffic: Sequence[Traffic]) -> None:
         """``model`` is the name that the line in the log begins with."""
@@ -46,11 +47,16 @@ class MergeWarning:
         self._traffic = traffic
         self._due = time.monotonic() + _MERGE_PERIOD
         self._before = (0, 0)
+        self._checking = threading.Lock()
 
     def check(self) -> None:
-        """Look at the last seconds, if they are over. Any sender thread, as often as it likes."""
-        if time.monotonic() < self._due:
-            return
+        """Look at what was sent since the last look, every ten seconds. Any sender thread."""
+        if time.monotonic() >= self._due:
+            with self._checking:
+                if time.monotonic() >= self._due:
+                    self._check()
+
+    def _check(self) -> None:
         self._due = time.monotonic() + _MERGE_PERIOD
         merged = sum(t.merged_deltas for t in self._traffic)
         responses = sum(t.responses for t in self._traffic)
@@ -61,7 +67,7 @@ class MergeWarning:
             logger.warning(
                 f"{self._model}: a response holds {1 + new_merged / new_responses:.1f} outputs of "
                 "the engine, as this front end sends more slowly than the engine generates: set a "
-                "greater count in the instance_group of config.pbtxt"
+                "greater count in the instance_group of config.pbtxt (docs/performance.md)"
             )
 
 

@@ -17,7 +17,7 @@ _LARGE = 16_384  # bytes
 # Tokens repeat. A cached text takes a few hundred bytes of the memory that this process shares with
 # Triton.
 _CACHED_TEXTS = 2048
-_CACHED_LENGTH = 24  # characters, or bytes; a longer text is seldom one token
+_CACHED_LENGTH = 24  # characters of a text, bytes of a tensor; more is seldom one token
 
 
 class ResponseEncoder:

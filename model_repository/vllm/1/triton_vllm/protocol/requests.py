@@ -106,7 +106,7 @@ class Generation:
 
     ``outputs(take)`` yields vLLM's outputs until one is final; closing the generator aborts the
     request. It may give an output that is not final to ``take``, in the event loop, in place of
-    yielding it, which costs less. Order holds.
+    yielding it, which costs less; None: all are yielded. The order is kept.
     """
 
     outputs: Callable[[Callable[[Any], None] | None], AsyncGenerator[Any, None]]

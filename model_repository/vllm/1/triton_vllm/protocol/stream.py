@@ -2,14 +2,14 @@
 
 ``send`` blocks until the server has taken the response, 60 to 350 µs each, with the GIL
 released. So the event loop only puts deltas into an outbox, which wakes its sender thread once
-for all that one step of the engine brings. Each stream belongs to one sender thread, which keeps
-its order. A delta travels alone as long as the thread keeps up; what has piled up when it comes
-back is merged, so that a slow server gets fewer and longer responses and no text is lost.
+for all that the loop does in one turn, such as a step of the engine. Each stream belongs to one
+sender thread, which keeps its order. A delta travels alone as long as the thread keeps up; what
+has piled up when it comes back is merged, so that a slow server gets fewer and longer responses
+and no text is lost.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import threading
@@ -38,13 +38,14 @@ class Outbox:
         self.queue: SimpleQueue[list[Any] | None] = SimpleQueue()  # None ends the thread
         self._call_soon = call_soon
         self._waiting: deque[Any] = deque()
-        self._flushes = False
+        self._is_flush_due = False
+        self._flushing = threading.Lock()  # else two threads might hand over in the wrong order
 
     def put(self, item: Any) -> None:
         """Add an item. The thread gets it with the others of this turn of the event loop."""
         self._waiting.append(item)
-        if not self._flushes:
-            self._flushes = True
+        if not self._is_flush_due:
+            self._is_flush_due = True
             try:
                 self._call_soon(self.flush)
             except RuntimeError:  # the event loop has ended
@@ -52,13 +53,11 @@ class Outbox:
 
     def flush(self) -> None:
         """Hand the items to the thread."""
-        self._flushes = False  # first: what is put from now on is flushed again
-        items: list[Any] = []
-        with contextlib.suppress(IndexError):
-            while True:
-                items.append(self._waiting.popleft())
-        if items:
-            self.queue.put(items)
+        with self._flushing:
+            self._is_flush_due = False  # first: what is put from now on is flushed again
+            items = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if items:
+                self.queue.put(items)
 
 
 class ResponseStream:
@@ -91,6 +90,8 @@ class ResponseStream:
     def fail(self, error: ServingError) -> None:
         """Queue an error, which closes the stream. After the final delta it is ignored."""
         self._outbox.put((self, error))
+        if self.request is None:  # refused in Triton's thread: it need not wait for the event loop
+            self._outbox.flush()
 
     def is_cancelled(self) -> bool:
         """Return whether the client has cancelled or gone. Costs about 50 µs.

@@ -15,7 +15,7 @@ from triton_vllm.errors import RequestError, UnavailableError
 from triton_vllm.limits.admission import check_sequences
 from triton_vllm.protocol.fields import check_unicode
 from triton_vllm.vllm_api.parallel import executor_class
-from triton_vllm.vllm_api.render.hand_over import divert
+from triton_vllm.vllm_api.render.hand_over import divert, take_over
 from triton_vllm.vllm_api.render.media import check_media, has_media
 
 _MAX_SEED = 2**63
@@ -51,6 +51,7 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
 
         Raises vLLM's own error for a wrong request, UnavailableError for one that would wait.
         """
+        take = take_over()
         try:
             await self._check(prompt, params)
             queue = await super().add_request(request_id, prompt, params, *args, **kwargs)
@@ -60,8 +61,9 @@ class GuardedLLM(AsyncLLM):  # type: ignore[misc]
             if has_media(prompt):
                 await self.renderer.clear_mm_cache_async()
             raise
-        if getattr(params, "n", 1) == 1:  # else vLLM's queue joins what a step brings of each text
-            divert(queue)
+        # With several sequences, vLLM's queue merges their outputs of one step.
+        if take is not None and getattr(params, "n", 1) == 1:
+            divert(queue, take)
         return queue
 
     async def _check(self, prompt: Any, params: Any) -> None:

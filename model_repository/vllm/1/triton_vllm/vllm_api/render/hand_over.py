@@ -7,45 +7,69 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any
 
-from triton_vllm.errors import GenerationError, one_line
+from vllm.v1.engine.exceptions import EngineGenerateError
 
 Take = Callable[[Any], None]
 
 _take: ContextVar[Take | None] = ContextVar("take", default=None)
 
 
-async def handed_over(outputs: AsyncGenerator[Any, None], take: Take) -> AsyncGenerator[Any, None]:
-    """Yield of ``outputs``, which ``AsyncLLM.generate`` returned, what ``take`` does not get.
+class _TakeError(Exception):
+    """What a request's function has raised, on its way through vLLM, which aborts the request."""
 
-    ``take`` gets each output but the last in vLLM's task that reads the engine, which so wakes the
-    request's own task for its end only, not for each token. What ``take`` raises ends the request.
-    Of several sequences, and of a beam search, all outputs are yielded.
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def handed_over(outputs: AsyncGenerator[Any, None], take: Take) -> AsyncGenerator[Any, None]:
+    """Yield those outputs of ``AsyncLLM.generate`` that ``take`` does not get.
+
+    Each output but the last goes to ``take``, in vLLM's task that reads the engine, so the
+    request's own task wakes only for the end. With several sequences all outputs are yielded.
+    Raises what ``take`` raises.
     """
     _take.set(take)  # in the context of the request's task
-    async with aclosing(outputs):
-        async for output in outputs:
-            yield output
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
+    except EngineGenerateError as error:
+        if isinstance(error.__cause__, _TakeError):
+            raise error.__cause__.error from None
+        raise
 
 
-def divert(queue: Any) -> None:
-    """Divert the outputs that a request's queue, vLLM's ``RequestOutputCollector``, will be given.
+def take_over() -> Take | None:
+    """Return what ``handed_over`` was called with in this task, once.
 
-    Does nothing in a task that has not called ``handed_over``.
+    A task that is created later, such as vLLM's that reads the engine, does not inherit it.
     """
     take = _take.get()
-    if take is None:
-        return
-    keep = queue.put
+    _take.set(None)
+    return take
+
+
+def divert(queue: Any, take: Take) -> None:
+    """Divert the outputs that a request's queue, vLLM's ``RequestOutputCollector``, will be given.
+
+    ``take`` gets those that are not final. The end of the request restores the queue, so that the
+    two no longer refer to each other.
+    """
 
     def put(output: Any) -> None:
-        if isinstance(output, Exception) or output.finished:
-            keep(output)
-            return
-        try:
-            take(output)
-        except BaseException as error:  # in vLLM's task it would end the engine for all
-            queue.put = keep
-            wrong = error if isinstance(error, Exception) else GenerationError(one_line(error))
-            keep(wrong)
+        is_last = isinstance(output, Exception) or output.finished
+        last = output if is_last else _failure(take, output)
+        if last is not None:
+            vars(queue).pop("put", None)
+            queue.put(last)
 
     queue.put = put
+
+
+def _failure(take: Take, output: Any) -> _TakeError | None:
+    """Call ``take``; return what it raises, which in vLLM's task would end the engine for all."""
+    try:
+        take(output)
+    except BaseException as error:  # a panic of Rust's is no Exception
+        return _TakeError(error)
+    return None
