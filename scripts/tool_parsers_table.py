@@ -15,27 +15,15 @@ Writes docs/tool-parsers.json and the tables of docs/tool-parsers.md. Takes half
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-from tool_parsers_cases import BEFORE, CASES, CUT, Call, Case
+from parsers_page import PIECES, Cells, Page, grouped
+from parsers_trial import Said, Trial, tokenizer_with
+from tool_parsers_cases import BEFORE, CASES, CUT, TOOLS, Call, Case
 from tool_parsers_formats import FORMATS
 from tool_parsers_markup import Format
-from tool_parsers_trial import Said, Trial
-
-ROOT = Path(__file__).parents[1]
-CELLS = ROOT / "docs/tool-parsers.json"
-DOCS = ROOT / "docs/tool-parsers.md"
-BEGIN = "<!-- The tables: written by scripts/tool_parsers_table.py --docs -->"
-END = "<!-- The tables end. -->"
-SHOWN = "vLLM 0.32.0"
-PIECES = {"by token": 1, "by 4 tokens": 4, "at once": 1_000_000}
-
-Cells = dict[str, dict[str, str]]  # way to parse -> name of the case -> what is wrong
 
 
 def written(form: Format, case: Case) -> str:
@@ -97,10 +85,12 @@ def verdict_of(case: Case, parse: Callable[[], Said]) -> str:
 
 def cells_of(name: str, tokenizer_path: str) -> Cells:
     """Return for each way to parse the cases that are not right, and the cut one."""
-    trial = Trial(name, tokenizer_path)
+    form = FORMATS[name]
+    tokenizer = tokenizer_with(tuple(form.marks), tokenizer_path)
+    trial = Trial(tokenizer, tool_parser=name, tools=TOOLS)
     cells: Cells = {way: {} for way in ("whole", *PIECES)}
     for case in CASES:
-        given = (written(trial.form, case), case.cut == 1)
+        given = (written(form, case), case.cut == 1)
         ways = {"whole": functools.partial(trial.parse, *given)}
         ways |= {way: functools.partial(trial.stream, *given, size) for way, size in PIECES.items()}
         for way, parse in ways.items():
@@ -120,12 +110,8 @@ def all_cells(tokenizer_path: str) -> dict[str, Cells]:
 
 def faults(*cells: Mapping[str, str]) -> str:
     """Return the faults of one or more ways as one cell of the docs: each with its cases."""
-    cases: dict[str, list[str]] = {}
-    for way in cells:
-        for case, found in way.items():
-            for fault in found.split(", ") if case != CUT.name else ():
-                if case not in cases.setdefault(fault, []):
-                    cases[fault].append(case)
+    whole = ({case: way[case] for case in way if case != CUT.name} for way in cells)
+    cases = grouped(*whole)
     return "; ".join(f"{fault} ({_named(cases[fault])})" for fault in cases) or "right"
 
 
@@ -145,52 +131,12 @@ def row(cells: Cells) -> str:
     return f"{faults(whole)} | {faults(token)} | {more} | {cut}"
 
 
-def table(parsers: Mapping[str, Cells]) -> str:
-    """Return the docs' table of one version: parsers with the same row share it."""
-    rows: dict[str, list[str]] = {}
-    for name, cells in parsers.items():
-        rows.setdefault(row(cells), []).append(f"`{name}`")
-    ways = "Whole | Streamed, by token | Streamed, several tokens | A cut call: whole / by token"
-    head = f"| Parser | {ways} |"
-    lines = [f"| {', '.join(names)} | {cells} |" for cells, names in rows.items()]
-    return "\n".join([head, "|---|---|---|---|---|", *lines])
-
-
-def tables(measured: Mapping[str, Mapping[str, Cells]]) -> str:
-    """Return the docs' table of the version that the CPU tests serve, and what others change."""
-    shown = measured[SHOWN]
-    parts = [f"{SHOWN}:", table(shown)]
-    for version, parsers in measured.items():
-        changed = {name: cells for name, cells in parsers.items() if cells != shown.get(name)}
-        if version != SHOWN:
-            parts += [f"{version}, the parsers that differ or that {SHOWN} lacks:", table(changed)]
-    return "\n\n".join(parts)
-
-
-def main() -> None:
-    """Print the cells of the installed vLLM, or write the file or the docs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("tokenizer", nargs="?", help="a folder with a byte-level tokenizer")
-    parser.add_argument("--update", action="store_true", help=f"write them into {CELLS.name}")
-    parser.add_argument("--docs", action="store_true", help=f"write {CELLS.name} into {DOCS.name}")
-    args = parser.parse_args()
-    measured = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
-    if args.tokenizer:
-        import vllm
-
-        logging.disable(logging.CRITICAL)  # a parser logs each text that it cannot read
-        found = {f"vLLM {vllm.__version__}": all_cells(args.tokenizer)}
-        measured = dict(sorted((measured | found).items()))
-        if not args.update:
-            print(json.dumps(found, indent=1))
-    if args.update:
-        CELLS.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    if args.docs:
-        before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        text = f"{before}{BEGIN}\n\n{tables(measured)}\n\n{END}{after}"
-        DOCS.write_text(text, encoding="utf-8")
-
+PAGE = Page(
+    "tool-parsers",
+    ["Whole", "Streamed, by token", "Streamed, several tokens", "A cut call: whole / by token"],
+    row,
+    all_cells,
+)
 
 if __name__ == "__main__":
-    main()
+    PAGE.main(__doc__.splitlines()[0] if __doc__ else "")

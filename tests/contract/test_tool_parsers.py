@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,14 +10,14 @@ import vllm
 from vllm.tool_parsers import ToolParserManager
 
 from tool_parsers_formats import FORMATS, NOT_TRIED
-from tool_parsers_table import CELLS, cells_of
+from tool_parsers_table import PAGE, cells_of
 
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", ROOT / ".cache"))
 TOKENIZER = str(CACHE / "models/SmolLM2-135M-Instruct")
-MEASURED = json.loads(CELLS.read_text(encoding="utf-8"))[f"vLLM {vllm.__version__}"]
+MEASURED = PAGE.measured()[f"vLLM {vllm.__version__}"]
 REGISTERED = ToolParserManager.list_registered()
 
 

@@ -6,38 +6,26 @@ import json
 
 import pytest
 
+from parsers_page import SHOWN
+from parsers_trial import Said
 from tool_parsers_cases import CASES, CUT, PARIS, Case
 from tool_parsers_formats import FORMATS, NOT_TRIED
-from tool_parsers_table import (
-    BEGIN,
-    CELLS,
-    DOCS,
-    END,
-    SHOWN,
-    cut_verdict,
-    tables,
-    verdict,
-    written,
-)
-from tool_parsers_trial import Said
+from tool_parsers_table import PAGE, cut_verdict, verdict, written
 
-MEASURED = json.loads(CELLS.read_text(encoding="utf-8"))
+MEASURED = PAGE.measured()
 CALL = Case("call", [PARIS], before="Let me look.")
 ARGUMENTS = json.dumps(PARIS[1])
 
 
 def test_the_docs_have_the_tables() -> None:
     """As ``scripts/tool_parsers_table.py --docs`` writes them."""
-    _, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    shown, end, _ = rest.partition(END)
-    assert end
-    assert tables(MEASURED) == shown.strip()
+    assert PAGE.tables(MEASURED) == PAGE.shown()
 
 
 def test_each_measured_parser_has_a_format() -> None:
     """And the page names those that are not tried."""
     assert {name for parsers in MEASURED.values() for name in parsers} == set(FORMATS)
-    page = DOCS.read_text(encoding="utf-8")
+    page = PAGE.docs.read_text(encoding="utf-8")
     assert [] == [name for name in NOT_TRIED if f"`{name}`" not in page]
     assert SHOWN in MEASURED
 
