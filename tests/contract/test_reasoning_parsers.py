@@ -12,7 +12,8 @@ from vllm import SamplingParams
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.reasoning import ReasoningParserManager
 
-from parsers_trial import Said, Trial
+from parsers_trial import Said, Trial, tokenizer_with
+from reasoning_parsers_cases import ANSWER, CASES, REASONING
 from reasoning_parsers_formats import FORMATS, NOT_TRIED
 from reasoning_parsers_table import PAGE, cells_of, trials
 from triton_vllm.vllm_api.render.chat_reader import ChatReader
@@ -69,3 +70,13 @@ def test_our_reader_adds_no_difference(parser: str) -> None:
         given = (text, case.finished)
         assert trial.parse(*given) == read(trial, *given, None), case.name
         assert trial.stream(*given, 1) == read(trial, *given, 4), case.name
+
+
+@pytest.mark.parametrize("tool_parser", [None, "inkling"])
+def test_a_tool_parser_keeps_a_mark_out_of_a_stream(tool_parser: str | None) -> None:
+    """As the docs advise for Inkling, also if a request has no tools."""
+    form, case = FORMATS["inkling"], CASES[0]
+    tokenizer = tokenizer_with(tuple(form.marks), TOKENIZER)
+    trial = Trial(tokenizer, reasoning_parser="inkling", tool_parser=tool_parser)
+    end = "" if tool_parser else "<|end_message|>"
+    assert Said(ANSWER + end, (), REASONING) == trial.stream(form.written(case), True, 1)
