@@ -19,9 +19,10 @@ CACHE = Path(os.environ.get("TRITON_VLLM_CACHE", ROOT / ".cache"))
 
 # Another vLLM over the packages of the environment: its kernels want a torch of their own.
 OWN = Path(vllm.__file__).is_relative_to(sys.prefix)
+# Nightly with the environment's, which the end-to-end tests fork in each run.
+pytestmark = [pytest.mark.timeout(400), *([pytest.mark.slow] if OWN else [])]
 
 
-@pytest.mark.timeout(400)
 def test_an_engine_core_is_forked(tmp_path: Path) -> None:
     """Its environment is the one that vLLM has made for it, or it would be spawned; it generates.
 

@@ -130,6 +130,7 @@ def test_a_dead_engine_brings_both_back(served: Served) -> None:
     assert 1 == len(served.triton.processes(TITLE))
 
 
+@pytest.mark.slow
 def test_an_option_that_it_has_not_fails_the_load(served: Served) -> None:
     """With one line, before vLLM loads anything."""
     add_rust_model(served.triton.repository, "wrong", openai={"root_path": "/llm"})
