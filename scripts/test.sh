@@ -59,6 +59,7 @@ main() {
     parse_flags "$@"
     need_python
     need_cmd git
+    [ "$run" = unit ] || need_libnuma
     cd "$ROOT"
     mkdir -p "$CACHE" 2>/dev/null || err "cannot write to $CACHE: set TRITON_VLLM_CACHE to a folder of yours"
     export TRITON_VLLM_CACHE="$CACHE" PATH="$VENV/bin:$PATH"
