@@ -55,6 +55,7 @@ def test_a_path_below_a_folder_that_may_not_be_entered(folder: Path) -> None:
     given = {"speculative_config": {"model": "adapter/weights"}}
     with without_rights(), pytest.raises(SettingsError, match="adapter/weights: not readable"):
         check_readable(given, "f.json", folder)
+    (folder / "adapter").chmod(0o700)  # for the clean-up of a user that is not root
 
 
 @pytest.mark.parametrize(
