@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,3 +284,31 @@ def test_engine_variables_are_those_of_vllm_for_cpus(
     assert expected == preload.engine_variables()["LD_PRELOAD"]
     monkeypatch.setattr(preload, "version", {"torch": "2.13.0+cu130"}.__getitem__)
     assert {} == preload.engine_variables()
+
+
+@pytest.mark.parametrize(
+    ("torch", "compiler", "given", "expected"),
+    [
+        ("2.13.0+cpu", None, None, "1"),
+        ("2.13.0+cpu", "/usr/bin/g++", None, None),
+        ("2.13.0+cu130", None, None, None),
+        ("2.13.0+cpu", None, "0", "0"),
+    ],
+    ids=["none", "a compiler", "for GPUs", "the operator's choice"],
+)
+def test_on_a_cpu_without_a_compiler_torch_compiles_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    torch: str,
+    compiler: str | None,
+    given: str | None,
+    expected: str | None,
+) -> None:
+    """A request would be the first to need a compiled function, and the engine would die of it."""
+    monkeypatch.setattr(preload, "version", {"torch": torch}.__getitem__)
+    monkeypatch.setattr(shutil, "which", {"clang++": compiler}.__getitem__)
+    monkeypatch.setenv("CXX", "clang++")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", given or "")
+    if given is None:
+        monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    assert preload.compile_nothing_without_a_compiler() is (expected == "1")
+    assert expected == os.environ.get("TORCHDYNAMO_DISABLE")

@@ -43,6 +43,8 @@ def load_engine(settings: ModelSettings, server: ServerOptions) -> Engine:
     timer = StartupTimer(settings.name)
     if settings.serving.vllm_log_level:
         os.environ["VLLM_LOGGING_LEVEL"] = settings.serving.vllm_log_level
+    if preload.compile_nothing_without_a_compiler():
+        logger.warning(f"{settings.name}: no C++ compiler (g++), so nothing is compiled by torch")
     cpus = parse_cpus(
         settings.serving.engine_cpu_affinity, f'{where}: "serving.engine_cpu_affinity"'
     )

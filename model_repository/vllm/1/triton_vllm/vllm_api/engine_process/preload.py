@@ -1,9 +1,10 @@
-"""What the fork server of the engine cores needs to know of vLLM. Imports none of it."""
+"""What must be known of vLLM before it is imported. Imports none of it."""
 
 from __future__ import annotations
 
 import glob
 import os
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,10 +18,7 @@ def engine_variables() -> dict[str, str]:
     It does so when it resolves a configuration; their readers are loaded with the imports. Should
     vLLM set others some day, ``ForkServer`` notices.
     """
-    try:
-        if not version("torch").endswith("+cpu"):
-            return {}
-    except PackageNotFoundError:
+    if not _is_for_cpus():
         return {}
     torch = _folder("torch")
     given = os.environ.get("LD_PRELOAD", "")
@@ -31,6 +29,24 @@ def engine_variables() -> dict[str, str]:
         names = ("libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")
         preloaded = _first(_folder("vllm"), *names) + preloaded
     return {"LD_PRELOAD": ":".join(preloaded), "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
+
+
+def compile_nothing_without_a_compiler() -> bool:
+    """Keep torch from compiling if it is for CPUs and there is no C++ compiler; return whether so.
+
+    Even if it runs eagerly, vLLM for CPUs has small functions compiled when a request first needs
+    them, and the engine would die. To be called before the engine core's environment is made.
+    """
+    if not _is_for_cpus() or shutil.which(os.environ.get("CXX", "g++")):
+        return False
+    return os.environ.setdefault("TORCHDYNAMO_DISABLE", "1") == "1"
+
+
+def _is_for_cpus() -> bool:
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False
 
 
 def _folder(package: str) -> Path:
