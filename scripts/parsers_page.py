@@ -12,7 +12,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 END = "<!-- The tables end. -->"
 SHOWN = "vLLM 0.32.0"
-PIECES = {"by token": 1, "by 4 tokens": 4, "at once": 1_000_000}
 
 Cells = dict[str, dict[str, str]]  # way to parse -> name of the case -> what is wrong
 Measured = Mapping[str, Mapping[str, Cells]]  # version -> parser

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+PIECES = {"by token": 1, "by 4 tokens": 4, "at once": 1_000_000}  # tokens in a piece of a stream
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -62,6 +64,19 @@ class Trial:
             reasoning_parser_name=reasoning_parser,
             enable_auto_tools=tool_parser is not None,
         )
+
+    def in_each_way(self, text: str, finished: bool) -> dict[str, Said | str]:
+        """Return what the parser makes of a text, "whole" and in pieces; the name of its error."""
+        ways = {"whole": functools.partial(self.parse, text, finished)}
+        for way, size in PIECES.items():
+            ways[way] = functools.partial(self.stream, text, finished, size)
+        said: dict[str, Said | str] = {}
+        for way, parse in ways.items():
+            try:
+                said[way] = parse()
+            except Exception as error:
+                said[way] = type(error).__name__
+        return said
 
     def parse(self, text: str, finished: bool) -> Said:
         """Return what the parser makes of a whole text."""

@@ -15,11 +15,10 @@ Writes docs/reasoning-parsers.json and the table of docs/reasoning-parsers.md. T
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from parsers_page import PIECES, Cells, Page, grouped
-from parsers_trial import Said, Trial, tokenizer_with
+from parsers_page import Cells, Page, grouped
+from parsers_trial import PIECES, Said, Trial, tokenizer_with
 from reasoning_parsers_cases import CASES, Case
 from reasoning_parsers_formats import FORMATS
 
@@ -79,22 +78,11 @@ def trials(name: str, tokenizer_path: str) -> Iterator[tuple[Case, Trial, str]]:
         yield case, trial, form.written(case)
 
 
-def said_or_error(parse: Callable[[], Said]) -> Said | str:
-    """Return what a parser makes of a text, or the name of the error that it raises."""
-    try:
-        return parse()
-    except Exception as error:
-        return type(error).__name__
-
-
 def cells_of(name: str, tokenizer_path: str) -> Cells:
     """Return for each way to parse the cases that are not right, and those that differ."""
     cells: Cells = {way: {} for way in ("whole", *PIECES, DIFFERS)}
     for case, trial, text in trials(name, tokenizer_path):
-        given = (text, case.finished)
-        ways = {"whole": functools.partial(trial.parse, *given)}
-        ways |= {way: functools.partial(trial.stream, *given, size) for way, size in PIECES.items()}
-        said = {way: said_or_error(parse) for way, parse in ways.items()}
+        said = trial.in_each_way(text, case.finished)
         for way, found in said.items():
             fault = found if isinstance(found, str) else verdict(case, found)
             if fault != "right":

@@ -15,12 +15,11 @@ Writes docs/tool-parsers.json and the tables of docs/tool-parsers.md. Takes half
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from parsers_page import PIECES, Cells, Page, grouped
-from parsers_trial import Said, Trial, tokenizer_with
+from parsers_page import Cells, Page, grouped
+from parsers_trial import PIECES, Said, Trial, tokenizer_with
 from tool_parsers_cases import BEFORE, CASES, CUT, TOOLS, Call, Case
 from tool_parsers_formats import FORMATS
 from tool_parsers_markup import Format
@@ -74,12 +73,10 @@ def cut_verdict(said: Said) -> str:
     return f"a call with `{json.dumps(arguments)}`"
 
 
-def verdict_of(case: Case, parse: Callable[[], Said]) -> str:
-    """Return the verdict on what a parser makes of a case; a parser may raise."""
-    try:
-        said = parse()
-    except Exception as error:
-        return type(error).__name__
+def verdict_of(case: Case, said: Said | str) -> str:
+    """Return the verdict on what a parser made of a case; the name of an error is its own."""
+    if isinstance(said, str):
+        return said
     return verdict(case, said) if case.cut == 1 else cut_verdict(said)
 
 
@@ -90,13 +87,10 @@ def cells_of(name: str, tokenizer_path: str) -> Cells:
     trial = Trial(tokenizer, tool_parser=name, tools=TOOLS)
     cells: Cells = {way: {} for way in ("whole", *PIECES)}
     for case in CASES:
-        given = (written(form, case), case.cut == 1)
-        ways = {"whole": functools.partial(trial.parse, *given)}
-        ways |= {way: functools.partial(trial.stream, *given, size) for way, size in PIECES.items()}
-        for way, parse in ways.items():
-            said = verdict_of(case, parse)
-            if said != "right":
-                cells[way][case.name] = said
+        for way, said in trial.in_each_way(written(form, case), case.cut == 1).items():
+            found = verdict_of(case, said)
+            if found != "right":
+                cells[way][case.name] = found
     return cells
 
 
