@@ -31,6 +31,7 @@ from peers.fleet import say
 from peers.peer import NAMES, Peer, PeerError
 from peers.report import resolved_table, scaling_table, table
 from peers.setup import BENCH, Setup
+from peers.shape import reshape
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,11 +102,17 @@ def draw(where: Path, results: dict[str, Any]) -> None:
 
 
 def read_config(flags: argparse.Namespace) -> dict[str, Any]:
-    """Return the configuration, with the flags' engine arguments in it."""
+    """Return the configuration, with the flags' engine arguments in it.
+
+    With a "shape", the model is a copy of that shape, in the folder of the results.
+    """
     config: dict[str, Any] = json.loads(flags.config.read_text())
-    config["engine_args"] = {**config["engine_args"], **flags.engine_args}
+    engine_args = config["engine_args"] = {**config["engine_args"], **flags.engine_args}
     if flags.model:
-        config["engine_args"]["model"] = flags.model
+        engine_args["model"] = flags.model
+    if shape := config.get("shape"):
+        copy = reshape(Path(engine_args["model"]), shape, flags.out.resolve() / "model")
+        engine_args["model"] = str(copy)
     return config
 
 
@@ -115,7 +122,7 @@ def plan_of(flags: argparse.Namespace, config: dict[str, Any]) -> Plan:
     if tokenizer is None:  # the model's own, if the model is a folder
         folder = Path(config["engine_args"]["model"])
         tokenizer = folder if (folder / "tokenizer.json").exists() else None
-    given = ("requests", "shared_prefix", "temperature")
+    given = ("requests", "requests_per_stream", "shared_prefix", "temperature")
     return Plan(
         tokenizer=workload.tokenizer_of(tokenizer),
         input_tokens=config["input_tokens"],
@@ -186,7 +193,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     flag("--config", type=Path, default=BENCH / "configs/smollm2-cpu.json", help="%(default)s")
     flag("--peers", default="vllm,ours-1", help="the servers, by name (%(default)s)")
     flag("--streams", type=numbers, default=[1, 8], help="concurrent requests: 1,64,256")
-    flag("--streams-per-gpu", action="store_true", help="twice as many for a peer on two GPUs")
+    flag("--streams-per-gpu", action="store_true", help="as many for each GPU that a peer runs on")
     flag("--modes", type=modes, default=[True], help="stream, whole, or both (stream)")
     flag("--repeats", type=int, default=3, help="measurements of each load (%(default)s)")
     flag("--model", help="the model, in place of the configuration's")

@@ -22,7 +22,6 @@ from peers.peer import Peer
 from peers.server import Server, ServerError
 from peers.setup import MODEL_NAME, Setup
 
-_REQUESTS_A_STREAM = 4
 _WARM_UP_TOKENS = 16
 
 
@@ -30,7 +29,8 @@ _WARM_UP_TOKENS = 16
 class Plan:
     """What is to be measured. ``modes``: whether answers are streamed. Times are in seconds.
 
-    ``streams_per_gpu``: a peer on two GPUs gets twice the streams.
+    ``streams_per_gpu``: a peer on N GPUs gets N times the streams. ``requests``: how many a load of
+    so many streams has; others have ``requests_per_stream`` for each.
     """
 
     tokenizer: workload.Tokenizer
@@ -44,7 +44,8 @@ class Plan:
     limit_seconds: float
     one_at_a_time: bool
     streams_per_gpu: bool = False
-    requests: Mapping[str, int] = field(default_factory=dict)  # by number of streams
+    requests: Mapping[str, int] = field(default_factory=dict)
+    requests_per_stream: int = 4
     shared_prefix: int = 0
     temperature: float = 1.0
 
@@ -61,7 +62,7 @@ class Plan:
         """Return the requests of a load: the same for all peers, others in each repeat."""
         return workload.synthetic(
             self.tokenizer,
-            self.requests.get(str(streams), _REQUESTS_A_STREAM * streams),
+            self.requests.get(str(streams), self.requests_per_stream * streams),
             self.input_tokens,
             self.output_tokens,
             shared_prefix=self.shared_prefix,

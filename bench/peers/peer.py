@@ -25,7 +25,8 @@ NAMES = """\
   offline             LLM.generate on the same requests, for answers that are not streamed
 vllm and ours may be followed by -tpN and -ppN, N GPUs or N stages for each engine, -dpN, N
 data-parallel engines, and -ep, a mixture's experts spread over all GPUs of these;
-ours by -setsN, too: N engines on GPUs of their own, each with its share of the front ends;
+ours by -setsN, too: N engines on GPUs of their own, each with its share of the front ends (not with
+-openai: each engine has a port);
 and by -pinN: N CPUs for the engine core alone (whole physical cores where N allows).
 Any on one GPU may be followed by -gpuN, the GPU that it sees, counted from 0.
 ours, official and send may end in -http (Triton's HTTP, not its gRPC) and -nometrics, ours also in
@@ -77,6 +78,10 @@ class Peer:
                 kind,
                 set(_NAME.groupindex) - {"rust", "api"},
             )
+            if {"openai", "sets"} <= given:
+                raise PeerError(
+                    f"{name}: each engine has an OpenAI port of its own, and one is asked"
+                )
             if not given - {"kind", "gpu"} - allowed:
                 return cls(
                     name=name,
