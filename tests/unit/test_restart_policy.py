@@ -25,13 +25,13 @@ def clock() -> Clock:
 def test_the_wait_doubles_up_to_half_a_minute(clock: Clock) -> None:
     """A machine that needs a moment gets it."""
     policy = RestartPolicy(8, clock)
-    assert [1, 2, 4, 8, 16, 30, 30, 30] == [policy.start_attempt() for _ in range(8)]
+    assert [0, 1, 2, 4, 8, 16, 30, 30] == [policy.start_attempt() for _ in range(8)]
 
 
 def test_the_wait_never_ends_in_an_overflow(clock: Clock) -> None:
     """Who follows a leader tries as often as it does, for ever."""
     policy = RestartPolicy(8, clock)
-    assert {30} == {policy.start_attempt() for _ in range(2000)} - {1, 2, 4, 8, 16}
+    assert {30} == {policy.start_attempt() for _ in range(2000)} - {0, 1, 2, 4, 8, 16}
 
 
 def test_a_good_life_forgives_without_being_asked(clock: Clock) -> None:
@@ -41,7 +41,7 @@ def test_a_good_life_forgives_without_being_asked(clock: Clock) -> None:
         policy.start_attempt()
     policy.succeeded()
     clock.now += 301
-    assert 1 == policy.start_attempt()
+    assert 0 == policy.start_attempt()
 
 
 def test_there_are_as_many_tries_as_allowed(clock: Clock) -> None:
@@ -69,7 +69,7 @@ def test_a_good_life_forgives_the_tries_before(clock: Clock) -> None:
     policy.succeeded()
     clock.now += 301
     assert policy.may_try()
-    assert 1 == policy.start_attempt()
+    assert 0 == policy.start_attempt()
 
 
 def test_a_try_that_takes_long_is_not_a_good_life(clock: Clock) -> None:

@@ -78,7 +78,7 @@ class ServingSettings:
     from it, the first one and each that follows a dead one. It takes memory. [How it
     works](performance.md#start-up)."""
     max_engine_restarts: int = setting(5, ge=0, le=1000)
-    """Attempts in a row to restart an engine that died, after 1, 2, 4 ... 30 seconds. 0: none.
+    """Attempts in a row to restart an engine that died, after 0, 1, 2, 4 ... 30 seconds. 0: none.
     After the last one the liveness probe fails."""
     engine_cpu_affinity: str = setting("")
     """CPUs reserved for the engine core, as a Linux CPU list such as `"0-1"`. Empty: no pinning.

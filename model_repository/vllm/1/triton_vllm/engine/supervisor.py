@@ -48,11 +48,11 @@ class RestartPolicy:
         return self.attempts < self.limit
 
     def start_attempt(self) -> float:
-        """Count an attempt, allowed or not; return the seconds before it: 1, 2, 4, up to 30."""
+        """Count an attempt, allowed or not; return the seconds before it: 0, 1, 2, 4, up to 30."""
         self._reset()
         self.attempts += 1
         self._running_since = None  # however long the attempt takes
-        return min(_LONGEST_WAIT, 2.0 ** min(self.attempts - 1, 10))
+        return min(_LONGEST_WAIT, 2.0 ** min(self.attempts - 2, 10)) if self.attempts > 1 else 0.0
 
     def _reset(self) -> None:
         if self._running_since is not None and self._clock() - self._running_since > _RESET_AFTER:
@@ -192,7 +192,8 @@ class Supervisor:
             seconds = self.policy.start_attempt()
             number = f"{self.policy.attempts} of {self.policy.limit}"
             what = f"restarting the engine, try {number}," if self._slot.is_leader else "joining it"
-            logger.warning(f"{self._name}: {what} in {seconds:.0f} s")
+            when = f"in {seconds:.0f} s" if seconds else "now"
+            logger.warning(f"{self._name}: {what} {when}")
             await asyncio.sleep(seconds)
             if self._closing:
                 return

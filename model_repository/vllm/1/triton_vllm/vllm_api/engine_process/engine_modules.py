@@ -5,14 +5,15 @@ Raises ImportError where an engine core cannot be forked from a process that has
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import os
 from importlib import import_module
-from pathlib import Path
 
 import torch
 from vllm.platforms import current_platform
 from vllm.utils.system_utils import set_process_title
+
+_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED of cuda.h
 
 
 def _import_core() -> None:
@@ -26,12 +27,20 @@ def _import_core() -> None:
 
 def _check_cuda() -> None:
     """Raise ImportError if an import has initialised CUDA, which no fork survives."""
-    opened = set()
-    for file in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the folder's own is closed by now
-            opened.add(str(file.readlink()))
-    if torch.cuda.is_initialized() or "/dev/nvidia-uvm" in opened:
+    if torch.cuda.is_initialized() or _driver_is_initialised():
         raise ImportError("the import of vLLM has initialised CUDA")
+
+
+def _driver_is_initialised() -> bool:
+    """Return whether CUDA's driver is in use here, which it says itself without being initialised.
+
+    Open devices do not tell: the import asks NVML about the GPUs, which opens the same ones.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+    except OSError:  # not even loaded
+        return False
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)
 
 
 def after_fork(moves: bool) -> None:
