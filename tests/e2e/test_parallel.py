@@ -55,6 +55,7 @@ def serve(
     instances: int = 1,
     devices: str = "",
     serving: dict[str, Any] | None = None,
+    adapters: dict[str, str] | None = None,
     **engine_args: Any,
 ) -> None:
     """Load the tiny chat model as ``name``, with the given placement and parallelism."""
@@ -64,6 +65,8 @@ def serve(
     use_front_ends(model, instances)
     if devices:
         use_gpus(model, devices)
+    if adapters:
+        (model / "multi_lora.json").write_text(json.dumps(adapters))
     error = server.load(name)
     assert not error, f"{error}\n{server.log_tail()}"
 
@@ -261,8 +264,12 @@ def errors_of_twelve(server: TritonServer) -> list[str]:
 
 
 def test_data_parallel_engines(server: TritonServer, checkpoints: Path) -> None:
-    """Two ranks behind two front ends: each counts for itself, and can be chosen by its number."""
-    serve(server, checkpoints, "ranks", instances=2, data_parallel_size=2)
+    """Two ranks behind two front ends: each counts for itself, and can be chosen by its number.
+
+    Each has an adapter that any of the front ends has loaded.
+    """
+    lora = {"adapters": {"loud": str(checkpoints / "adapters/loud")}, "enable_lora": True}
+    serve(server, checkpoints, "ranks", instances=2, data_parallel_size=2, **lora)
     assert 2 == len(server.processes("VLLM::EngineCore"))
     assert_answers_right(server, checkpoints, "ranks")
     (prompt, expected), *_ = greedy_of(checkpoints).items()
@@ -278,4 +285,10 @@ def test_data_parallel_engines(server: TritonServer, checkpoints: Path) -> None:
             r for r in continued(server, "ranks", prompt, data_parallel_rank=rank) if r.error
         ]
         assert f"data_parallel_rank {rank} is out of range [0, 2)" in refused.error
+    loud = [
+        ids(continued(server, "ranks", prompt, data_parallel_rank=rank, lora_name="loud"))
+        for rank in (0, 1, 0, 1)
+    ]
+    assert [loud[0]] * 4 == loud
+    assert expected != loud[0]
     end(server, "ranks")

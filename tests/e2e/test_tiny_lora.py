@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,44 @@ def test_an_adapter_changes_what_the_model_says(tiny: TinyModels) -> None:
     texts = [text(tiny, name) for name in names]
     assert 3 == len(set(texts)), texts
     assert texts == [text(tiny, name) for name in names]
+
+
+def cached_and_ids(tiny: TinyModels, adapter: str | None) -> tuple[int, list[int]]:
+    """Return how many tokens of a long prompt the prefix cache had, and the tokens that follow."""
+    chosen = {} if adapter is None else {"lora_name": adapter}
+    response = tiny.ask(
+        "chat",
+        {
+            "text_input": "one two three " * 30,
+            "return_num_cached_tokens": True,
+            "return_output_ids": True,
+            "sampling_parameters": sampling(**GREEDY, max_tokens=12, **chosen),
+        },
+    )
+    assert not response.error, response.error
+    (cached,) = response.outputs["num_cached_tokens"]
+    return int(cached), [int(token) for token in response.outputs["output_ids"]]
+
+
+def test_no_adapter_gets_the_prefix_cache_of_another(
+    tiny: TinyModels, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Nor that of the weights that its folder held before, under the same name and path."""
+    path = tiny.folder("chat") / "1/multi_lora.json"
+    listed = json.loads(path.read_text())
+    request.addfinalizer(lambda: write_adapters(path, listed))
+    folder = shutil.copytree(listed["loud"], tmp_path / "same")
+    write_adapters(path, {**listed, "same": str(folder)})
+    said = {}
+    for name in (None, "same", "quiet"):
+        cold, first = cached_and_ids(tiny, name)
+        warm, said[name] = cached_and_ids(tiny, name)
+        assert (0, first) == (cold, said[name])
+        assert 0 < warm
+    assert 3 == len({tuple(tokens) for tokens in said.values()})
+    shutil.copytree(listed["quiet"], folder, dirs_exist_ok=True)
+    path.touch()
+    assert (0, said["quiet"]) == cached_and_ids(tiny, "same")
 
 
 def test_the_name_as_a_request_parameter(tiny: TinyModels) -> None:
