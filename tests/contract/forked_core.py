@@ -1,4 +1,4 @@
-"""Have vLLM start a process from a fork server, as a front end does: an engine core, or any.
+"""Have vLLM start processes from a fork server, as a front end does: those of an engine, or any.
 
 A process of its own: the fork server comes before vLLM's import, and dies with this one.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import multiprocessing
 import os
 import sys
-import time
 from typing import Any
 
 import psutil
@@ -19,45 +19,67 @@ from triton_vllm.topology.fork_server import ForkServer
 from triton_vllm.topology.stub_process import prepare_process
 from triton_vllm.vllm_api.engine_process import preload
 
+_CORE = """
+import time
+from vllm.v1.executor import multiproc_executor
+worker = multiproc_executor.get_mp_context().Process(target=time.sleep, args=(60,))
+worker.start()
+stub.send(worker.pid)
+time.sleep(60)
+"""
+
 
 def main() -> None:
-    """Print one JSON object, the last line: was it forked, and what was generated."""
+    """Print one JSON object, the last line: what was forked, and what was generated."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO)
     prepare_process()
     fork_server = ForkServer("tiny", preload.MODULE, preload.engine_variables())
+    from vllm.model_executor.models import registry
+
     from triton_vllm.vllm_api import api as vllm_api
 
     given = json.loads(sys.argv[1])
     runs = given.pop("runs")
     args = vllm_api.AsyncEngineArgs(**given)
-    config = vllm_api.create_config(args)
+    inspected_by_vllm: list[Any] = []
+    registry._run_in_subprocess = inspected_by_vllm.append
+    with vllm_api.inspected_in(fork_server):
+        config = vllm_api.create_config(args)
     with vllm_api.cores_from(fork_server, config):
         said = asyncio.run(_generate(args, config)) if runs else {"forked": _fork()}
+    said["inspected by vLLM"] = len(inspected_by_vllm)
     fork_server.stop()
     print(json.dumps(said), flush=True)
 
 
-def _fork() -> bool:
-    """Start a process in the way in which vLLM starts an engine core."""
+def _fork() -> list[bool]:
+    """Start a process as vLLM starts an engine core, and let it start one as a worker."""
     from vllm.v1.engine import utils
 
-    process = utils.get_mp_context().Process(target=time.sleep, args=(60,))
+    ours, theirs = multiprocessing.Pipe()
+    process = utils.get_mp_context().Process(target=exec, args=(_CORE, {"stub": theirs}))
     process.start()
-    return _is_forked(process.pid)
+    return [_is_forked(process.pid), _is_forked(ours.recv())]
 
 
 async def _generate(args: Any, config: Any) -> dict[str, Any]:
     from triton_vllm.vllm_api import api as vllm_api
 
     llm = vllm_api.create_engine(args, config)
-    core, *_ = vllm_api.engine_processes(llm)  # a vLLM for CPUs has a worker, too
-    forked = _is_forked(core)
+    forked = [_is_forked(process) for process in vllm_api.engine_processes(llm)]
     sampling = vllm_api.SamplingParams(max_tokens=8, ignore_eos=True, temperature=0)
     tokens: list[int] = []
     async for output in llm.generate("Hello", sampling, "request"):
         tokens = list(output.outputs[0].token_ids)
+    cpus = _cpus_of_threads(vllm_api.engine_processes(llm)[-1])
     vllm_api.shut_down(llm, 10)
-    return {"forked": forked, "tokens": tokens}
+    return {"forked": forked, "tokens": tokens, "cpus": cpus}
+
+
+def _cpus_of_threads(process: int) -> list[tuple[int, ...]]:
+    """Return the sets of CPUs to which threads of a process are bound."""
+    threads = psutil.Process(process).threads()
+    return sorted({tuple(sorted(os.sched_getaffinity(thread.id))) for thread in threads})
 
 
 def _is_forked(process: int | None) -> bool:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import openai
+import psutil
 import pytest
 
 from tests.e2e.openai_port import client_of, complete, complete_some, eventually, is_open, streams
@@ -129,20 +130,29 @@ def test_a_dead_engine_is_restarted(two: TwoFrontEnds, truth: str) -> None:
     assert before == stubs(two.triton)
 
 
-def test_a_killed_fork_server_is_replaced(two: TwoFrontEnds, truth: str) -> None:
-    """The engine core ends with it; the next one is forked from another."""
-    (engine,) = two.triton.processes("VLLM::EngineCore")
+def forked(server: TritonServer) -> dict[str, psutil.Process]:
+    """Return the fork server and what it has forked: the engine core and a worker."""
+    (engine,) = server.processes("VLLM::EngineCore")
+    (worker,) = server.processes("VLLM::Worker")
     fork_server = engine.parent()
     assert fork_server is not None
-    assert fork_server.pid not in stubs(two.triton)
+    assert fork_server == worker.parent()
+    assert fork_server.pid not in stubs(server)
+    return {"fork server": fork_server, "worker": worker}
+
+
+@pytest.mark.parametrize("killed", ["worker", "fork server"])
+def test_what_is_forked_is_replaced(two: TwoFrontEnds, truth: str, killed: str) -> None:
+    """An engine ends with its worker, and with the fork server; the next one is forked, too."""
+    before = forked(two.triton)
     since = two.triton.log_size()
-    fork_server.kill()
+    before[killed].kill()
     await_restart(two.triton, FRONT_ENDS, since=since)
-    two.triton.await_log("the fork server has ended, and is started again", since=since)
-    (engine,) = two.triton.processes("VLLM::EngineCore")
-    another = engine.parent()
-    assert another is not None
-    assert another.pid not in {fork_server.pid, *stubs(two.triton)}
+    after = forked(two.triton)
+    assert before["worker"] != after["worker"]
+    assert (killed == "worker") == (before["fork server"] == after["fork server"])
+    if killed == "fork server":
+        two.triton.await_log("the fork server has ended, and is started again", since=since)
     assert_all_answer(two, truth)
 
 

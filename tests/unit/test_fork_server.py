@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_process import END_SECONDS, PACKAGE, ends_within
+from triton_vllm.topology.forked_process import Forks
 from triton_vllm.vllm_api.engine_process import preload
 
 pytestmark = [
@@ -21,7 +24,8 @@ pytestmark = [
 
 # What stands for vLLM: a module that says when it is imported, and where.
 ENGINE = """
-import multiprocessing, os, time
+import contextlib, multiprocessing, os, threading, time
+from triton_vllm.topology.forked_process import Forks
 
 with open(os.environ["IMPORTS"], "a") as imports:
     imports.write(f"{os.getpid()}\\n")
@@ -34,19 +38,34 @@ if os.environ.get("TRITON_VLLM_IMPORT") == "hangs":
 if os.environ.get("TRITON_VLLM_IMPORT") == "sets":
     os.environ["LIBRARY"] = "set by its import"
 moved = []
+forks = []
 
-def after_fork(moves):
-    moved.append(moves)
+def after_fork(start):
+    moved.append(start.moves)
+    forks.append(Forks("core", start.channel, start.environment))
 
 def say(out):
     variables = os.environ.get("TRITON_VLLM_X"), os.environ.get("LIBRARY")
     out.send((os.getppid(), variables, os.sched_getaffinity(0), moved))
     out.close()
 
-def core(out):
-    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+def core(out, variables={}):
+    os.environ.update(variables)
+    ours, theirs = multiprocessing.Pipe()
+    context = forks[0].context(multiprocessing.get_context("spawn"))
+    worker = context.Process(target=work, args=(theirs,), name="Worker")
     worker.start()
-    out.send((os.getpid(), worker.pid))
+    theirs.close()
+    out.send((os.getpid(), worker.pid, ours.recv()))
+    with contextlib.suppress(EOFError):
+        ours.recv()
+    worker.join()
+    out.send(worker.exitcode)
+    time.sleep(600)
+
+def work(out):
+    threads = [thread.name for thread in threading.enumerate()]
+    out.send((os.getppid(), threads, os.environ.get("OMP_NUM_THREADS")))
     time.sleep(600)
 
 def fail(out):
@@ -55,7 +74,7 @@ def fail(out):
 
 STUB = """
 import logging, multiprocessing, os, signal, sys, threading, time
-from engine import core, fail, say  # as the stub imports vLLM
+from engine import core, fail, say, work  # as the stub imports vLLM
 from triton_vllm.errors import UnavailableError
 from triton_vllm.topology.fork_server import ForkServer
 from triton_vllm.topology.stub_process import prepare_process
@@ -66,9 +85,9 @@ os.environ["TRITON_VLLM_IMPORT"] = sys.argv[1]
 server = ForkServer("model", "engine", {"PRELOADED": "yes"})
 os.environ["PRELOADED"] = "yes"  # as the resolution of a configuration does
 
-def start(target):
+def start(target, *args):
     ours, theirs = spawn.Pipe()
-    process = server.context(spawn).Process(target=target, args=(theirs,), name="EngineCore")
+    process = server.context(spawn).Process(target=target, args=(theirs, *args), name="EngineCore")
     process.start()
     theirs.close()
     return process, ours
@@ -170,12 +189,56 @@ show(process.exitcode, killed.exitcode)
     assert ["True", f"7 {-signal.SIGKILL}"] == Stub(tmp_path, code).lines()[-2:]
 
 
+def test_a_worker_is_forked_too(tmp_path: Path) -> None:
+    """With the engine core's environment; its end is known, and ends nobody else.
+
+    It does not watch the server, as its engine core does.
+    """
+    variables = {"OMP_NUM_THREADS": "1", "GOMP_CPU_AFFINITY": "0 1"}
+    code = f"""
+process, told = start(core, {variables})
+engine_core, worker, (parent, *seen) = told.recv()
+os.kill(worker, signal.SIGKILL)
+show(parent == server._process.pid, *seen, told.recv(), process.is_alive())
+server.stop()
+"""
+    stub = Stub(tmp_path, code)
+    expected = f"True ['MainThread'] 1 {-signal.SIGKILL} True"
+    assert expected == stub.lines()[-1]
+    assert 2 == stub.imports()
+
+
+@pytest.mark.parametrize(
+    ("of_the_server", "of_the_worker", "why"),
+    [
+        (None, "0 1", ""),
+        ("0 1", "1", "the fork server has other values of GOMP_CPU_AFFINITY"),
+        (None, "0 1 2", "OpenMP binds its threads to 3 CPUs when it is loaded"),
+    ],
+    ids=["two CPUs", "the fork server has others", "three CPUs"],
+)
+def test_a_worker_is_forked_where_its_openmp_threads_can_be_bound(
+    monkeypatch: pytest.MonkeyPatch, of_the_server: str | None, of_the_worker: str, why: str
+) -> None:
+    """GNU's OpenMP binds them for good when it is loaded, which a fork comes too late for."""
+    monkeypatch.delenv("GOMP_CPU_AFFINITY", raising=False)
+    environment = os.environ | ({"GOMP_CPU_AFFINITY": of_the_server} if of_the_server else {})
+    monkeypatch.setenv("GOMP_CPU_AFFINITY", of_the_worker)
+    expected = pytest.raises(OSError, match=why) if why else contextlib.nullcontext()
+    ours, theirs = socket.socketpair()
+    with ours, theirs, expected:
+        Forks("core", ours, environment).check()
+
+
+@pytest.mark.parametrize("worker", ["forked", "spawned"])
 @pytest.mark.parametrize("killed", ["stub", "fork server", "engine core"])
-def test_nothing_is_orphaned(tmp_path: Path, killed: str) -> None:
-    """Whoever dies takes along what it has started: the kernel sees to it."""
-    code = """
-process, told = start(core)
-engine_core, worker = told.recv()
+def test_nothing_is_orphaned(tmp_path: Path, killed: str, worker: str) -> None:
+    """Whoever dies takes along what it has started, or has asked for."""
+    variables = {} if worker == "forked" else {"PRELOADED": "changed by the engine core"}
+    code = f"""
+process, told = start(core, {variables})
+engine_core, worker, (parent, *_) = told.recv()
+assert parent == (engine_core if {variables} else server._process.pid)
 show(os.getpid(), server._process.pid, engine_core, worker)
 time.sleep(600)
 """

@@ -53,7 +53,8 @@ def resolve(instance: Instance, server_metrics: bool, timer: StartupTimer) -> En
         args = vllm_api.as_front_end(args, slot.index + settings.rust_clients, clients)
     cluster = cluster_of(args, instance.devices, settings)
     try:
-        config = vllm_api.create_config(args)
+        with vllm_api.inspected_in(instance.fork_server):
+            config = vllm_api.create_config(args)
     except Exception as error:
         reason = vllm_api.as_keys(error)
         raise SettingsError(f'{where}: model "{args.model}": {reason}') from error

@@ -30,7 +30,9 @@ from typing import Any
 STUB_PID = "TRITON_VLLM_STUB_PID"
 SERVER_PID = "TRITON_VLLM_SERVER_PID"
 ERRORS = "TRITON_VLLM_ERRORS"  # path of the file with the errors
-FORK_SERVER = "TRITON_VLLM_FORK_SERVER"  # process id, in what it forks (fork_server.py)
+# Process ids, in what the fork server forks (fork_server.py): its own, and of what asked for it.
+FORK_SERVER = "TRITON_VLLM_FORK_SERVER"
+ASKED_BY = "TRITON_VLLM_ASKED_BY"
 _MOST = 1_000_000  # bytes of that file; then older errors are dropped
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _LEAVE_SECONDS = 3.0  # for a stub to exit after tritonserver
@@ -41,7 +43,8 @@ def die_with_stub() -> None:
 
     A worker is a child of the engine core. Without the signal it takes seconds to notice a dead
     parent. Exits at once if the stub is no ancestor any more: the stub or the core died while this
-    process was starting. A fork server between them counts for none, and is killed with the stub.
+    process was starting. What asked a fork server for this process counts as its parent: the fork
+    server is killed with the stub, and kills what an engine core has asked for when that ends.
     """
     stub = int(os.environ.get(STUB_PID, "0"))
     if not stub:
@@ -55,12 +58,18 @@ def die_with_stub() -> None:
 
 
 def _line(pid: int) -> list[int]:
-    """Return a process and its ancestors but the fork server, the nearest first."""
-    fork_server = int(os.environ.get(FORK_SERVER, "0"))
+    """Return a process and its ancestors, the nearest first.
+
+    In place of the fork server stands what asked it for this process.
+    """
+    fork_server, asked_by = (int(os.environ.get(name, "0")) for name in (FORK_SERVER, ASKED_BY))
     line = []
     while pid:
         if pid != fork_server:
             line.append(pid)
+        elif asked_by:
+            pid, asked_by = asked_by, 0  # once, as the engine core's own parent is it again
+            continue
         pid = _parent_of(pid)
     return line
 

@@ -35,11 +35,11 @@ from triton_vllm.errors import (
     one_line,
 )
 from triton_vllm.vllm_api.compat import cli_args
+from triton_vllm.vllm_api.forked import cores_from, inspected_in
 from triton_vllm.vllm_api.render.text import beam_search_names
 from triton_vllm.vllm_api.start import (
     EngineCores,
     as_front_end,
-    cores_from,
     create_config,
     create_engine,
     engine_processes,
@@ -49,7 +49,7 @@ from triton_vllm.vllm_api.structured_outputs import library_of
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
 __all__ += ["EngineCores", "as_front_end", "create_config", "create_engine", "engine_processes"]
-__all__ += ["beam_search_names", "cores_from", "library_of", "shut_down"]
+__all__ += ["beam_search_names", "cores_from", "inspected_in", "library_of", "shut_down"]
 __all__ += ["SamplingParams"]
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,6 @@ from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.errors import SettingsError
-from triton_vllm.topology.fork_server import NoForkServer
 from triton_vllm.topology.front_ends import EngineAddresses
 from triton_vllm.vllm_api.guard import GuardedLLM
 from triton_vllm.vllm_api.parallel import choose_worker, executor_class
@@ -62,27 +61,6 @@ def create_config(engine_args: AsyncEngineArgs) -> Any:
     choose_library(config)
     choose_worker(config)
     return config
-
-
-@contextlib.contextmanager
-def cores_from(fork_server: NoForkServer, config: Any) -> Iterator[None]:
-    """Have vLLM start its engine cores from the fork server, if it can.
-
-    vLLM lets numactl start a core that is bound to a NUMA node, and looks after Ray itself.
-    """
-    parallel = config.parallel_config
-    by_others = getattr(parallel, "numa_bind", False) or (
-        parallel.distributed_executor_backend == "ray"
-    )
-    choose = getattr(engine_utils, "get_mp_context", None)
-    if choose is None or by_others:
-        yield
-        return
-    engine_utils.get_mp_context = lambda: fork_server.context(choose())
-    try:
-        yield
-    finally:
-        engine_utils.get_mp_context = choose
 
 
 def create_engine(engine_args: AsyncEngineArgs, config: Any, **front_end: Any) -> GuardedLLM:
@@ -133,8 +111,8 @@ def engine_processes(llm: AsyncLLM) -> list[int]:
 def _process_ids(manager: Any, coordinator: Any) -> list[int]:
     """Return the engine cores, their workers, and the coordinator of data-parallel cores if any."""
     cores = [process.pid for process in getattr(manager, "processes", [])]
-    workers = [worker for core in cores for worker in _workers(core)]
-    return cores + workers + ([] if coordinator is None else [coordinator.proc.pid])
+    workers = dict.fromkeys(worker for core in cores for worker in _workers(core))
+    return cores + list(workers) + ([] if coordinator is None else [coordinator.proc.pid])
 
 
 def _workers(core: int) -> list[int]:
@@ -146,7 +124,10 @@ def _workers(core: int) -> list[int]:
     children: list[psutil.Process] = []
     workers = []
     with contextlib.suppress(psutil.Error):  # it has just died
-        children = psutil.Process(core).children()
+        process = psutil.Process(core)
+        children = process.children()
+        if process.ppid() != os.getpid():  # of the fork server, which has forked the workers, too
+            children += psutil.Process(process.ppid()).children()
     for child in children:
         with contextlib.suppress(psutil.Error):
             if _WORKER in " ".join(child.cmdline()[:1]):

@@ -12,6 +12,10 @@ from importlib import import_module
 import torch
 from vllm.platforms import current_platform
 from vllm.utils.system_utils import set_process_title
+from vllm.v1.executor import multiproc_executor
+
+from triton_vllm.topology.fork_server_process import Start
+from triton_vllm.topology.forked_process import OPENMP_CPUS, Forks
 
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED of cuda.h
 
@@ -43,13 +47,29 @@ def _driver_is_initialised() -> bool:
     return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)
 
 
-def after_fork(moves: bool) -> None:
-    """Use as many threads as torch would that is imported now; ``moves``: to other CPUs."""
+def after_fork(start: Start) -> None:
+    """Use as many threads as torch would that is imported now, and fork vLLM's workers, too."""
+    if OPENMP_CPUS in os.environ.keys() - start.environment.keys():
+        _bind_openmp([int(cpu) for cpu in os.environ[OPENMP_CPUS].split()])
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():
         torch.set_num_threads(int(threads))
-    elif moves:
+    elif start.moves:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if choose := getattr(multiproc_executor, "get_mp_context", None):
+        forks = Forks("engine core", start.channel, start.environment)
+        multiproc_executor.get_mp_context = lambda: forks.context(choose())
+
+
+def _bind_openmp(cpus: list[int]) -> None:
+    """Bind each thread of GNU's OpenMP, which this starts, to one CPU; the first is this thread."""
+    library = ctypes.CDLL(None)  # vLLM has it preloaded
+
+    def bind(_: int | None) -> None:
+        os.sched_setaffinity(0, {cpus[library.omp_get_thread_num()]})
+
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(bind)
+    library.GOMP_parallel(function, None, len(cpus), 0)
 
 
 _import_core()
