@@ -87,8 +87,8 @@ unpack_wheel() {
 }
 
 # small_engine_args CHECKPOINT: a vllm_engine_args.json for a small model on a few cores.
-# A small KV cache of a fixed size and eager mode save vLLM its warm-up, and "preload" a quarter of the
-# start. A request without max_tokens would go on to the end of the context, which takes minutes on a CPU.
+# A small KV cache of a fixed size and eager mode save vLLM its warm-up. A request without max_tokens
+# would go on to the end of the context, which takes minutes on a CPU.
 small_engine_args() {
     cat <<EOA
 {
@@ -98,7 +98,7 @@ small_engine_args() {
   "max_num_seqs": 16,
   "kv_cache_memory_bytes": 268435456,
   "enforce_eager": true,
-  "serving": {"default_max_tokens": 128, "preload": true}
+  "serving": {"default_max_tokens": 128}
 }
 EOA
 }

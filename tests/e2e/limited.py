@@ -37,6 +37,7 @@ def start(directory: Path) -> Limited:
     """Start it; its files are in ``directory``."""
     (port,) = free_ports(1)
     serving = {
+        "preload": False,  # as on no other server of these tests
         "metrics_interval_seconds": 0.1,
         "default_timeout_seconds": LIMIT,
         "max_queued_tokens": MAX_QUEUED_TOKENS,

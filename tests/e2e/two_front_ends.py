@@ -49,8 +49,7 @@ def start(folder: Path) -> TwoFrontEnds:
     how: dict[str, Any] = {"model": str(checkpoint), "enable_log_requests": False}
     how |= {"max_model_len": CONTEXT, "dtype": "float32"}
     own = {"port": port, "served_model_name": "tiny", "drain_timeout_seconds": 300}
-    forked = engine_args(own, {"preload": True}, **how)
-    use_front_ends(add_model(repository, engine_args=forked), FRONT_ENDS)
+    use_front_ends(add_model(repository, engine_args=engine_args(own, **how)), FRONT_ENDS)
     secure = {
         "port": embed_port,
         "api_keys_file": str(folder / "keys"),

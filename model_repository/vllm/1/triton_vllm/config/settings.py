@@ -73,10 +73,10 @@ class ServingSettings:
     else what fits into its context, and 16 for OpenAI's completions, as in `vllm serve`."""
     metrics_interval_seconds: float = setting(2.0, ge=0.1, le=60)
     """Interval between exports of metrics to Triton."""
-    preload: bool = setting(False)
-    """Whether a second process imports vLLM while the front end does, and stays: engine cores start
-    from it, the first one and each that follows a dead one. It takes memory. [How it
-    works](performance.md#start-up)."""
+    preload: bool = setting(True)
+    """Whether a second process imports vLLM while the front end does, and stays: engine cores and
+    their workers start from it, the first ones and those that follow dead ones. It takes memory.
+    [How it works](performance.md#start-up)."""
     max_engine_restarts: int = setting(5, ge=0, le=1000)
     """Attempts in a row to restart an engine that died, after 0, 1, 2, 4 ... 30 seconds. 0: none.
     After the last one the liveness probe fails."""

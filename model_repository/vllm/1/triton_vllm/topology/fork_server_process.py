@@ -68,6 +68,7 @@ def main() -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     began = time.monotonic()
+    gc.disable()  # as in engine/load.py
     with socket.socket(fileno=int(descriptor)) as channel:
         try:
             after_fork = importlib.import_module(module).after_fork
@@ -83,6 +84,7 @@ def main() -> None:
         os.register_at_fork(after_in_child=child_process.die_with_stub)
         gc.collect()
         gc.freeze()  # or a child's collector would copy all pages
+        gc.enable()
         _Server(channel, after_fork).serve()
 
 
