@@ -123,7 +123,8 @@ def test_restarts_that_fail_have_an_end(shared: TritonServer, directory: Path) -
         time.sleep(0.5)
     assert any("Tried to allocate 9.00 GiB" in error for error in refusals(shared))
     await_probe(shared, "live", "live: no: the engine died and is not started again")
-    assert [] == shared.await_no_processes(GONE_SECONDS, "VLLM::")
+    for title in ("VLLM::EngineCore", "VLLM::Worker"):
+        assert [] == shared.await_no_processes(GONE_SECONDS, title)
 
 
 def test_what_is_out_of_tries_can_be_loaded_anew(shared: TritonServer, directory: Path) -> None:
