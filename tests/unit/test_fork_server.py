@@ -68,13 +68,20 @@ def work(out):
     out.send((os.getppid(), threads, os.environ.get("OMP_NUM_THREADS")))
     time.sleep(600)
 
+def ask_as(out, pid):
+    ours, theirs = os.pipe()
+    os.getpid = lambda: pid
+    forks[0].fork([ours, theirs])
+    os.close(theirs)
+    out.send(os.read(ours, 1))
+
 def fail(out):
     raise SystemExit(7)
 """
 
 STUB = """
 import logging, multiprocessing, os, signal, sys, threading, time
-from engine import core, fail, say, work  # as the stub imports vLLM
+from engine import ask_as, core, fail, say, work  # as the stub imports vLLM
 from triton_vllm.errors import UnavailableError
 from triton_vllm.topology.fork_server import ForkServer
 from triton_vllm.topology.stub_process import prepare_process
@@ -173,6 +180,15 @@ _, _, cpus, moved = told.recv()
 show(cpus == {max(all_cpus)}, moved)
 """
     assert "True [True]" == Stub(tmp_path, code).lines()[-1]
+
+
+def test_an_engine_core_that_has_ended_gets_no_worker(tmp_path: Path) -> None:
+    """It may have asked before it died; nobody would end what it has asked for."""
+    code = """
+_, told = start(ask_as, 1)
+show(told.recv())
+"""
+    assert "b''" == Stub(tmp_path, code).lines()[-1]
 
 
 def test_its_end_is_known(tmp_path: Path) -> None:
