@@ -268,7 +268,10 @@ def test_data_parallel_engines(server: TritonServer, checkpoints: Path) -> None:
 
     Each has an adapter that any of the front ends has loaded.
     """
-    lora = {"adapters": {"loud": str(checkpoints / "adapters/loud")}, "enable_lora": True}
+    lora: dict[str, Any] = {
+        "adapters": {"loud": str(checkpoints / "adapters/loud")},
+        "enable_lora": True,
+    }
     serve(server, checkpoints, "ranks", instances=2, data_parallel_size=2, **lora)
     assert 2 == len(server.processes("VLLM::EngineCore"))
     assert_answers_right(server, checkpoints, "ranks")
