@@ -85,7 +85,8 @@ class Page:
             changed = {name: cells for name, cells in parsers.items() if cells != shown.get(name)}
             if version != SHOWN:
                 title = f"{version}, the parsers that differ or that {SHOWN} lacks:"
-                parts += [title, self.table(changed)]
+                none = f"{version}: every parser does what it does in {SHOWN}."
+                parts += [title, self.table(changed)] if changed else [none]
         return "\n\n".join(parts)
 
     def shown(self) -> str:

@@ -1,4 +1,4 @@
-"""How a model writes reasoning for each reasoning parser of vLLM 0.32.0.
+"""How a model writes reasoning for each reasoning parser of vLLM 0.26 to 0.32.
 
 The formats are those that the parsers' own documentation shows.
 """
@@ -127,4 +127,8 @@ NOT_TRIED = {
     "hunyuan_a13b": "reads the token ids of Hunyuan's tokenizer",
     "cohere_command3": "needs the package cohere_melody",
     "cohere_command4": "needs the package cohere_melody",
+    "beam": "new in vLLM 0.33",
+    "muse": "new in vLLM 0.33",
+    "musespark1x": "new in vLLM 0.33",
+    "step5": "new in vLLM 0.33",
 }

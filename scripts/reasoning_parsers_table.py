@@ -3,14 +3,14 @@
 
 Runs each parser on the texts of reasoning_parsers_cases.py: on the whole text, token by token, by
 four tokens at a time, and on all tokens at once as a stream's only piece. Run it with the Python of
-an environment that has vLLM 0.32.0:
+an environment that has vLLM:
 
     vllm_env/bin/python scripts/reasoning_parsers_table.py TOKENIZER             # print the cells
     vllm_env/bin/python scripts/reasoning_parsers_table.py TOKENIZER --update    # into the file
     python3 scripts/reasoning_parsers_table.py --docs                            # into the docs
 
 TOKENIZER is the folder of a model with a byte-level tokenizer, such as SmolLM2-135M-Instruct.
-Writes docs/reasoning-parsers.json and the table of docs/reasoning-parsers.md. Takes 15 seconds.
+Writes docs/reasoning-parsers.json and the tables of docs/reasoning-parsers.md. Takes 15 seconds.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ contract_tests_of_versions_between() {
     local each requirement sha256 folder tables
     tables=(
         "--deselect=tests/contract/test_structured_outputs.py::test_what_vllm_refuses_is_what_the_docs_say"
-        "--ignore=tests/contract/test_tool_parsers.py"
+        "--ignore=tests/contract/test_tool_parsers.py" "--ignore=tests/contract/test_reasoning_parsers.py"
     )
     for each in "${BETWEEN[@]}"; do
         read -r requirement sha256 <<<"$each"
