@@ -27,6 +27,7 @@ from triton_vllm.topology.fork_server import ForkServer, NoForkServer
 from triton_vllm.topology.front_ends import FrontEndSlot
 from triton_vllm.topology.instances import Instance
 from triton_vllm.vllm_api.engine_process import preload
+from triton_vllm.vllm_api.kernels import explained
 from triton_vllm.vllm_api.versions import unusable_vllm
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def load_engine(settings: ModelSettings, server: ServerOptions) -> Engine:
         except Exception as error:
             logger.error(f"{settings.name}: the engine did not start\n{traceback.format_exc()}")
             cause = instance.errors.first() or f"{type(error).__name__}: {error}"
-            raise SettingsError(f"{where}: the engine did not start: {_as_keys(cause)}") from error
+            why = explained(_as_keys(cause))
+            raise SettingsError(f"{where}: the engine did not start: {why}") from error
     timer.total("ready")
     return engine
 
