@@ -115,6 +115,43 @@ def test_a_killed_process_is_replaced(served: Served) -> None:
     assert truth == generate(served.triton, PROMPT)
 
 
+def test_the_engine_aborts_the_requests_of_a_killed_process(served: Served) -> None:
+    """It is idle long before it would have generated them to their end."""
+    engine = served.triton.processes("VLLM::")  # with its worker
+    (process,) = served.triton.processes(TITLE)
+    since = served.triton.log_size()
+    with chat(served, max_tokens=450, extra_body={"ignore_eos": True}, stream=True) as stream:
+        next(stream)
+        process.send_signal(signal.SIGKILL)
+        with pytest.raises((openai.APIError, httpx.TransportError)):
+            list(stream)
+    served.triton.await_log("front end serves again", since=since)
+    before = sum(part.cpu_times().user for part in engine)
+    time.sleep(2)
+    assert sum(part.cpu_times().user for part in engine) - before < 0.5
+    assert b"may go on with them" not in served.triton.log.read_bytes()[since:]
+
+
+@pytest.mark.parametrize(
+    "how", [{"prompt": PROMPT}, {"messages": [{"role": "user", "content": "Hi"}]}]
+)
+def test_one_answer_for_each_request(served: Served, how: dict[str, Any]) -> None:
+    """The process refuses any greater ``n``, so no limit of ours is missing."""
+    path = "completions" if "prompt" in how else "chat/completions"
+    for n, status in ((1, 200), (2, 400), (1_000_000, 400)):
+        answer = httpx.post(
+            f"http://127.0.0.1:{served.port}/v1/{path}",
+            headers={"Authorization": f"Bearer {KEY}"},
+            json={"model": "smol", "max_tokens": 2, "n": n, **how},
+            timeout=60,
+        )
+        assert status == answer.status_code, answer.text
+        if status == 200:
+            assert 1 == len(answer.json()["choices"])
+        else:
+            assert "n" in answer.json()["error"]["message"]
+
+
 def test_a_dead_engine_brings_both_back(served: Served) -> None:
     """The port says 503 while the engine restarts, and serves the new one."""
     truth = complete(served)

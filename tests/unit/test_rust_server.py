@@ -25,7 +25,7 @@ from tests.e2e.tls import self_signed
 from triton_vllm.errors import EngineDownError, SettingsError
 from triton_vllm.limits.admission import OPENAI, Admission
 from triton_vllm.limits.drain import Drain
-from triton_vllm.openai_api import rust_settings
+from triton_vllm.openai_api import rust_server, rust_settings
 from triton_vllm.openai_api.rust_server import RustServer
 from triton_vllm.openai_api.unavailable import UnavailableServer
 from triton_vllm.topology import child_process
@@ -37,15 +37,21 @@ PROGRAM = Path(__file__).with_name("fake_rust.py")
 
 
 class FakeFrontEnd:
-    """Says how the stand-in is started, and counts the engines that it was prepared for."""
+    """Says how the stand-in is started, and counts what it is asked to do with an engine."""
 
     def __init__(self, *options: str) -> None:
         self.options = options
         self.variables: dict[str, str] = {}
         self.engines = 0
+        self.aborted = 0
+        self.abort: Callable[[], Coroutine[Any, Any, None]] = lambda: asyncio.sleep(0)
 
     async def settle_library(self, llm: Any) -> None:
         self.engines += 1
+
+    async def abort_requests(self, llm: Any) -> None:
+        self.aborted += 1
+        await self.abort()
 
     @contextlib.contextmanager
     def command(
@@ -130,6 +136,12 @@ async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         await asyncio.sleep(0.02)
 
 
+async def is_another(served: Port, pid: int) -> bool:
+    """Return whether another process serves."""
+    status, text = await served.get()
+    return status == 200 and int(text.split()[0]) != pid
+
+
 def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
@@ -158,14 +170,35 @@ async def test_a_killed_process_is_replaced(
         await served.serve(starts=2)
         first = await served.pid()
         os.kill(first, signal.SIGKILL)
-        second = first
-        while second == first:
-            status, text = await served.get()
-            second = int(text.split()[0]) if status == 200 else first
+        await until(lambda: is_another(served, first))
+        second = await served.pid()
         assert "exited with -9, and its requests with it" in caplog.text
+        assert 1 == served.front_end.aborted
         os.kill(second, signal.SIGKILL)
         assert "no server behind this port" in await served.refusal()
         assert "no restart of vLLM's Rust front end is left" in caplog.text
+        assert 2 == served.front_end.aborted
+
+
+@in_a_loop
+async def test_an_engine_that_does_not_abort_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process is replaced, and the log says that its requests may go on."""
+
+    async def fail() -> None:
+        raise EngineDownError("gone")
+
+    monkeypatch.setattr(rust_server, "_ABORT_SECONDS", 0.05)
+    async with port(monkeypatch) as served:
+        await served.serve()
+        for abort, why in ((fail, "gone"), (lambda: asyncio.sleep(60), "no answer")):
+            caplog.clear()
+            served.front_end.abort = abort
+            killed = await served.pid()
+            os.kill(killed, signal.SIGKILL)
+            await until(lambda killed=killed: is_another(served, killed))  # type: ignore[misc]
+            assert f"the engine may go on with them: {why}" in caplog.text
 
 
 @in_a_loop

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 _START_SECONDS = 600.0  # it may download a tokenizer
 _LONGEST_PAUSE_SECONDS = 31.0  # before a restart; the first one comes at once
 _END_SECONDS = 1.0  # beyond its own deadline
+_ABORT_SECONDS = 5.0
 _BACKLOG = 2048
 
 
@@ -127,6 +128,7 @@ class RustServer(NoOpenAIServer):
                     serves.set_exception(SettingsError(f"{self._where}: {exits}: see its lines"))
                     return
                 logger.error(f"{self._name}: {exits}, and its requests with it; it is restarted")
+                await self._abort_requests(llm)
             logger.error(f"{self._name}: no restart of vLLM's Rust front end is left")
         except Exception as error:  # no descriptor or memory for it, say
             why = f"vLLM's Rust front end: {type(error).__name__}: {one_line(error)}"
@@ -136,6 +138,17 @@ class RustServer(NoOpenAIServer):
         finally:
             serves.cancel()
             self._unavailable.open()
+
+    async def _abort_requests(self, llm: vllm_api.AsyncLLM) -> None:
+        """Have the engine abort the requests of the process that died."""
+        aborting = asyncio.ensure_future(self._front_end.abort_requests(llm))
+        try:
+            await asyncio.wait([aborting], timeout=_ABORT_SECONDS)
+            why = aborting.exception() if aborting.done() else TimeoutError("no answer")
+            if why:
+                logger.warning(f"{self._name}: the engine may go on with them: {one_line(why)}")
+        finally:
+            aborting.cancel()
 
     @contextlib.asynccontextmanager
     async def _running(

@@ -1,4 +1,4 @@
-"""vLLM's parallelism: several GPUs and several nodes."""
+"""vLLM's parallelism: several GPUs and several nodes, and the classes that run on them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from triton_vllm.topology.nodes import JOIN_TIMEOUT, MultiNode, Rendezvous, Sing
 # By name: the front end imports neither.
 _CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 _OUR_CPU_WORKER = "triton_vllm.vllm_api.engine_process.cpu.Worker"
+_OUR_SCHEDULERS = "triton_vllm.vllm_api.engine_process.scheduler.Rust"
 
 
 def visible_gpus() -> int | None:
@@ -47,6 +48,17 @@ def choose_worker(config: Any) -> None:
     parallel = config.parallel_config
     if parallel.worker_cls == _CPU_WORKER and parallel.distributed_executor_backend != "ray":
         parallel.worker_cls = _OUR_CPU_WORKER
+
+
+def choose_scheduler(config: Any) -> None:
+    """Have a scheduler that can abort all requests of vLLM's Rust front end, unless one is named.
+
+    vLLM warns of it, as of any that is named.
+    """
+    scheduler = config.scheduler_config
+    if scheduler.scheduler_cls is None:
+        kind = "AsyncScheduler" if scheduler.async_scheduling else "Scheduler"
+        scheduler.scheduler_cls = _OUR_SCHEDULERS + kind
 
 
 def rendezvous(args: AsyncEngineArgs) -> Rendezvous | None:

@@ -24,6 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from triton_vllm.errors import SettingsError, did_you_mean, one_line
 from triton_vllm.topology.front_ends import EngineAddresses
+from triton_vllm.vllm_api.engine_process import RUST_REQUESTS
 from triton_vllm.vllm_api.versions import first
 
 _startup = first("vllm.entrypoints.common.startup", "vllm.entrypoints.serve.utils.api_utils")
@@ -156,6 +157,14 @@ class RustFrontEnd:
         for rank in range(config.parallel_config.data_parallel_size):
             async for _ in llm.generate("a", params, f"library-{rank}", data_parallel_rank=rank):
                 pass
+
+    async def abort_requests(self, llm: AsyncLLM) -> None:
+        """Have each engine core abort what it generates for a process that has died.
+
+        Returns when they have, before another process sends requests. Raises what vLLM raises if an
+        engine core is dead.
+        """
+        await llm.engine_core.call_utility_async("abort_requests", [RUST_REQUESTS])
 
     def _command(
         self, port: int, given: str, listeners: tuple[int, ...], taken: str, changed: dict[str, Any]

@@ -26,7 +26,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from triton_vllm.errors import SettingsError
 from triton_vllm.topology.front_ends import EngineAddresses
 from triton_vllm.vllm_api.guard import GuardedLLM
-from triton_vllm.vllm_api.parallel import choose_worker, executor_class
+from triton_vllm.vllm_api.parallel import choose_scheduler, choose_worker, executor_class
 from triton_vllm.vllm_api.structured_outputs import choose_library
 
 # `max_num_batched_tokens` and friends default by usage context: take the ones of `vllm serve`.
@@ -152,6 +152,7 @@ class EngineCores:
         config = create_config(as_front_end(engine_args, -1, clients))
         addresses = _zmq_addresses(config, clients)
         if rust_clients:
+            choose_scheduler(config)
             addresses.inputs += _zmq_addresses(config, _RUST_RESTARTS).inputs
             if not addresses.inputs[0].startswith("ipc:"):
                 raise SettingsError('"server": "rust" needs all engines of a model on this machine')
