@@ -136,12 +136,13 @@ class Engine:
     async def end_without_triton(self) -> None:
         """End what serves, unless it ends already. The drain is over, and Triton holds the model.
 
-        It does so while a client leaves a gRPC stream open. Event loop only.
+        It does so while a client leaves a gRPC stream open; and Triton 25.05 and newer look only
+        once a second whether the streams have ended. Event loop only.
         """
         if self._ending is None:
             logger.warning(
-                f"{self.plan.settings.name}: Triton still holds the model after the drain, as it "
-                "does while a gRPC stream is open: the engine ends"
+                f"{self.plan.settings.name}: Triton still holds the model after the drain (it may "
+                "take a second, and longer while a gRPC stream is open): the engine ends"
             )
         await self._end()
 
