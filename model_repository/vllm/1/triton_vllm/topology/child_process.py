@@ -2,6 +2,7 @@
 
 - It asks Linux to kill the process when the stub dies. A killed stub cannot stop its engine,
   and the engine would keep the GPU.
+- It does not let the process's children die with the thread that started them.
 - It kills stubs that outlive tritonserver.
 - It records the errors that the process logs. vLLM tells the stub only that an engine did not start
   or died, not why.
@@ -24,6 +25,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from concurrent import futures
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +85,23 @@ def _parent_of(pid: int) -> int:
             return int(stat.read().rpartition(")")[2].split()[1])
     except (OSError, IndexError):
         return 0
+
+
+def start_children_from_lasting_threads() -> None:
+    """Have ``multiprocessing`` start no child from a thread that may end before this process.
+
+    For the parent-death signal Linux takes that thread for the parent. vLLM 0.33 starts several
+    workers from threads that end when all have been started.
+    """
+    threads = futures.ThreadPoolExecutor(1, "start-children")
+    spawn = util.spawnv_passfds
+
+    def spawn_from_lasting_thread(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        if threading.current_thread() is threading.main_thread():
+            return spawn(path, args, passfds)
+        return threads.submit(spawn, path, args, passfds).result()
+
+    util.spawnv_passfds = spawn_from_lasting_thread
 
 
 def end_stubs_with_server() -> None:
@@ -151,5 +172,6 @@ if __name__ == "__main__":  # followed by the command line of a program that is 
 
 if __name__ == "__mp_main__":
     die_with_stub()
+    start_children_from_lasting_threads()
     end_stubs_with_server()
     write_down_errors()
