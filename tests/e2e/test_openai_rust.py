@@ -217,8 +217,11 @@ def test_a_killed_front_end_takes_it_along(served: Served) -> None:
         pytest.param({"tensor_parallel_size": 2}, id="tensor parallel"),
     ],
 )
-def test_several_processes(tmp_path: Path, how: dict[str, Any]) -> None:
+def test_several_processes(
+    tmp_path: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both protocols answer alike, whatever serves them; SIGTERM ends all in order."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or two ranks would want two cores
     tiny = make_tiny_llama(tmp_path / "tiny", CHECKPOINT)
     how = {"model": str(tiny), "dtype": "float32", "openai": {"served_model_name": "smol"}, **how}
     with rust_server(tmp_path / "repository", "openai_rust_several", **how) as served:
