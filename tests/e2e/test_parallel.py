@@ -210,6 +210,14 @@ def table(server: TritonServer, model: str) -> list[tuple[int, int]]:
     return [(taken, taken + passed) for _, _, taken, passed, *_ in slots]
 
 
+def requests_of_ranks(server: TritonServer, model: str) -> list[int]:
+    """Return how many requests each of two ranks has, of all front ends."""
+    pattern = f"triton_vllm-*/{server.process.pid}-*/{model}/*/*/ranks"
+    (file,) = Path(tempfile.gettempdir()).glob(pattern)
+    rows = struct.iter_unpack("=8q", file.read_bytes())
+    return [sum(column) for column in zip(*rows, strict=True)][:2]
+
+
 @pytest.mark.slow
 def test_engines_get_their_fair_share(server: TritonServer, checkpoints: Path) -> None:
     """Triton's requests level what the OpenAI port has put out of balance, and avoid the dead."""
@@ -294,4 +302,10 @@ def test_data_parallel_engines(server: TritonServer, checkpoints: Path) -> None:
     ]
     assert [loud[0]] * 4 == loud
     assert expected != loud[0]
+    with ExitStack() as stack:
+        at_once(server, "ranks", 12, 400, stack)
+        eventually(lambda: sum(requests_of_ranks(server, "ranks")) == 12, "all are taken")
+        first, second = requests_of_ranks(server, "ranks")
+        assert abs(first - second) <= 2  # both front ends may have chosen at the same moment
+    eventually(lambda: [0, 0] == requests_of_ranks(server, "ranks"), "all are cancelled")
     end(server, "ranks")

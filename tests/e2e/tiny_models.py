@@ -118,6 +118,8 @@ class TinyModels:
             self.server.await_state(name, "UNAVAILABLE", 60)
         else:
             args = {**SMALL, "model": str(self.checkpoints / name), **engine_args}
+            if "enable_lora" in args and shutil.which("nvidia-smi"):
+                args["dtype"] = "bfloat16"  # vLLM's kernels of adapters take no float32 on GPUs
             model = add_model(self.server.repository, name, engine_args=json.dumps(args))
             for path, content in (files or {}).items():
                 (model / path).write_text(content)

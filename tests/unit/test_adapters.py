@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,18 @@ def test_new_weights_in_the_same_folder_are_a_new_adapter(tmp_path: Path) -> Non
     folder = adapter_folder(tmp_path, "a")
     before = Adapter.at("a", str(folder), tmp_path)
     (folder / "adapter_config.json").write_text('{"r": 8}')
+    assert before.digest != Adapter.at("a", str(folder), tmp_path).digest
+
+
+def test_weights_of_the_same_size_and_age_are_a_new_adapter(tmp_path: Path) -> None:
+    """As layers of an image and `cp -p` leave them."""
+    folder = adapter_folder(tmp_path, "a")
+    file = folder / "adapter_config.json"
+    file.write_text('{"r": 1}')
+    before, then = Adapter.at("a", str(folder), tmp_path), file.stat()
+    time.sleep(0.02)  # a tick of the file system's clock
+    file.write_text('{"r": 2}')
+    os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))
     assert before.digest != Adapter.at("a", str(folder), tmp_path).digest
 
 

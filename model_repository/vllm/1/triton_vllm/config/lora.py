@@ -45,7 +45,9 @@ class Adapter:
         if here.is_dir():
             for file in sorted(here.iterdir()):
                 found = file.stat()
-                state.append(f"{file.name} {found.st_size} {found.st_mtime_ns}")
+                # Also when it was put there: an image or `cp -p` gives two files the same mtime.
+                times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+                state.append(f"{file.name} {found.st_size} {times}")
         digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:8]
         return cls(name, state[0], digest)
 

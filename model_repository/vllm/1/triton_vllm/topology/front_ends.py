@@ -14,6 +14,7 @@ engine core and, if there are others, publishes its addresses there. They wait f
         ├── drained/     made by the leader: all stop accepting HTTP requests
         │   └── 1        front end 1 has answered all that it had accepted
         ├── loads        the loads of several engines (load_balancing.py)
+        ├── ranks        the loads of data-parallel ranks (rank_loads.py)
         ├── errors.jsonl errors that the engine's processes log (stub_process.py)
         ├── restarts-exhausted  the leader restarts the engine no more
         └── closing      the leader is stopping the engine
