@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections import Counter
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from typing import Any
 
 import pytest
 from vllm import PoolingParams
-from vllm.v1.engine.core_client import DPLBAsyncMPClient
+from vllm.v1.engine.core_client import AsyncMPClient, DPAsyncMPClient, DPLBAsyncMPClient
 
 from triton_vllm.topology.rank_loads import RankLoads
-from triton_vllm.vllm_api.rank_balancing import balance_ranks, rank_count
+from triton_vllm.vllm_api.rank_balancing import balance_ranks, choose_ranks_together
 
 ENGINES = [b"\x00\x00", b"\x01\x00"]
 
@@ -29,11 +30,10 @@ def client_of(index: int, count: int) -> Any:
     numbers = 3 if "kv_cache_usage" in inspect.getsource(DPLBAsyncMPClient) else 2
     client.lb_engines = [[0] * numbers for _ in ENGINES]
     client.eng_start_index = len(ENGINES) * index // count
-    client.reqs_in_flight, client.engine_inflight = {}, Counter()
+    client.reqs_in_flight = {}
     client.streaming_reqs = set()
-    # The destructor's.
-    client.resources = SimpleNamespace(engine_dead=True)
-    client._finalizer = lambda: None
+    if "engine_inflight" in inspect.getsource(DPLBAsyncMPClient):
+        client.engine_inflight = Counter()
     return client
 
 
@@ -53,7 +53,9 @@ def finish(client: Any, *requests: str) -> None:
 @pytest.fixture
 def loads(tmp_path: Path) -> Iterator[list[RankLoads]]:
     """What two front ends know of two ranks."""
-    tables = [RankLoads(tmp_path / "ranks", 2, index, len(ENGINES)) for index in range(2)]
+    path, ranks = tmp_path / "ranks", len(ENGINES)
+    others = lambda: [1], lambda: [0]
+    tables = [RankLoads(path, 2, index, ranks, others[index]) for index in range(2)]
     yield tables
     for table in tables:
         table.close()
@@ -64,7 +66,7 @@ def clients(loads: list[RankLoads]) -> list[Any]:
     """The clients of two front ends."""
     clients = [client_of(index, 2) for index in range(2)]
     for client, table in zip(clients, loads, strict=True):
-        balance_ranks(SimpleNamespace(engine_core=client), table)
+        balance_ranks(client, table)
     return clients
 
 
@@ -103,9 +105,63 @@ def test_pooling_is_counted_and_chosen_by_vllm(clients: list[Any], loads: list[R
     assert 1 == sum(loads[1].requests())
 
 
-def test_a_client_without_a_choice() -> None:
+def test_a_request_that_is_not_sent_no_longer_counts(
+    clients: list[Any], loads: list[RankLoads]
+) -> None:
+    """VLLM chooses a rank before it encodes a request, and forgets neither if that fails."""
+
+    def fail(*_: Any) -> None:
+        raise OverflowError("integer value out of range")
+
+    one = clients[0]
+    one._ensure_stats_update_task = one._ensure_output_queue_task = lambda: None
+    one.current_wave, one.engines_running, one._send_input = 0, True, fail
+    with pytest.raises(OverflowError):
+        asyncio.run(one.add_request_async(request("a", rank=1)))
+    assert [0, 0] == loads[1].requests()
+    assert "a" not in one.reqs_in_flight
+    assert not any(getattr(one, "engine_inflight", Counter()).values())
+
+
+def test_requests_that_wait_for_a_full_cache_count_as_in_vllm(clients: list[Any]) -> None:
+    """Versions before 0.32 have no such rule."""
+    one = clients[0]
+    if len(one.lb_engines[0]) == 2:
+        pytest.skip("this vLLM does not look at the KV cache")
+    one.lb_engines[1][:] = [4, 8, 0.9]
+    assert [ENGINES[0]] * 8 == [
+        one.get_core_engine_for_request(request(str(number))) for number in range(8)
+    ]
+    one.lb_engines[1][:] = [4, 8, 0.4]
+    assert ENGINES[1] == one.get_core_engine_for_request(request("last"))
+
+
+def test_after_the_end_of_a_run_vllm_chooses(clients: list[Any], loads: list[RankLoads]) -> None:
+    """A request may still be under way to the client."""
+    loads[0].close()
+    late = request("late")
+    assert clients[0].get_core_engine_for_request(late) in ENGINES
+    assert late.data_parallel_rank is None
+    finish(clients[0], "late")
+
+
+def test_a_client_without_a_choice(tmp_path: Path) -> None:
     """That of one engine core, or of one rank of many, balances nothing."""
-    alone = SimpleNamespace(engine_core=SimpleNamespace(core_engines=[ENGINES[0]]))
-    assert 1 == rank_count(alone)
-    assert 2 == rank_count(SimpleNamespace(engine_core=client_of(0, 2)))
     assert "reqs_in_flight" in inspect.getsource(DPLBAsyncMPClient.__init__)
+    for kind in AsyncMPClient, DPAsyncMPClient:
+        assert "reqs_in_flight" not in inspect.getsource(kind)
+        llm = SimpleNamespace(engine_core=kind.__new__(kind))
+        slot: Any = SimpleNamespace(cohort=tmp_path)
+        with contextlib.ExitStack() as held:
+            choose_ranks_together(llm, slot, held)
+        assert not (tmp_path / "ranks").exists()
+
+
+def test_without_the_table_vllm_chooses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk costs no load."""
+    client = client_of(0, 2)
+    slot: Any = SimpleNamespace(cohort=tmp_path / "gone", count=2, index=0, others=list)
+    with contextlib.ExitStack() as held:
+        choose_ranks_together(SimpleNamespace(engine_core=client), slot, held)
+    assert "chooses data-parallel ranks by itself" in caplog.text
+    assert isinstance(client.get_core_engine_for_request(request("a")), bytes)

@@ -5,6 +5,7 @@ The tests run in the order of this file; the last one breaks the server.
 
 from __future__ import annotations
 
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -137,6 +138,7 @@ def forked(server: TritonServer) -> dict[str, psutil.Process]:
     """
     (engine,) = server.processes("VLLM::EngineCore")
     workers = server.processes("VLLM::Worker")
+    assert len(workers) == (shutil.which("nvidia-smi") is None)
     fork_server = engine.parent()
     assert fork_server is not None
     assert all(fork_server == worker.parent() for worker in workers)

@@ -195,6 +195,7 @@ def test_a_burst_of_long_prompts_over_openai(served: Limited) -> None:
 
 def test_a_seed_holds_for_a_prompt_in_parts(served: Limited) -> None:
     """The same seed gives the same text, as with a short prompt."""
+    # The first token is one of several, those after it are certain.
     how = {"max_tokens": 2, "ignore_eos": True, "temperature": 1.0}
     prompt = "x " * 700
     assert len(prompt.split()) > 2 * BATCHED_TOKENS

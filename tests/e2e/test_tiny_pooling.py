@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ def rows(response: Any, output: str = "embeddings", size: int = SIZE) -> list[li
 
 
 def close(expected: list[float]) -> Any:
-    """Return what compares equal: a GPU rounds factors to TF32, which makes 5e-4 of difference."""
-    return pytest.approx(expected, abs=1e-3)
+    """Return what compares equal to numbers that are nearly these: a GPU rounds to TF32."""
+    return pytest.approx(expected, abs=2e-4 if shutil.which("nvidia-smi") is None else 1e-3)
 
 
 @pytest.fixture

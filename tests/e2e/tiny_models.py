@@ -117,9 +117,10 @@ class TinyModels:
         if self.folder(name).exists():
             self.server.await_state(name, "UNAVAILABLE", 60)
         else:
-            args = {**SMALL, "model": str(self.checkpoints / name), **engine_args}
-            if "enable_lora" in args and shutil.which("nvidia-smi"):
-                args["dtype"] = "bfloat16"  # vLLM's kernels of adapters take no float32 on GPUs
+            small = dict(SMALL)
+            if "enable_lora" in engine_args and shutil.which("nvidia-smi"):
+                small["dtype"] = "bfloat16"  # vLLM's kernels of adapters take no float32 on GPUs
+            args = {**small, "model": str(self.checkpoints / name), **engine_args}
             model = add_model(self.server.repository, name, engine_args=json.dumps(args))
             for path, content in (files or {}).items():
                 (model / path).write_text(content)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,26 @@ from triton_vllm.errors import (
 logger = logging.getLogger(__name__)
 
 ADAPTERS_FILE = "multi_lora.json"
+_SAMPLES = 16  # of a file
+_SAMPLE_BYTES = 4096
+
+
+def _sample(file: Path) -> str:
+    """Return a digest of a few parts of a file, empty for what is none or cannot be read.
+
+    An image and ``cp -p`` may give other weights the size and the time of those before. The whole
+    would take too long in the event loop.
+    """
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            for part in range(_SAMPLES):
+                opened.seek(size * part // _SAMPLES)
+                digest.update(opened.read(_SAMPLE_BYTES))
+    except OSError:
+        return ""
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +66,7 @@ class Adapter:
         if here.is_dir():
             for file in sorted(here.iterdir()):
                 found = file.stat()
-                # Also when it was put there: an image or `cp -p` gives two files the same mtime.
-                times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
-                state.append(f"{file.name} {found.st_size} {times}")
+                state.append(f"{file.name} {found.st_size} {found.st_mtime_ns} {_sample(file)}")
         digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:8]
         return cls(name, state[0], digest)
 

@@ -20,7 +20,6 @@ from triton_vllm.errors import EngineDownError, one_line
 from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.topology.cpus import pin_engine
 from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot
-from triton_vllm.topology.rank_loads import RankLoads
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.render.renderers import Renderers
 
@@ -95,7 +94,7 @@ class EngineRun:
                 launches=not front_end,
             )
             if plan.slot.count > 1 and not plan.settings.rust_clients:
-                _choose_ranks_together(llm, plan.slot, held)
+                vllm_api.choose_ranks_together(llm, plan.slot, held)
             renderers = Renderers(llm, adapters)
             run = cls(plan, loop, llm, renderers, addresses, on_failure, held)
         except BaseException:
@@ -221,17 +220,6 @@ async def _join(
         held.callback(slot.withdraw)
         slot.publish(cores.addresses)
     return await slot.wait_for_engine(replaced)
-
-
-def _choose_ranks_together(llm: Any, slot: FrontEndSlot, held: contextlib.ExitStack) -> None:
-    """Let the front ends count the requests of data-parallel ranks together, if there are ranks.
-
-    They do not know those of vLLM's Rust front end, so with it vLLM balances.
-    """
-    if (ranks := vllm_api.rank_count(llm)) > 1:
-        loads = RankLoads(slot.cohort / "ranks", slot.count, slot.index, ranks)
-        held.callback(loads.close)
-        vllm_api.balance_ranks(llm, loads)
 
 
 def _front_end_of(addresses: EngineAddresses, slot: FrontEndSlot, first: int) -> dict[str, Any]:

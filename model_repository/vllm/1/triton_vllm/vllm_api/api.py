@@ -36,7 +36,7 @@ from triton_vllm.errors import (
 )
 from triton_vllm.vllm_api.compat import cli_args
 from triton_vllm.vllm_api.forked import cores_from, inspected_in
-from triton_vllm.vllm_api.rank_balancing import balance_ranks, rank_count
+from triton_vllm.vllm_api.rank_balancing import choose_ranks_together
 from triton_vllm.vllm_api.render.text import beam_search_names
 from triton_vllm.vllm_api.start import (
     EngineCores,
@@ -50,7 +50,7 @@ from triton_vllm.vllm_api.structured_outputs import library_of
 
 __all__ = ["AsyncEngineArgs", "AsyncLLM", "PoolingParams", "RequestOutput", "RequestOutputKind"]
 __all__ += ["EngineCores", "as_front_end", "create_config", "create_engine", "engine_processes"]
-__all__ += ["balance_ranks", "rank_count"]
+__all__ += ["choose_ranks_together"]
 __all__ += ["beam_search_names", "cores_from", "inspected_in", "library_of", "shut_down"]
 __all__ += ["SamplingParams"]
 
