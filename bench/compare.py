@@ -122,7 +122,7 @@ def plan_of(flags: argparse.Namespace, config: dict[str, Any]) -> Plan:
     if tokenizer is None:  # the model's own, if the model is a folder
         folder = Path(config["engine_args"]["model"])
         tokenizer = folder if (folder / "tokenizer.json").exists() else None
-    given = ("requests", "requests_per_stream", "shared_prefix", "temperature")
+    given = ("requests", "requests_per_stream", "shared_prefix", "temperature", "output_spread")
     return Plan(
         tokenizer=workload.tokenizer_of(tokenizer),
         input_tokens=config["input_tokens"],
@@ -136,6 +136,7 @@ def plan_of(flags: argparse.Namespace, config: dict[str, Any]) -> Plan:
         one_at_a_time=flags.one_at_a_time,
         streams_per_gpu=flags.streams_per_gpu,
         **{key: config[key] for key in given if key in config},
+        **({"output_spread": flags.output_spread} if flags.output_spread is not None else {}),
     )
 
 
@@ -196,6 +197,12 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     flag("--streams-per-gpu", action="store_true", help="as many for each GPU that a peer runs on")
     flag("--modes", type=modes, default=[True], help="stream, whole, or both (stream)")
     flag("--repeats", type=int, default=3, help="measurements of each load (%(default)s)")
+    flag(
+        "--output-spread",
+        type=float,
+        metavar="0..1",
+        help="0.5: answers from half to one and a half times as long (the configuration's, or 0)",
+    )
     flag("--model", help="the model, in place of the configuration's")
     flag("--engine-args", type=json.loads, default={}, metavar="JSON", help="further arguments")
     flag("--tokenizer", type=Path, help="tokenizer.json (the model's folder, if it has one)")

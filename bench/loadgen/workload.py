@@ -92,19 +92,28 @@ def synthetic(
     output_tokens: int,
     *,
     shared_prefix: int = 0,
+    output_spread: float = 0.0,
     seed: int = 0,
 ) -> tuple[Prompt, ...]:
     """Return prompts of random words, each of exactly ``input_tokens`` tokens.
 
-    The first ``shared_prefix`` words, about a token each, are the same in all of them.
+    The first ``shared_prefix`` words, about a token each, are the same in all of them. With an
+    ``output_spread`` of 0.5 the answers are from half to one and a half times ``output_tokens``
+    long, evenly; of 0, all alike, so that what begins together ends together.
     """
     if not 0 <= shared_prefix <= input_tokens:
         raise WorkloadError(f"a shared prefix of {shared_prefix} in {input_tokens} input tokens")
+    if not 0 <= output_spread < 1:
+        raise WorkloadError(f"an output spread of {output_spread}: must be from 0 to below 1")
+    lengths = random.Random(f"lengths {seed}")
     rng = random.Random(seed)
     words = tokenizer.words()
     prefix = rng.choices(words, k=shared_prefix)
     return tuple(
-        Prompt(_exactly(tokenizer, words, prefix, input_tokens, rng), output_tokens)
+        Prompt(
+            _exactly(tokenizer, words, prefix, input_tokens, rng),
+            max(1, round(output_tokens * lengths.uniform(1 - output_spread, 1 + output_spread))),
+        )
         for _ in range(number)
     )
 

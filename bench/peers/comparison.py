@@ -21,8 +21,10 @@ from peers.fleet import Fleet, say
 from peers.peer import Peer
 from peers.server import Server, ServerError
 from peers.setup import MODEL_NAME, Setup
+from peers.steps import between, steps_of
 
 _WARM_UP_TOKENS = 16
+_METRICS_SECONDS = 1.5  # for ours to report what it has counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Plan:
     requests_per_stream: int = 4
     shared_prefix: int = 0
     temperature: float = 1.0
+    output_spread: float = 0.0
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -66,6 +69,7 @@ class Plan:
             self.input_tokens,
             self.output_tokens,
             shared_prefix=self.shared_prefix,
+            output_spread=self.output_spread,
             seed=1000 * streams + repeat,
         )
 
@@ -136,6 +140,7 @@ class Comparison:
         self, peer: Peer, server: Server, stream: bool, streams: int, repeat: int
     ) -> dict[str, Any]:
         prompts = self._prompts_of(streams, repeat)
+        steps = steps_of(server.command.metrics_address)
         before = server.tree.cpu_seconds()
         try:
             if peer.kind == "offline":
@@ -153,6 +158,10 @@ class Comparison:
             row["server_cores"] = round(sum(used.values()) / seconds, 2)
             row["cores_by_process"] = {n: round(s / seconds, 2) for n, s in by_process(used)}
             row["busiest_threads"] = {n: round(s / seconds, 2) for n, s in used.most_common(6)}
+        if steps is not None:
+            time.sleep(_METRICS_SECONDS)
+            after_it = steps_of(server.command.metrics_address)
+            row |= between(steps, after_it, streams // peer.engines)
         return row
 
     def _prompts_of(self, streams: int, repeat: int) -> tuple[Prompt, ...]:
@@ -197,6 +206,7 @@ class Comparison:
         )
         found = figures(self._clients.run(Load(target, prompts, min(streams, len(prompts)))))
         expected = len(prompts) * _WARM_UP_TOKENS
+        time.sleep(_METRICS_SECONDS)
         if found.failed:
             raise ServerError(f"{found.failed} of the warm-up's requests failed: {found.errors}")
         if target.count_tokens and found.output_tokens != expected:

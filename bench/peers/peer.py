@@ -109,6 +109,11 @@ class Peer:
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
     @property
+    def engines(self) -> int:
+        """How many engine cores share its streams."""
+        return self.data_parallel * self.gpu_sets
+
+    @property
     def gpus(self) -> int:
         """How many GPUs it runs on."""
         return self.engine_gpus * self.gpu_sets

@@ -60,6 +60,8 @@ _COLUMNS: tuple[tuple[str, Callable[[Cell], float | None], str], ...] = (
     ("p99", lambda c: c.median("ttft_ms", "p99"), ".1f"),
     ("gap p50 ms", lambda c: c.median("gap_ms", "p50"), ".2f"),
     ("p99", lambda c: c.median("gap_ms", "p99"), ".2f"),
+    ("tokens a step", lambda c: _ratio(c, "output_tokens", "engine_steps"), ".0f"),
+    ("with prompts %", lambda c: _times(100, _ratio(c, "prompt_steps", "engine_steps")), ".0f"),
     ("server cores", lambda c: c.median("server_cores"), ".1f"),
     ("client CPU %", lambda c: _times(100, c.median("client_cpu")), ".0f"),
     ("failed", lambda c: c.failed, ".0f"),
@@ -127,6 +129,12 @@ def _fields(cell: Cell, found: Sequence[Cell]) -> Iterator[str]:
 
 def _ends(values: Sequence[float]) -> list[float]:
     return [min(values), max(values)] if values else []
+
+
+def _ratio(cell: Cell, name: str, of: str) -> float | None:
+    """Return the median over the repeats of one figure divided by another."""
+    found = [row[name] / row[of] for row in cell.rows if row.get(of) and name in row]
+    return median(found) if found else None
 
 
 def _times(factor: float, value: float | None) -> float | None:

@@ -47,7 +47,10 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to start, and where it answers, host:port. ``address`` of a Triton has its HTTP port."""
+    """What to start, and where it answers, host:port. ``address`` of a Triton has its HTTP port.
+
+    ``metrics_address`` is empty where there are none.
+    """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
@@ -55,6 +58,7 @@ class Command:
     ready_path: str
     grpc_address: str = ""
     openai_address: str = ""
+    metrics_address: str = ""
 
     def address_of(self, peer: Peer) -> str:
         """Return where the peer's protocol is spoken."""
@@ -148,7 +152,8 @@ def _vllm(peer: Peer, setup: Setup, port: int) -> Command:
         arguments += ["--api-server-count", str(peer.api_servers)]
     rust = {"VLLM_USE_RUST_FRONTEND": "1"} if peer.rust else {}
     environment = {**setup.vllm_env, **_named_vllm(setup), **rust}
-    return Command(tuple(arguments), environment, f"127.0.0.1:{port}", "/v1/models")
+    address = f"127.0.0.1:{port}"
+    return Command(tuple(arguments), environment, address, "/v1/models", metrics_address=address)
 
 
 def _triton(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
@@ -180,7 +185,7 @@ def _triton(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
         *setup.triton_options,
     )
     ready = f"/v2/models/{MODEL_NAME}/ready"
-    addresses = [f"127.0.0.1:{port}" for port in (http, grpc, openai)]
+    addresses = [f"127.0.0.1:{port}" for port in (http, grpc, openai, metrics)]
     return Command(arguments, setup.triton_env, addresses[0], ready, *addresses[1:])
 
 

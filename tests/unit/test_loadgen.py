@@ -71,6 +71,21 @@ def test_synthetic_prompts_differ_but_in_a_shared_prefix() -> None:
     assert 1 == len({tuple(p.text.split()[:40]) for p in prompts})
 
 
+def test_answers_may_be_of_different_length() -> None:
+    """Evenly between the bounds, the same for a seed, with the prompts that there are without."""
+    tokenizer = workload.tokenizer_of(None)
+    prompts = workload.synthetic(tokenizer, 400, 8, 100, output_spread=0.5, seed=3)
+    lengths = [prompt.output_tokens for prompt in prompts]
+    assert prompts == workload.synthetic(tokenizer, 400, 8, 100, output_spread=0.5, seed=3)
+    assert 50 <= min(lengths) < 60
+    assert 140 < max(lengths) <= 150
+    assert 95 < sum(lengths) / len(lengths) < 105
+    alike = workload.synthetic(tokenizer, 400, 8, 100, seed=3)
+    assert [p.text for p in alike] == [p.text for p in prompts]
+    with pytest.raises(workload.WorkloadError, match="spread of 1"):
+        workload.synthetic(tokenizer, 1, 8, 100, output_spread=1)
+
+
 def test_a_sharegpt_file_gives_first_turns(tmp_path: Path) -> None:
     """Prompts are first turns, as long as their answers; what is unfit is left out."""
 

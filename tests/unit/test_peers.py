@@ -222,6 +222,16 @@ def test_the_table_has_medians_spread_and_ratios() -> None:
     assert "### 8 streams, not streamed" in lines
 
 
+def test_the_table_has_the_engines_steps() -> None:
+    """A server that does not tell them has none."""
+    told = row("ours-4", 100, output_tokens=1000, engine_steps=20, prompt_steps=5)
+    header, _, first, second = table([told, row("vllm", 90)]).splitlines()[2:6]
+    names = [name.strip() for name in header.split("|")]
+    places = names.index("tokens a step"), names.index("with prompts %")
+    cells = [[line.split("|")[place].strip() for place in places] for line in (first, second)]
+    assert [["50", "25"], ["", ""]] == cells
+
+
 def test_plots_are_drawn(tmp_path: Path) -> None:
     """A plot of throughput for each kind of answer, and one of latency for streams."""
     drawn = [path.name for path in plots.draw(ROWS, tmp_path)]
