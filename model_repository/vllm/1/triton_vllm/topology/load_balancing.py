@@ -19,12 +19,12 @@ does not count: its process is dead or hangs, its engine is being restarted, or 
 from __future__ import annotations
 
 import asyncio
-import mmap
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+from triton_vllm.topology.rendezvous import map_numbers
 
 _WORDS = 8  # a slot: 64 bytes, so that no two processes write to one cache line
 _ENGINE, _HEARTBEAT, _ACCEPTED, _CHANGE = range(4)
@@ -72,13 +72,7 @@ class LoadBalancer(NoLoadBalancer):
 
     def __init__(self, path: Path, slots: int, slot: int, engine: int) -> None:
         """Map the table ``path`` of ``slots`` front ends, of which this one writes ``slot``."""
-        size = slots * _WORDS * 8
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.posix_fallocate(file, 0, size)  # a write to a full disk would end the process
-            self._map = mmap.mmap(file, size)
-        finally:
-            os.close(file)
+        self._map = map_numbers(path, slots * _WORDS)
         self._numbers = memoryview(self._map).cast("q")
         self._own = slot * _WORDS
         self._engine = engine

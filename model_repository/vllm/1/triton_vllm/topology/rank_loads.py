@@ -11,11 +11,11 @@ The row of a front end that has died no longer counts.
 
 from __future__ import annotations
 
-import mmap
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+from triton_vllm.topology.rendezvous import map_numbers
 
 _LINE = 8  # numbers in a cache line: no two processes write to one
 _LOOK_SECONDS = 1.0  # between two looks at which front ends are alive
@@ -43,13 +43,7 @@ class RankLoads:
         self._looked = -_LOOK_SECONDS
         self._turn = front_end  # so that the front ends begin with different ranks
         self._width = -(-ranks // _LINE) * _LINE
-        size = front_ends * self._width * 8
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.posix_fallocate(file, 0, size)  # a write to a full disk would end the process
-            self._map = mmap.mmap(file, size)
-        finally:
-            os.close(file)
+        self._map = map_numbers(path, front_ends * self._width)
         self._numbers = memoryview(self._map).cast("q")
         self.is_open = True
         self._clear()

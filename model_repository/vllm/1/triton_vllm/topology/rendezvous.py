@@ -1,4 +1,4 @@
-"""The folder in which the front ends of a model find each other, and its locks.
+"""The folder in which the front ends of a model find each other, its locks, and files they share.
 
 Locks are POSIX record locks: the kernel drops them with the process, so no crashed process looks
 alive.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import shutil
 import tempfile
@@ -70,6 +71,19 @@ def is_held(slot: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+def map_numbers(path: Path, count: int) -> mmap.mmap:
+    """Map a file of ``count`` numbers of 64 bits, at first 0, that other processes map, too.
+
+    Raises OSError.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.posix_fallocate(file, 0, count * 8)  # a write to a full disk would end the process
+        return mmap.mmap(file, count * 8)
+    finally:
+        os.close(file)
 
 
 def _is_inhabited(server: Path) -> bool:
