@@ -17,7 +17,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from triton_vllm.protocol.decode import decode
+from triton_vllm.protocol.decode import Parser, decode
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.fields import ParameterValidator
 from triton_vllm.protocol.requests import EngineOptions
@@ -40,7 +40,7 @@ class Sampling:
 class SamplingParser:
     """In the place of the parser that needs vLLM."""
 
-    schema = GENERATION_SCHEMAS
+    schemas = GENERATION_SCHEMAS
     parameters = ParameterValidator({"max_tokens": int})
 
     def parse(
@@ -59,7 +59,7 @@ class TritonPythonModel:
         threads = int(parameters["SENDER_THREADS"]["string_value"])
         self._handing_over: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._responses = SenderPool(pb_utils, threads, 1, self._handing_over.put)
-        self._sampling: Any = SamplingParser()
+        self._sampling: Parser = SamplingParser()
         self._new: SimpleQueue[tuple[ResponseStream, int] | None] = SimpleQueue()
         self._steps = threading.Thread(target=self._run, daemon=True)
         self._steps.start()
