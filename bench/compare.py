@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_config(flags)
         plan, setup = plan_of(flags, config), setup_of(flags, config)
         peers = [Peer.parse(name) for name in dict.fromkeys(flags.peers.split(","))]
+        plan.prompts(1, 0)  # what is wrong with the workload is said before anything starts
     except (PeerError, workload.WorkloadError, OSError, ValueError, KeyError) as error:
         say(f"{type(error).__name__}: {error}")
         return 2
@@ -110,6 +111,8 @@ def read_config(flags: argparse.Namespace) -> dict[str, Any]:
     engine_args = config["engine_args"] = {**config["engine_args"], **flags.engine_args}
     if flags.model:
         engine_args["model"] = flags.model
+    if flags.output_spread is not None:
+        config["output_spread"] = flags.output_spread
     if shape := config.get("shape"):
         copy = reshape(Path(engine_args["model"]), shape, flags.out.resolve() / "model")
         engine_args["model"] = str(copy)
@@ -136,7 +139,6 @@ def plan_of(flags: argparse.Namespace, config: dict[str, Any]) -> Plan:
         one_at_a_time=flags.one_at_a_time,
         streams_per_gpu=flags.streams_per_gpu,
         **{key: config[key] for key in given if key in config},
-        **({"output_spread": flags.output_spread} if flags.output_spread is not None else {}),
     )
 
 

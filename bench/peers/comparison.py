@@ -160,8 +160,8 @@ class Comparison:
             row["busiest_threads"] = {n: round(s / seconds, 2) for n, s in used.most_common(6)}
         if steps is not None:
             time.sleep(_METRICS_SECONDS)
-            after_it = steps_of(server.command.metrics_address)
-            row |= between(steps, after_it, streams // peer.engines)
+            now = steps_of(server.command.metrics_address)
+            row |= between(steps, now, streams // peer.engines)
         return row
 
     def _prompts_of(self, streams: int, repeat: int) -> tuple[Prompt, ...]:
@@ -206,7 +206,8 @@ class Comparison:
         )
         found = figures(self._clients.run(Load(target, prompts, min(streams, len(prompts)))))
         expected = len(prompts) * _WARM_UP_TOKENS
-        time.sleep(_METRICS_SECONDS)
+        if server.command.metrics_address:
+            time.sleep(_METRICS_SECONDS)
         if found.failed:
             raise ServerError(f"{found.failed} of the warm-up's requests failed: {found.errors}")
         if target.count_tokens and found.output_tokens != expected:

@@ -185,8 +185,15 @@ def _triton(peer: Peer, setup: Setup, ports: tuple[int, ...]) -> Command:
         *setup.triton_options,
     )
     ready = f"/v2/models/{MODEL_NAME}/ready"
-    addresses = [f"127.0.0.1:{port}" for port in (http, grpc, openai, metrics)]
-    return Command(arguments, setup.triton_env, addresses[0], ready, *addresses[1:])
+    return Command(
+        arguments,
+        setup.triton_env,
+        f"127.0.0.1:{http}",
+        ready,
+        grpc_address=f"127.0.0.1:{grpc}",
+        openai_address=f"127.0.0.1:{openai}",
+        metrics_address=f"127.0.0.1:{metrics}" if peer.metrics else "",
+    )
 
 
 def _engine_cpus(peer: Peer) -> tuple[set[int], set[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ def steps_of(address: str) -> Steps | None:
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
             text = answer.read().decode()
-    except (OSError, urllib.error.URLError):
+    except OSError:
         return None
     total, buckets = 0.0, dict[float, float]()
     found = _SAMPLE.findall(text)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from typing import Any
 
 import pytest
 
 from tests.e2e.tiny_models import TinyModels, document_lines
+from tests.e2e.triton_server import HAS_GPU
 
 pytestmark = pytest.mark.timeout(300)
 SIZE = 64
@@ -24,7 +24,7 @@ def rows(response: Any, output: str = "embeddings", size: int = SIZE) -> list[li
 
 def close(expected: list[float]) -> Any:
     """Return what compares equal to numbers that are nearly these: a GPU rounds to TF32."""
-    return pytest.approx(expected, abs=2e-4 if shutil.which("nvidia-smi") is None else 1e-3)
+    return pytest.approx(expected, abs=1e-3 if HAS_GPU else 2e-4)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from typing import Any
 from tests.e2e.triton_server import (
     CACHE,
     EXECUTION_ENV,
+    HAS_GPU,
     ROOT,
     Response,
     TritonServer,
@@ -118,7 +119,7 @@ class TinyModels:
             self.server.await_state(name, "UNAVAILABLE", 60)
         else:
             small = dict(SMALL)
-            if "enable_lora" in engine_args and shutil.which("nvidia-smi"):
+            if "enable_lora" in engine_args and HAS_GPU:
                 small["dtype"] = "bfloat16"  # vLLM's kernels of adapters take no float32 on GPUs
             args = {**small, "model": str(self.checkpoints / name), **engine_args}
             model = add_model(self.server.repository, name, engine_args=json.dumps(args))

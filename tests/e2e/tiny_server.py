@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ import psutil
 from tests.e2e.triton_server import (
     CHECKPOINT,
     ENGINE_ARGS,
+    HAS_GPU,
     TritonServer,
     add_model,
     check_prerequisites,
@@ -69,7 +69,7 @@ def await_idle(server: TritonServer) -> None:
 
 def gpu_memory_mb() -> int:
     """Return what is in use on all GPUs of the machine, in MiB; 0 where nothing says so."""
-    if not shutil.which("nvidia-smi"):
+    if not HAS_GPU:
         return 0
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     said = subprocess.run(query, check=False, capture_output=True, text=True, timeout=60)

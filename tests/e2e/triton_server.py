@@ -35,6 +35,8 @@ EXECUTION_ENV = Path(
 ).absolute()
 LOGS = ROOT / ".cache/test-logs"
 
+HAS_GPU = shutil.which("nvidia-smi") is not None  # where vLLM's engines run on it
+
 STARTS = 3  # where Triton itself fails
 START_SECONDS = 400  # vLLM takes 40 to 60 on two idle cores
 LOAD_SECONDS = 400

@@ -1,8 +1,8 @@
 """How many requests each data-parallel rank has, counted by all front ends of an engine together.
 
 vLLM's own client knows its requests alone, and those of the other front ends from the coordinator,
-a tenth of a second late. With eight front ends and batches that were nearly full, some ranks had
-more requests than places meanwhile, and others had room.
+a tenth of a second late. With batches that were nearly full, requests waited for a place on one
+rank while another had room.
 
 The numbers are in a small file in the front ends' folder that all of them map, a row of cache lines
 for each front end and a number for each rank. Each is written by one thread, so there are no locks.
