@@ -17,6 +17,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from triton_vllm.config.server_options import ServerOptions
+from triton_vllm.limits.http_backlog import watch_http_backlog
 from triton_vllm.protocol.decode import Parser, decode
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.fields import ParameterValidator
@@ -55,10 +57,14 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start the threads."""
-        parameters = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        parameters = config["parameters"]
         threads = int(parameters["SENDER_THREADS"]["string_value"])
         self._handing_over: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._responses = SenderPool(pb_utils, threads, 1, self._handing_over.put)
+        front_ends = config["instance_group"][0]["count"]
+        backlog = watch_http_backlog(ServerOptions.read(), front_ends, args["model_name"])
+        put = self._handing_over.put
+        self._responses = SenderPool(pb_utils, threads, 1, put, args["model_name"], backlog)
         self._sampling: Parser = SamplingParser()
         self._new: SimpleQueue[tuple[ResponseStream, int] | None] = SimpleQueue()
         self._steps = threading.Thread(target=self._run, daemon=True)

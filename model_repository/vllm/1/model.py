@@ -16,6 +16,7 @@ from triton_vllm.config.settings import ModelSettings
 from triton_vllm.engine.load import load_engine
 from triton_vllm.errors import GenerationError, ServingError, SettingsError, one_line
 from triton_vllm.limits.cancellation import CancellationWatcher
+from triton_vllm.limits.http_backlog import watch_http_backlog
 from triton_vllm.log import log_to_triton
 from triton_vllm.metrics.export import export_metrics
 from triton_vllm.protocol.decode import Host, decode, read_request_id
@@ -51,6 +52,7 @@ class TritonPythonModel:
             serving.max_tokens_per_response,
             self._engine.loop.call_soon,
             settings.name,
+            watch_http_backlog(server, settings.placement.instances, settings.name),
         )
         self._cancellations = CancellationWatcher(serving.cancellation_poll_seconds)
         self._metrics = export_metrics(pb_utils, settings, self._engine, self._responses.traffic)

@@ -21,6 +21,7 @@ from typing import Any
 
 from triton_vllm.counters import MergeWarning, Traffic
 from triton_vllm.errors import GenerationError, ServingError, one_line
+from triton_vllm.limits.http_backlog import NoHttpBacklog
 from triton_vllm.protocol.delta import Delta
 from triton_vllm.protocol.encode import ResponseEncoder
 from triton_vllm.protocol.requests import GenerationRequest
@@ -156,12 +157,14 @@ class SenderPool:
         max_tokens_per_response: int,
         call_soon: Callable[[Callable[[], None]], object],
         model: str = "model",
+        http_backlog: NoHttpBacklog | None = None,
     ) -> None:
         """Start ``threads`` threads. ``max_tokens_per_response`` bounds merging; 0: no bound.
 
         ``call_soon`` calls a function in the event loop, after what runs there now; ``model`` is
-        the name for the log.
+        the name for the log. ``http_backlog`` may make a thread wait before it sends.
         """
+        self._http_backlog = http_backlog or NoHttpBacklog()
         self._max_tokens = max_tokens_per_response or None
         self._outboxes = [Outbox(call_soon) for _ in range(threads)]
         self._encoders = [ResponseEncoder(pb_utils) for _ in range(threads)]
@@ -203,6 +206,7 @@ class SenderPool:
             traffic.merged_deltas += len(messages) - len(merged)
             since = time.perf_counter()
             for stream, message in merged:
+                self._http_backlog.before_send()
                 self._deliver(stream, message, traffic)
             traffic.seconds += time.perf_counter() - since
             self._warning.check()
