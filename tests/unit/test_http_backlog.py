@@ -169,7 +169,7 @@ def fill(writer: socket.socket) -> int:
 
 def test_what_waits_is_what_the_kernel_counts(sockets: ServerSockets) -> None:
     """Each message costs as much as the first, up to a full buffer."""
-    writer, reader = socket.socketpair()
+    reader, writer = socket.socketpair()
     with writer, reader:
         sockets.scan()
         assert 0 == sockets.fullest()
@@ -178,6 +178,17 @@ def test_what_waits_is_what_the_kernel_counts(sockets: ServerSockets) -> None:
         assert sent * sockets.cost == sockets.fullest()
         reader.recv(17)
         assert (sent - 1) * sockets.cost == sockets.fullest()
+    assert 0 == sockets.fullest()
+
+
+def test_either_end_may_be_the_writer(sockets: ServerSockets) -> None:
+    """A pair whose first descriptor is written to is known at the second look."""
+    reader, writer = reversed(socket.socketpair())
+    with writer, reader:
+        sockets.scan()
+        sent = fill(writer)
+        sockets.fullest()
+        assert sent * sockets.cost == sockets.fullest()
 
 
 def test_only_pairs_of_the_process_count(sockets: ServerSockets) -> None:
