@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -182,13 +183,27 @@ def test_what_waits_is_what_the_kernel_counts(sockets: ServerSockets) -> None:
 
 
 def test_either_end_may_be_the_writer(sockets: ServerSockets) -> None:
-    """A pair whose first descriptor is written to is known at the second look."""
-    reader, writer = reversed(socket.socketpair())
-    with writer, reader:
+    """What waits is seen from both."""
+    for reader, writer in (socket.socketpair(), socket.socketpair()[::-1]):
+        with writer, reader:
+            sockets.scan()
+            sent = fill(writer)
+            assert sent * sockets.cost == sockets.fullest()
+
+
+def test_later_looks_find_a_pair_in_turn_and_keep_to_it(sockets: ServerSockets) -> None:
+    """After the first looks not all are asked about, unless they are in use."""
+    pairs = [socket.socketpair() for _ in range(7)]
+    with contextlib.ExitStack() as stack:
+        for end in itertools.chain(*pairs):
+            stack.enter_context(end)
         sockets.scan()
-        sent = fill(writer)
-        sockets.fullest()
-        assert sent * sockets.cost == sockets.fullest()
+        assert {0} == {sockets.fullest() for _ in range(100)}
+        sent = fill(pairs[3][0])
+        looks = [sockets.fullest() for _ in range(100)]
+        assert sent * sockets.cost in looks
+        found = looks.index(sent * sockets.cost)
+        assert {sent * sockets.cost} == set(looks[found:])
 
 
 def test_only_pairs_of_the_process_count(sockets: ServerSockets) -> None:

@@ -7,11 +7,12 @@ tells ``ss``: sock_diag(7).
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
 import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,8 +32,12 @@ _QUEUES = struct.Struct("=20xI8x2xHII")  # of one: inode, first attribute, unrea
 _CODE = struct.Struct("=i")  # of an error, below zero; it follows the header
 _END_SIZE = _HEADER.size + _CODE.size
 _END = (_END_SIZE, _NLMSG_DONE, _NLM_F_MULTI)  # how the last message of a dump begins
-_RECEIVE_BYTES = 1 << 16
+_ANSWER_BYTES, _DUMP_BYTES = 256, 1 << 16
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
+_NOTICE_BYTES = 17  # of a message from thread to thread: libevhtp's evthr_cmd
+_FIRST_LOOKS = 20  # at all pairs
+_OTHERS = 2
+_IN_USE_SECONDS = 60.0  # since something was seen to wait
 _ANSWER_TIME = struct.pack("@ll", 1, 0)  # a timeval: the kernel answers at once
 
 
@@ -46,7 +51,10 @@ class ServerSockets:
     def __init__(self, pid: int) -> None:
         """Prepare to look at the process ``pid``; raise OSError where the kernel does not tell."""
         self._pid = pid
-        self._other_end: dict[int, int] = {}  # of the end that is asked about, by inode
+        self._ends: set[int] = set()  # one of each pair
+        self._turns: Iterator[int] = iter(())
+        self._first_looks = 0  # left
+        self._in_use: dict[int, float] = {}  # until when
         self._diagnostics = socket.socket(
             socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
         )
@@ -67,29 +75,35 @@ class ServerSockets:
 
     def scan(self) -> None:
         """Find the pairs that the process has now. Raises OSError."""
-        descriptors = {}
+        own = set()
         for entry in Path(f"/proc/{self._pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # one that has been closed since
                 if link := _SOCKET_LINK.fullmatch(str(entry.readlink())):
-                    descriptors[int(link[1])] = int(entry.name)
-        # libevhtp reads from the first descriptor of a pair and writes to the second.
-        self._other_end = {
-            inode: peer
-            for inode, peer in self._peers()
-            if descriptors.get(inode, -1) > descriptors.get(peer, math.inf)
-        }
+                    own.add(int(link[1]))
+        ends = {inode for inode, peer in self._peers() if inode in own and inode < peer in own}
+        if ends != self._ends:
+            self._ends, self._turns = ends, itertools.cycle(sorted(ends))
+            self._first_looks = _FIRST_LOOKS
 
     def fullest(self) -> int:
         """Return how many bytes wait in the fullest of the pairs found; 0 if there are none.
 
-        Takes 10 µs for each pair. Raises OSError.
+        The first looks ask about all pairs. Later ones ask about those that were in use lately, and
+        about two others in turn, as each takes 10 µs. Raises OSError.
         """
+        now = time.monotonic()
+        if self._first_looks:
+            self._first_looks -= 1
+            asked = self._ends
+        else:
+            asked = {inode for inode, until in self._in_use.items() if now < until}
+            asked.update(itertools.islice(self._turns, _OTHERS))
         fullest = 0
-        for inode, unread, sent in self._queues(self._other_end):
-            if unread:  # it is the end that is read from: ask about the other one from now on
-                other = self._other_end.pop(inode)
-                self._other_end[other] = inode
-            fullest = max(fullest, sent)
+        for inode, unread, sent in self._queues(asked):
+            waiting = max(sent, unread // _NOTICE_BYTES * self.cost)
+            if waiting:
+                self._in_use[inode] = now + _IN_USE_SECONDS
+                fullest = max(fullest, waiting)
         return fullest
 
     def _queues(self, inodes: Iterable[int]) -> list[tuple[int, int, int]]:
@@ -100,7 +114,7 @@ class ServerSockets:
         requests = [_request(inode, _SHOW_QUEUES, 0) for inode in inodes]
         if requests:
             self._diagnostics.send(b"".join(requests))
-        answers = [self._diagnostics.recv(_RECEIVE_BYTES) for _ in requests]
+        answers = [self._diagnostics.recv(_ANSWER_BYTES) for _ in requests]
         told = [_QUEUES.unpack_from(answer) for answer in answers if len(answer) >= _QUEUES.size]
         return [(inode, *queues) for inode, what, *queues in told if what == _UNIX_DIAG_RQLEN]
 
@@ -120,7 +134,7 @@ class ServerSockets:
         self._diagnostics.send(request)
         messages = b""
         while True:
-            part = self._diagnostics.recv(_RECEIVE_BYTES)
+            part = self._diagnostics.recv(_DUMP_BYTES)
             if _HEADER.unpack_from(part)[1] == _NLMSG_ERROR:
                 (code,) = _CODE.unpack_from(part, _HEADER.size)
                 raise OSError(-code, os.strerror(-code))
