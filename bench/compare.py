@@ -138,6 +138,7 @@ def plan_of(flags: argparse.Namespace, config: dict[str, Any]) -> Plan:
         limit_seconds=flags.limit_seconds,
         one_at_a_time=flags.one_at_a_time,
         streams_per_gpu=flags.streams_per_gpu,
+        count_tokens=flags.count_tokens,
         **{key: config[key] for key in given if key in config},
     )
 
@@ -205,6 +206,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="0..1",
         help="0.5: answers from half to one and a half times as long (the configuration's, or 0)",
     )
+    flag("--count-tokens", action="store_true", help="show tokens that are lost; costs a little")
     flag("--model", help="the model, in place of the configuration's")
     flag("--engine-args", type=json.loads, default={}, metavar="JSON", help="further arguments")
     flag("--tokenizer", type=Path, help="tokenizer.json (the model's folder, if it has one)")

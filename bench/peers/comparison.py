@@ -32,7 +32,8 @@ class Plan:
     """What is to be measured. ``modes``: whether answers are streamed. Times are in seconds.
 
     ``streams_per_gpu``: a peer on N GPUs gets N times the streams. ``requests``: how many a load of
-    so many streams has; others have ``requests_per_stream`` for each.
+    so many streams has; others have ``requests_per_stream`` for each. ``count_tokens``: the servers
+    count what they send, which shows what is lost.
     """
 
     tokenizer: workload.Tokenizer
@@ -51,6 +52,7 @@ class Plan:
     shared_prefix: int = 0
     temperature: float = 1.0
     output_spread: float = 0.0
+    count_tokens: bool = False
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -140,15 +142,20 @@ class Comparison:
         self, peer: Peer, server: Server, stream: bool, streams: int, repeat: int
     ) -> dict[str, Any]:
         prompts = self._prompts_of(streams, repeat)
-        steps = steps_of(server.command.metrics_address)
+        # Each of several front ends counts the steps that had something for it.
+        steps = steps_of(server.command.metrics_address) if peer.front_ends == 1 else None
         before = server.tree.cpu_seconds()
         try:
             if peer.kind == "offline":
                 found = self._offline(server, prompts)
             else:
-                target = self._target(peer, server, stream, count_tokens=False)
+                counts = self._plan.count_tokens and peer.kind in ("vllm", "ours")
+                target = self._target(peer, server, stream, count_tokens=counts)
                 load = Load(target, prompts, streams, seconds=self._plan.row_seconds)
                 found = figures(self._clients.run(load)).as_dict()
+                if counts and (found["requests"], found["failed"]) == (len(prompts), 0):
+                    asked = sum(prompt.output_tokens for prompt in prompts)
+                    found["lost_tokens"] = asked - found["output_tokens"]
         except (OSError, ClientError, ServerError) as error:
             found = {"failed": len(prompts), "errors": {str(error): 1}}
         after = server.tree.cpu_seconds()

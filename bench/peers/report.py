@@ -45,6 +45,12 @@ class Cell:
         """The requests that failed, in all repeats."""
         return sum(int(row.get("failed", 0)) for row in self.rows)
 
+    @property
+    def lost(self) -> float | None:
+        """The tokens that did not arrive, in all repeats; None where they were not counted."""
+        counted = self.values("lost_tokens")
+        return sum(counted) if counted else None
+
 
 def cells(rows: Sequence[Row]) -> list[Cell]:
     """Return the rows by peer and load, in the order in which they first came."""
@@ -65,6 +71,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Cell], float | None], str], ...] = (
     ("server cores", lambda c: c.median("server_cores"), ".1f"),
     ("client CPU %", lambda c: _times(100, c.median("client_cpu")), ".0f"),
     ("failed", lambda c: c.failed, ".0f"),
+    ("tokens lost", lambda c: c.lost, ".0f"),
 )
 
 

@@ -232,6 +232,14 @@ def test_the_table_has_the_engines_steps() -> None:
     assert [["50", "25"], ["", ""]] == cells
 
 
+def test_the_table_has_what_was_lost() -> None:
+    """In all repeats; nothing where the servers were not asked to count."""
+    rows = [row("ours-4", 100, lost_tokens=lost) for lost in (0, 3)]
+    header, _, first, second = table([*rows, row("vllm", 90)]).splitlines()[2:6]
+    place = [name.strip() for name in header.split("|")].index("tokens lost")
+    assert ["3", ""] == [line.split("|")[place].strip() for line in (first, second)]
+
+
 def test_plots_are_drawn(tmp_path: Path) -> None:
     """A plot of throughput for each kind of answer, and one of latency for streams."""
     drawn = [path.name for path in plots.draw(ROWS, tmp_path)]
