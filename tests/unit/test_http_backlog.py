@@ -134,7 +134,7 @@ def test_a_server_without_http_is_not_watched() -> None:
 def test_a_kernel_that_does_not_tell_is_mentioned(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As gVisor's; the model is served all the same."""
+    """The model is served all the same."""
 
     def refuse(pid: int) -> None:
         raise OSError("Protocol not supported")
