@@ -11,12 +11,14 @@ import pytest
 def loaded(model_py: ModuleType, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return the model after ``initialize``, around an engine that needs no vLLM."""
     serving = SimpleNamespace(max_tokens_per_response=1, cancellation_poll_seconds=1)
-    settings = SimpleNamespace(name="vllm", serving=serving, sender_threads=1)
+    placement = SimpleNamespace(instances=1)
+    settings = SimpleNamespace(name="vllm", serving=serving, sender_threads=1, placement=placement)
     stand_ins = {
         "prepare_process": lambda: None,
         "ModelSettings": SimpleNamespace(from_triton=lambda args: settings),
         "load_engine": lambda settings, server: engine,
         "Host": SimpleNamespace(of=lambda *how: None),
+        "watch_http_backlog": lambda *how: None,
         "SenderPool": lambda *how: SimpleNamespace(traffic=[]),
         "CancellationWatcher": lambda *how: None,
         "export_metrics": lambda *how: None,
