@@ -10,56 +10,80 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from tests.unit.fakes import FakeSender, fake_pb_utils, generation_request
 from triton_vllm.config.server_options import ServerOptions
-from triton_vllm.limits import http_backlog
+from triton_vllm.limits import http_backlog, server_sockets
 from triton_vllm.limits.http_backlog import HttpBacklog, NoHttpBacklog, watch_http_backlog
 from triton_vllm.limits.server_sockets import ServerSockets
+from triton_vllm.protocol.delta import Delta
+from triton_vllm.protocol.stream import SenderPool
 
-COST, CAPACITY = 10, 1000  # so that half of it is room for 50
+COST, SIZE = 10, 900  # so that a third is room for 30
 
 
 class FakeSockets:
-    """Sockets whose fullest one holds what each look is told, and the last of it from then on."""
+    """Tells the given levels one by one, then the last of them again and again."""
 
-    capacity = CAPACITY
     cost = COST
 
-    def __init__(self, *fullest: int | OSError) -> None:
-        self._left = list(fullest)
+    def __init__(self, *levels: int | OSError) -> None:
+        self._levels = list(levels)
         self.looks = 0
         self.scans = 0
+        self.resets = 0
+        self.is_closed = False
 
     def scan(self) -> None:
         self.scans += 1
 
-    def fullest(self) -> int:
+    def fullest(self) -> tuple[int, int]:
         self.looks += 1
-        told = self._left.pop(0) if len(self._left) > 1 else self._left[0]
-        if isinstance(told, OSError):
-            raise told
-        return told
+        level = self._levels.pop(0) if len(self._levels) > 1 else self._levels[0]
+        if isinstance(level, OSError):
+            raise level
+        return level, SIZE
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up at once."""
-    monkeypatch.setattr(http_backlog, "_LONGEST_WAIT_SECONDS", 0.05)
+class Clock:
+    """The time of ``http_backlog``, which only tests move on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Stop the time."""
+    clock = Clock()
+    monkeypatch.setattr(http_backlog, "time", clock)
+    return clock
 
 
 @pytest.mark.parametrize(
     ("waiting", "front_ends", "expected"),
     [
-        pytest.param(0, 1, 51, id="nothing waits: the response itself, and half of the buffer"),
-        pytest.param(300, 1, 21, id="what waits is taken off"),
-        pytest.param(0, 5, 11, id="front ends share the room"),
-        pytest.param(500, 1, 1, id="half full: one by one"),
+        pytest.param(0, 1, 31, id="nothing waits: the response itself, and a third of the queue"),
+        pytest.param(200, 1, 11, id="what waits is taken off"),
+        pytest.param(0, 5, 7, id="front ends share the room"),
+        pytest.param(300, 1, 1, id="a third waits: one by one"),
     ],
 )
 def test_how_many_responses_pass_for_a_look(waiting: int, front_ends: int, expected: int) -> None:
-    """Together the front ends can fill no more than half of a buffer unseen."""
+    """Together the front ends fill no more than a third of a queue unseen."""
     sockets = FakeSockets(waiting)
     backlog = HttpBacklog(sockets, front_ends, "m")
     for _ in range(expected):
@@ -69,61 +93,120 @@ def test_how_many_responses_pass_for_a_look(waiting: int, front_ends: int, expec
     assert 2 == sockets.looks
 
 
-def test_a_response_waits_while_a_socket_is_full() -> None:
-    """It looks until there is room."""
-    sockets = FakeSockets(900, 800, 501, 500)
-    HttpBacklog(sockets, 1, "m").before_send()
-    assert 4 == sockets.looks
-
-
-def test_a_stuck_thread_holds_up_the_others_once(caplog: pytest.LogCaptureFixture) -> None:
-    """After the longest wait responses go on for a while without a look, and the log says so."""
-    sockets = FakeSockets(900)
+def test_a_response_waits_while_a_queue_is_full() -> None:
+    """It looks until there is room, and tells how long that took."""
+    sockets = FakeSockets(800, 700, 301, 300)
     backlog = HttpBacklog(sockets, 1, "m")
-    backlog.before_send()
+    assert not backlog.is_behind
+    assert 0.002 <= backlog.before_send()
+    assert 4 == sockets.looks
+    assert backlog.is_behind
+
+
+def test_two_threads_never_send_more_than_there_is_room_for() -> None:
+    """What one has taken the other one cannot take."""
+    sockets = FakeSockets(0)
+    backlog = HttpBacklog(sockets, 1, "m")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: backlog.before_send(), range(31 * 100)))
+    assert 100 == sockets.looks
+
+
+def test_a_stuck_thread_holds_up_the_others_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while responses go on for a minute without a look, and the log says so."""
+    monkeypatch.setattr(http_backlog, "_STUCK_SECONDS", 0.05)
+    sockets = FakeSockets(800)
+    backlog = HttpBacklog(sockets, 1, "m")
+    assert 0.05 <= backlog.before_send()
     looks = sockets.looks
-    for _ in range(1000):
+    for _ in range(5000):
         backlog.before_send()
     assert looks == sockets.looks
-    backlog.before_send()  # waits once more, and says nothing more
-    assert looks < sockets.looks
     (line,) = caplog.messages
-    assert "m: Triton's HTTP may lose responses" in line
-    assert "it has sent nothing for" in line
+    assert "m: for 60 s Triton's HTTP may lose responses" in line
 
 
-def test_an_error_of_the_kernel_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """The log has it once."""
-    backlog = HttpBacklog(FakeSockets(OSError("no buffer space")), 1, "m")
+def test_a_queue_that_becomes_shorter_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly: each level below all before gives it more time."""
+    monkeypatch.setattr(http_backlog, "_STUCK_SECONDS", 0.2)
+    sockets = FakeSockets(*range(800, 299, -1))  # of a millisecond each, at least
+    HttpBacklog(sockets, 1, "m").before_send()
+    assert 501 == sockets.looks
+
+
+def test_an_error_of_the_kernel_stops_nothing(
+    caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
+    """It looks again a minute later."""
+    sockets = FakeSockets(OSError("no buffer space"), 0)
+    backlog = HttpBacklog(sockets, 1, "m")
     for _ in range(3000):
         backlog.before_send()
+    assert (1, 1) == (sockets.looks, sockets.resets)
     (line,) = caplog.messages
     assert "no buffer space" in line
+    clock.now += 60
+    backlog.before_send()
+    assert 2 == sockets.looks
 
 
 def test_the_log_says_once_that_http_is_slow(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a second of waiting, in all."""
-    monkeypatch.setattr(http_backlog, "_TELL_SECONDS", 0.01)
-    backlog = HttpBacklog(FakeSockets(*[900] * 30, 500), 1, "m")
+    """If responses wait for a tenth of the time."""
+    monkeypatch.setattr(http_backlog, "_LONG_SECONDS", 0.01)
+    backlog = HttpBacklog(FakeSockets(*range(800, 700, -1), 300), 1, "m")
     backlog.before_send()
     (line,) = caplog.messages
     assert "Triton's HTTP is slower than the engine" in line
 
 
-def test_new_sockets_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_sockets_are_found(clock: Clock) -> None:
     """Triton starts its HTTP after the models: it is looked for again, ever less often."""
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    sockets = FakeSockets(500)
+    sockets = FakeSockets(300)
     backlog = HttpBacklog(sockets, 1, "m")
     scans = []
-    for passed in (0.0, 0.5, 1.0, 1.5, 3.0):
-        now = 100.0 + passed
+    for passed in (0.0, 0.5, 0.5, 0.5, 1.5):
+        clock.now += passed
         backlog.before_send()
         scans.append(sockets.scans)
     assert [1, 1, 2, 2, 3] == scans
+
+
+def test_nothing_waits_once_it_is_closed() -> None:
+    """The last responses of a model that ends; a thread that waits goes on."""
+    sockets = FakeSockets(800)
+    backlog = HttpBacklog(sockets, 1, "m")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(backlog.before_send)
+        while not sockets.looks:
+            time.sleep(0.001)
+        backlog.close()
+        waiting.result(5)
+    looks = sockets.looks
+    backlog.before_send()
+    assert sockets.is_closed
+    assert looks == sockets.looks
+
+
+def test_the_senders_ask_before_each_response_and_close_it() -> None:
+    """In the pool that sends for the model."""
+    sockets = FakeSockets(300)
+    backlog = HttpBacklog(sockets, 1, "m")
+    pool = SenderPool(fake_pb_utils, 1, 1, lambda flush: flush(), "m", backlog)
+    sender = FakeSender()
+    stream = pool.open(sender, generation_request())
+    for last in (False, False, True):
+        stream.send(Delta(("a",), 1, final=last))
+    deadline = time.monotonic() + 5
+    while len(sender.sent) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    pool.stop(5)
+    assert 3 == len(sender.sent)
+    assert 3 == sockets.looks
+    assert sockets.is_closed
 
 
 def test_a_server_without_http_is_not_watched() -> None:
@@ -149,11 +232,11 @@ def test_a_kernel_that_does_not_tell_is_mentioned(
 
 @pytest.fixture
 def sockets() -> Iterator[ServerSockets]:
-    """Those of this process, as the kernel tells of them."""
+    """Those of this process, as the kernel reports them."""
     try:
         found = ServerSockets(os.getpid())
     except OSError as error:
-        pytest.skip(f"this kernel does not tell: {error}")
+        pytest.skip(f"this kernel does not report them: {error}")
     yield found
     found.close()
 
@@ -171,15 +254,27 @@ def fill(writer: socket.socket) -> int:
 def test_what_waits_is_what_the_kernel_counts(sockets: ServerSockets) -> None:
     """Each message costs as much as the first, up to a full buffer."""
     reader, writer = socket.socketpair()
+    size = writer.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     with writer, reader:
         sockets.scan()
-        assert 0 == sockets.fullest()
+        assert 0 == sockets.fullest()[0]
         sent = fill(writer)
-        assert sent == -(-sockets.capacity // sockets.cost)
-        assert sent * sockets.cost == sockets.fullest()
+        assert sent == -(-size // sockets.cost)
+        assert (sent * sockets.cost, size) == sockets.fullest()
         reader.recv(17)
-        assert (sent - 1) * sockets.cost == sockets.fullest()
-    assert 0 == sockets.fullest()
+        assert ((sent - 1) * sockets.cost, size) == sockets.fullest()
+    assert 0 == sockets.fullest()[0]
+
+
+def test_the_size_is_that_of_the_servers_own_buffer(sockets: ServerSockets) -> None:
+    """Not that of a new one, whose default may have changed since."""
+    reader, writer = socket.socketpair()
+    with writer, reader:
+        writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+        size = writer.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        sockets.scan()
+        sent = fill(writer)
+        assert (sent * sockets.cost, size) == sockets.fullest()
 
 
 def test_either_end_may_be_the_writer(sockets: ServerSockets) -> None:
@@ -188,7 +283,7 @@ def test_either_end_may_be_the_writer(sockets: ServerSockets) -> None:
         with writer, reader:
             sockets.scan()
             sent = fill(writer)
-            assert sent * sockets.cost == sockets.fullest()
+            assert sent * sockets.cost == sockets.fullest()[0]
 
 
 def test_later_looks_find_a_pair_in_turn_and_keep_to_it(sockets: ServerSockets) -> None:
@@ -198,12 +293,30 @@ def test_later_looks_find_a_pair_in_turn_and_keep_to_it(sockets: ServerSockets) 
         for end in itertools.chain(*pairs):
             stack.enter_context(end)
         sockets.scan()
-        assert {0} == {sockets.fullest() for _ in range(100)}
+        assert {0} == {sockets.fullest()[0] for _ in range(100)}
         sent = fill(pairs[3][0])
-        looks = [sockets.fullest() for _ in range(100)]
+        looks = [sockets.fullest()[0] for _ in range(100)]
         assert sent * sockets.cost in looks
         found = looks.index(sent * sockets.cost)
         assert {sent * sockets.cost} == set(looks[found:])
+
+
+def test_after_a_pause_all_pairs_are_asked_about(
+    sockets: ServerSockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst of new streams finds none unwatched."""
+    clock = Clock()
+    monkeypatch.setattr(server_sockets, "time", clock)
+    pairs = [socket.socketpair() for _ in range(7)]
+    with contextlib.ExitStack() as stack:
+        for end in itertools.chain(*pairs):
+            stack.enter_context(end)
+        sockets.scan()
+        for _ in range(100):
+            sockets.fullest()
+        clock.now += 2
+        sent = fill(pairs[3][1])
+        assert sent * sockets.cost == sockets.fullest()[0]
 
 
 def test_only_pairs_of_the_process_count(sockets: ServerSockets) -> None:
@@ -213,14 +326,26 @@ def test_only_pairs_of_the_process_count(sockets: ServerSockets) -> None:
         reader.close()
         fill(writer)
         sockets.scan()
-        assert 0 == sockets.fullest()
+        assert 0 == sockets.fullest()[0]
         other.kill()
 
 
+def test_answers_that_were_left_are_forgotten(sockets: ServerSockets) -> None:
+    """As after an error in the middle of a dump."""
+    next(sockets._peers())
+    sockets.reset()
+    reader, writer = socket.socketpair()
+    with writer, reader:
+        sockets.scan()
+        sent = fill(writer)
+        assert sent * sockets.cost == sockets.fullest()[0]
+
+
 def test_sockets_of_a_process_that_is_gone_are_an_error(sockets: ServerSockets) -> None:
-    """Its descriptors cannot be listed."""
-    sockets.close()
-    gone = ServerSockets(2**22 - 1)
-    with pytest.raises(OSError, match="4194303"):
-        gone.scan()
-    gone.close()
+    """Its descriptors cannot be listed, and nothing is left open."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    with pytest.raises(OSError, match=str(gone.pid)):
+        ServerSockets(gone.pid)
+    assert before == len(list(Path("/proc/self/fd").iterdir()))

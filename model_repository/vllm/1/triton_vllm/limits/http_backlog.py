@@ -1,15 +1,16 @@
-"""Holds responses back while Triton's HTTP has too many to send, of which it would lose some.
+"""Holds responses back while the queues of Triton's HTTP threads fill up: a full one drops them.
 
-Each HTTP thread of tritonserver learns of a response through a pair of Unix sockets. When the
-kernel's buffer between them is full, which 278 responses do by default, tritonserver drops the
-notice and goes on (``evthr_defer`` of libevhtp; 24.10 and the source of August 2026). The client's
-text ends early then, or its stream never does, and nobody is told. So a sender thread looks now
-and then, and waits while the fullest socket is half full. What comes from the engine meanwhile is
-merged.
+Each HTTP thread of tritonserver gets a notice of a response through a pair of Unix sockets. When
+the kernel's buffer between them is full, with 278 notices by default, tritonserver drops the notice
+and goes on (``evthr_defer`` of libevhtp; 24.10 and the source of August 2026). The client's text
+ends early then, or its stream never does, and nobody is told. So a sender thread looks now and
+then, and waits while a queue is more than a third full. What comes from the engine meanwhile is
+merged. The first response to a request takes two notices: two thirds of a queue always suffice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -22,99 +23,137 @@ from triton_vllm.limits.server_sockets import ServerSockets
 
 logger = logging.getLogger(__name__)
 
-_SENDS_UNSEEN = 1000  # before another look, where there is nothing to see
+_PART = 3  # of a queue is filled: one third
 _PAUSE_SECONDS = 0.001
-_LONGEST_WAIT_SECONDS = 5.0  # a thread that is stuck for so long must not hold up all others
-_TELL_SECONDS = 1.0  # of waiting, in all, that the log mentions
+_STUCK_SECONDS = 5.0  # a queue that has not become shorter for so long must not hold up everything
+_BLIND_SECONDS = 60.0  # after that, or an error, before another look
 _SCAN_SECONDS = (1.0, 60.0)  # the first and the last pause between scans: HTTP starts after models
+_PERIOD_SECONDS = 10.0  # in which a tenth of waiting is mentioned in the log
+_LONG_SECONDS = 1.0
 
 
 class Sockets(Protocol):
     """As much of ``ServerSockets`` as is used here."""
 
-    capacity: int
     cost: int
 
     def scan(self) -> None:
         """Find the sockets."""
 
-    def fullest(self) -> int:
-        """Return how many bytes wait in the fullest of them."""
+    def fullest(self) -> tuple[int, int]:
+        """Return the bytes that wait in the fullest of them, and the size of its buffer."""
+
+    def reset(self) -> None:
+        """Forget what an error has left."""
+
+    def close(self) -> None:
+        """Look no more."""
 
 
 class NoHttpBacklog:
-    """Of a server without HTTP, or whose sockets cannot be seen."""
+    """For a server without HTTP, or whose sockets cannot be seen."""
 
-    def before_send(self) -> None:
-        """Hold nothing back."""
+    is_behind = False
+
+    def before_send(self) -> float:
+        """Hold nothing back; return the seconds that this took."""
+        return 0.0
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class HttpBacklog(NoHttpBacklog):
     """Shared by the sender threads of a front end."""
 
     def __init__(self, sockets: Sockets, front_ends: int, model: str) -> None:
-        """``front_ends`` share the room in the sockets; ``model`` is the name for the log."""
+        """``front_ends`` share the room in the queues; ``model`` is the name for the log."""
         self._sockets = sockets
-        self._limit = sockets.capacity // 2
-        self._share = sockets.cost * front_ends
+        self._bytes_per_response = sockets.cost * front_ends
         self._model = model
-        self._room = 0  # responses to send before another look
-        self._looking = threading.Lock()
-        self._waited = 0.0  # seconds
-        self._has_failed = False
+        self._sends_left = 0  # before another look
+        self._sending = threading.Lock()
+        self._closing = threading.Event()
+        self._blind_until = 0.0
         self._scan_due = 0.0
         self._scan_pause = _SCAN_SECONDS[0]
+        self._waited = 0.0  # in this period
+        self._period_end = 0.0
+        self._has_told = False
 
-    def before_send(self) -> None:
-        """Wait until there is room for a response. Any sender thread."""
-        self._room -= 1
-        if self._room < 0:
-            with self._looking:
-                if self._room < 0:
-                    self._room = self._await_room()
+    @property
+    def is_behind(self) -> bool:  # type: ignore[override]
+        """Whether responses have waited lately."""
+        return self._waited > 0 and time.monotonic() < self._period_end
 
-    def _await_room(self) -> int:
+    def before_send(self) -> float:
+        """Wait until there is room for a response; return the seconds. Any sender thread."""
+        with self._sending:
+            self._sends_left -= 1
+            if self._sends_left >= 0 or self._closing.is_set():
+                return 0.0
+            since = time.monotonic()
+            if since < self._blind_until:
+                return 0.0
+            try:
+                self._sends_left = self._await_room(since)
+            except Exception as error:
+                self._look_away(error)
+            return time.monotonic() - since
+
+    def close(self) -> None:
+        """Wait no more, so that the last responses can be sent."""
+        self._closing.set()
+        with self._sending:
+            self._sockets.close()
+
+    def _await_room(self, now: float) -> int:
         """Return how many responses may follow the one that waits."""
-        try:
-            self._scan()
-            waiting = self._sockets.fullest()
-            if waiting > self._limit:
-                waiting = self._wait()
-        except (OSError, _StuckError) as error:
-            if not self._has_failed:
-                logger.error(
-                    f"{self._model}: Triton's HTTP may lose responses, if there are many: "
-                    f"{one_line(error)}"
-                )
-            self._has_failed = True
-            return _SENDS_UNSEEN
-        return (self._limit - waiting) // self._share
-
-    def _wait(self) -> int:
-        """Return how many bytes wait when there is room again. Raises _StuckError."""
-        since = time.monotonic()
-        while (waiting := self._sockets.fullest()) > self._limit:
-            if time.monotonic() - since > _LONGEST_WAIT_SECONDS:
-                raise _StuckError(f"it has sent nothing for {_LONGEST_WAIT_SECONDS:.0f} s")
-            time.sleep(_PAUSE_SECONDS)
-        before, self._waited = self._waited, self._waited + time.monotonic() - since
-        if before < _TELL_SECONDS <= self._waited:
-            logger.warning(
-                f"{self._model}: Triton's HTTP is slower than the engine, so this front end waits "
-                "for it and merges responses (docs/known-issues.md)"
-            )
-        return waiting
-
-    def _scan(self) -> None:
-        now = time.monotonic()
         if now >= self._scan_due:
             self._scan_due = now + self._scan_pause
             self._scan_pause = min(2 * self._scan_pause, _SCAN_SECONDS[1])
             self._sockets.scan()
+        waiting, size = self._sockets.fullest()
+        if waiting * _PART > size:
+            waiting, size = self._wait(waiting)
+            self._count(time.monotonic() - now)
+        return max(0, (size // _PART - waiting) // self._bytes_per_response)
 
+    def _wait(self, least: int) -> tuple[int, int]:
+        """Return what ``fullest`` does when there is room again. Raises TimeoutError."""
+        stuck_at = time.monotonic() + _STUCK_SECONDS
+        while not self._closing.wait(_PAUSE_SECONDS):
+            waiting, size = self._sockets.fullest()
+            if waiting * _PART <= size:
+                return waiting, size
+            if waiting < least:
+                least, stuck_at = waiting, time.monotonic() + _STUCK_SECONDS
+            elif time.monotonic() > stuck_at:
+                raise TimeoutError(f"a thread of it has done nothing for {_STUCK_SECONDS:.0f} s")
+        return 0, 0
 
-class _StuckError(Exception):
-    """An HTTP thread does nothing."""
+    def _count(self, seconds: float) -> None:
+        """Say once that responses wait, if they do so for a tenth of the time."""
+        now = time.monotonic()
+        if now > self._period_end:
+            self._waited, self._period_end = 0.0, now + _PERIOD_SECONDS
+        self._waited += seconds
+        if self._waited >= _LONG_SECONDS and not self._has_told:
+            self._has_told = True
+            logger.warning(
+                f"{self._model}: Triton's HTTP is slower than the engine, so this front end waits "
+                "for it and merges responses (docs/known-issues.md)"
+            )
+
+    def _look_away(self, error: Exception) -> None:
+        """Hold nothing back for a minute."""
+        self._blind_until = time.monotonic() + _BLIND_SECONDS
+        logger.error(
+            f"{self._model}: for {_BLIND_SECONDS:.0f} s Triton's HTTP may lose responses, if there "
+            f"are many: {one_line(error)} (docs/known-issues.md)"
+        )
+        with contextlib.suppress(OSError):  # the next look fails, too, and is told
+            self._sockets.reset()
 
 
 def watch_http_backlog(server: ServerOptions, front_ends: int, model: str) -> NoHttpBacklog:
@@ -128,7 +167,7 @@ def watch_http_backlog(server: ServerOptions, front_ends: int, model: str) -> No
         return HttpBacklog(ServerSockets(os.getppid()), front_ends, model)
     except OSError as error:
         logger.warning(
-            f"{model}: Triton's HTTP may lose responses, if there are many, as this kernel does "
-            f"not show how many wait: {one_line(error)} (docs/known-issues.md)"
+            f"{model}: Triton's HTTP may lose responses, if there are many, as the kernel does not "
+            f"report how many wait: {one_line(error)} (docs/known-issues.md)"
         )
         return NoHttpBacklog()

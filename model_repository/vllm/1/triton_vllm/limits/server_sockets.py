@@ -1,7 +1,7 @@
-"""How much waits between a process's threads, in its pairs of Unix sockets.
+"""How full the queues between a process's threads are that are pairs of Unix sockets.
 
-Linux tells each process about the Unix sockets of its network namespace, without privileges, as it
-tells ``ss``: sock_diag(7).
+Linux reports on the Unix sockets of a network namespace to each process in it, without privileges,
+as it does to ``ss``: sock_diag(7).
 """
 
 from __future__ import annotations
@@ -19,59 +19,69 @@ from pathlib import Path
 # linux/netlink.h, sock_diag.h and unix_diag.h
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST, _NLM_F_MULTI, _NLM_F_DUMP = 0x1, 0x2, 0x300
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _ESTABLISHED = 1 << 1
-_SHOW_PEER, _SHOW_QUEUES = 0x4, 0x10
-_UNIX_DIAG_PEER, _UNIX_DIAG_RQLEN = 2, 4
+_SHOW_PEER, _SHOW_QUEUES, _SHOW_MEMORY = 0x4, 0x10, 0x20
+_PEER_IS, _QUEUES_ARE, _MEMORY_IS = 2, 4, 5  # attributes of a message
 _NO_COOKIE = 0xFFFFFFFF
 _HEADER = struct.Struct("=IHHII")  # of a message: length, type, flags, sequence number, port
 _REQUEST = struct.Struct("=BBHIIIII")  # family, protocol, -, states, inode, show, cookie
-_PEER = struct.Struct("=20xI8x2xHI")  # of a message: inode, first attribute, the peer's inode
-_QUEUES = struct.Struct("=20xI8x2xHII")  # of one: inode, first attribute, unread here and there
+_PEER = struct.Struct("=20xI8x2xHI")  # of a message: inode, attribute, the peer's inode
+# Of a message: inode, attribute, what it has not read, what its peer has not read, attribute, the
+# size of its buffer.
+_QUEUES = struct.Struct("=20xI8x2xHII2xH12xI")
 _CODE = struct.Struct("=i")  # of an error, below zero; it follows the header
-_END_SIZE = _HEADER.size + _CODE.size
-_END = (_END_SIZE, _NLMSG_DONE, _NLM_F_MULTI)  # how the last message of a dump begins
+_END = (_HEADER.size + _CODE.size, _NLMSG_DONE)  # how the last message of a dump begins
 _ANSWER_BYTES, _DUMP_BYTES = 256, 1 << 16
-_SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
-_NOTICE_BYTES = 17  # of a message from thread to thread: libevhtp's evthr_cmd
-_FIRST_LOOKS = 20  # at all pairs
-_OTHERS = 2
-_IN_USE_SECONDS = 60.0  # since something was seen to wait
 _ANSWER_TIME = struct.pack("@ll", 1, 0)  # a timeval: the kernel answers at once
+_SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
+_NOTICE_BYTES = 17  # of a message between threads: libevhtp's evthr_cmd
+_FIRST_LOOKS = 20  # at all pairs
+_PAUSE_SECONDS = 1.0  # without a look, after which the looks at all pairs begin anew
+_OTHERS_PER_LOOK = 2
+_MOST_PER_LOOK = 64
+_IN_USE_SECONDS = 60.0  # since a message was seen to wait
 
 
 class ServerSockets:
     """The pairs of Unix sockets of which a process holds both ends.
 
-    ``capacity`` is what the buffer of a new socket holds, and ``cost`` what a small message takes
-    of it: both in bytes of kernel memory.
+    ``cost`` is the kernel memory that a small message takes while it waits, in bytes.
     """
 
     def __init__(self, pid: int) -> None:
-        """Prepare to look at the process ``pid``; raise OSError where the kernel does not tell."""
+        """Find the pairs of the process ``pid``. Raises OSError if the kernel does not report."""
         self._pid = pid
-        self._ends: set[int] = set()  # one of each pair
-        self._turns: Iterator[int] = iter(())
+        self._ends: frozenset[int] = frozenset()  # one of each pair
+        self._rotation: Iterator[int] = iter(())
         self._first_looks = 0  # left
+        self._last_look = 0.0
         self._in_use: dict[int, float] = {}  # until when
-        self._diagnostics = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
-        )
-        self._diagnostics.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIME)
-        writer, reader = socket.socketpair()
-        with writer, reader:
-            self.capacity = writer.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-            writer.send(b"a small message")
-            told = self._queues([os.fstat(writer.fileno()).st_ino])
-            self.cost = sum(sent for _, _, sent in told)
-        if not self.cost:
-            self.close()
-            raise OSError("the kernel does not show what waits in a socket")
+        with contextlib.ExitStack() as stack:
+            self._diagnostics = _open()
+            stack.callback(self.close)
+            self.cost = self._measure_cost()
+            self.scan()
+            stack.pop_all()
 
     def close(self) -> None:
-        """Look no more."""
+        """Close the netlink socket."""
         self._diagnostics.close()
+
+    def reset(self) -> None:
+        """Forget answers that have not been read."""
+        self.close()
+        self._diagnostics = _open()
+
+    def _measure_cost(self) -> int:
+        writer, reader = socket.socketpair()
+        with writer, reader:
+            writer.send(bytes(_NOTICE_BYTES))
+            cost = sum(sent for _, _, sent, _ in self._ask([os.fstat(writer.fileno()).st_ino]))
+        if not cost:
+            raise OSError("the kernel does not report what waits in a socket")
+        return cost
 
     def scan(self) -> None:
         """Find the pairs that the process has now. Raises OSError."""
@@ -80,67 +90,87 @@ class ServerSockets:
             with contextlib.suppress(FileNotFoundError):  # one that has been closed since
                 if link := _SOCKET_LINK.fullmatch(str(entry.readlink())):
                     own.add(int(link[1]))
-        ends = {inode for inode, peer in self._peers() if inode in own and inode < peer in own}
+        # The second end, made later: libevhtp writes to it and reads from the first.
+        ends = frozenset(
+            inode for inode, peer in self._peers() if own >= {inode, peer} and inode > peer
+        )
         if ends != self._ends:
-            self._ends, self._turns = ends, itertools.cycle(sorted(ends))
+            self._ends, self._rotation = ends, itertools.cycle(sorted(ends))
             self._first_looks = _FIRST_LOOKS
+            self._in_use = {inode: until for inode, until in self._in_use.items() if inode in ends}
 
-    def fullest(self) -> int:
-        """Return how many bytes wait in the fullest of the pairs found; 0 if there are none.
+    def fullest(self) -> tuple[int, int]:
+        """Return the bytes that wait in the fullest of the pairs, and the size of its buffer.
 
-        The first looks ask about all pairs. Later ones ask about those that were in use lately, and
-        about two others in turn, as each takes 10 µs. Raises OSError.
+        The first looks, also after a pause, are at all pairs. Later ones are at those that were in
+        use lately, and at two others in turn, as each takes 10 µs, and more where a namespace has
+        thousands of sockets. Returns (0, 0) if there are no pairs. Raises OSError.
         """
         now = time.monotonic()
+        if now - self._last_look > _PAUSE_SECONDS:
+            self._first_looks = _FIRST_LOOKS
+        self._last_look = now
         if self._first_looks:
             self._first_looks -= 1
-            asked = self._ends
+            asked = set(self._ends)
         else:
             asked = {inode for inode, until in self._in_use.items() if now < until}
-            asked.update(itertools.islice(self._turns, _OTHERS))
-        fullest = 0
-        for inode, unread, sent in self._queues(asked):
-            waiting = max(sent, unread // _NOTICE_BYTES * self.cost)
+            asked.update(itertools.islice(self._rotation, _OTHERS_PER_LOOK))
+        fullest = (0, 0)
+        for inode, unread, sent, size in self._ask(asked):
+            waiting = max(sent, unread // _NOTICE_BYTES * self.cost)  # if it is the other end
             if waiting:
                 self._in_use[inode] = now + _IN_USE_SECONDS
-                fullest = max(fullest, waiting)
+            fullest = max(fullest, (waiting, size))
         return fullest
 
-    def _queues(self, inodes: Iterable[int]) -> list[tuple[int, int, int]]:
-        """Return the inode of each open socket, and the bytes that it and its peer have not read.
+    def _ask(self, inodes: Iterable[int]) -> list[tuple[int, int, int, int]]:
+        """Return of each open socket what it and its peer have not read, and its buffer's size.
 
-        The former are those of the messages, the latter those of kernel memory. Raises OSError.
+        All in bytes: the first of the messages, the others of kernel memory. Raises OSError.
         """
-        requests = [_request(inode, _SHOW_QUEUES, 0) for inode in inodes]
-        if requests:
-            self._diagnostics.send(b"".join(requests))
-        answers = [self._diagnostics.recv(_ANSWER_BYTES) for _ in requests]
-        told = [_QUEUES.unpack_from(answer) for answer in answers if len(answer) >= _QUEUES.size]
-        return [(inode, *queues) for inode, what, *queues in told if what == _UNIX_DIAG_RQLEN]
+        asked = list(itertools.islice(inodes, _MOST_PER_LOOK))
+        if asked:
+            show = _SHOW_QUEUES | _SHOW_MEMORY
+            self._diagnostics.send(b"".join(_request(inode, show, 0) for inode in asked))
+        found = []
+        for _ in asked:
+            answer = self._diagnostics.recv(_ANSWER_BYTES)
+            if len(answer) >= _QUEUES.size and _HEADER.unpack_from(answer)[1] != _NLMSG_ERROR:
+                inode, queues, unread, sent, memory, size = _QUEUES.unpack_from(answer)
+                if (queues, memory) == (_QUEUES_ARE, _MEMORY_IS):
+                    found.append((inode, unread, sent, size))
+        return found
 
     def _peers(self) -> Iterator[tuple[int, int]]:
         """Yield the inodes of each connected socket and its peer. Raises OSError."""
-        dump, at = self._dump(_request(0, _SHOW_PEER, _NLM_F_DUMP)), 0
-        while at < len(dump):
-            length, *_ = _HEADER.unpack_from(dump, at)
-            if length >= _PEER.size:
-                inode, attribute, peer = _PEER.unpack_from(dump, at)
-                if attribute == _UNIX_DIAG_PEER:
+        self._diagnostics.send(_request(0, _SHOW_PEER, _NLM_F_DUMP))
+        for message in self._messages():
+            if len(message) >= _PEER.size:
+                inode, attribute, peer = _PEER.unpack_from(message)
+                if attribute == _PEER_IS:
                     yield inode, peer
-            at += length
 
-    def _dump(self, request: bytes) -> bytes:
-        """Return the messages that answer a request for all sockets. Raises OSError."""
-        self._diagnostics.send(request)
-        messages = b""
+    def _messages(self) -> Iterator[bytes]:
+        """Yield the messages of a dump. Raises OSError."""
         while True:
-            part = self._diagnostics.recv(_DUMP_BYTES)
-            if _HEADER.unpack_from(part)[1] == _NLMSG_ERROR:
-                (code,) = _CODE.unpack_from(part, _HEADER.size)
-                raise OSError(-code, os.strerror(-code))
-            messages += part
-            if _HEADER.unpack_from(messages, len(messages) - _END_SIZE)[:3] == _END:
-                return messages[:-_END_SIZE]
+            part, at = self._diagnostics.recv(_DUMP_BYTES), 0
+            while at < len(part):
+                length, kind, *_ = _HEADER.unpack_from(part, at)
+                if kind == _NLMSG_ERROR:
+                    (code,) = _CODE.unpack_from(part, at + _HEADER.size)
+                    raise OSError(-code, os.strerror(-code))
+                if (length, kind) == _END:
+                    return
+                yield part[at : at + length]
+                at += length
+
+
+def _open() -> socket.socket:
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    opened = socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIME)
+    return opened
 
 
 def _request(inode: int, show: int, flags: int) -> bytes:

@@ -185,6 +185,7 @@ class SenderPool:
 
     def stop(self, timeout: float) -> None:
         """Send what is queued, then end the threads. Returns after ``timeout`` seconds at most."""
+        self._http_backlog.close()
         for outbox in self._outboxes:
             outbox.flush()
             outbox.queue.put(None)
@@ -206,10 +207,11 @@ class SenderPool:
             traffic.merged_deltas += len(messages) - len(merged)
             since = time.perf_counter()
             for stream, message in merged:
-                self._http_backlog.before_send()
+                since += self._http_backlog.before_send()
                 self._deliver(stream, message, traffic)
             traffic.seconds += time.perf_counter() - since
-            self._warning.check()
+            if not self._http_backlog.is_behind:
+                self._warning.check()
             if None in handed:
                 return
 
