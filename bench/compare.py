@@ -206,7 +206,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="0..1",
         help="0.5: answers from half to one and a half times as long (the configuration's, or 0)",
     )
-    flag("--count-tokens", action="store_true", help="show tokens that are lost; costs a little")
+    flag("--count-tokens", action="store_true", help="show tokens that ours lose; costs a little")
     flag("--model", help="the model, in place of the configuration's")
     flag("--engine-args", type=json.loads, default={}, metavar="JSON", help="further arguments")
     flag("--tokenizer", type=Path, help="tokenizer.json (the model's folder, if it has one)")

@@ -32,8 +32,8 @@ class Plan:
     """What is to be measured. ``modes``: whether answers are streamed. Times are in seconds.
 
     ``streams_per_gpu``: a peer on N GPUs gets N times the streams. ``requests``: how many a load of
-    so many streams has; others have ``requests_per_stream`` for each. ``count_tokens``: the servers
-    count what they send, which shows what is lost.
+    so many streams has; others have ``requests_per_stream`` for each. ``count_tokens``: ours
+    count the tokens of each message, which shows what is lost.
     """
 
     tokenizer: workload.Tokenizer
@@ -143,13 +143,15 @@ class Comparison:
     ) -> dict[str, Any]:
         prompts = self._prompts_of(streams, repeat)
         # Each of several front ends counts the steps that had something for it.
-        steps = steps_of(server.command.metrics_address) if peer.front_ends == 1 else None
+        counts_once = (peer.front_ends, peer.api_servers) == (1, 1)
+        steps = steps_of(server.command.metrics_address) if counts_once else None
         before = server.tree.cpu_seconds()
         try:
             if peer.kind == "offline":
                 found = self._offline(server, prompts)
             else:
-                counts = self._plan.count_tokens and peer.kind in ("vllm", "ours")
+                # vLLM's counts once, at the end of an answer.
+                counts = self._plan.count_tokens and peer.kind == "ours"
                 target = self._target(peer, server, stream, count_tokens=counts)
                 load = Load(target, prompts, streams, seconds=self._plan.row_seconds)
                 found = figures(self._clients.run(load)).as_dict()

@@ -47,7 +47,7 @@ class Cell:
 
     @property
     def lost(self) -> float | None:
-        """The tokens that did not arrive, in all repeats; None where they were not counted."""
+        """The tokens that did not arrive, in all repeats; None if they were not counted."""
         counted = self.values("lost_tokens")
         return sum(counted) if counted else None
 

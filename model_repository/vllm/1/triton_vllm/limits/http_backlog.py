@@ -15,6 +15,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from typing import Protocol
 
 from triton_vllm.config.server_options import ServerOptions
@@ -71,8 +72,8 @@ class HttpBacklog(NoHttpBacklog):
         self._sockets = sockets
         self._bytes_per_response = sockets.cost * front_ends
         self._model = model
-        self._sends_left = 0  # before another look
-        self._sending = threading.Lock()
+        self._allowed: deque[None] = deque()  # an item for each response before another look
+        self._looking = threading.Lock()
         self._closing = threading.Event()
         self._blind_until = 0.0
         self._scan_due = 0.0
@@ -88,15 +89,22 @@ class HttpBacklog(NoHttpBacklog):
 
     def before_send(self) -> float:
         """Wait until there is room for a response; return the seconds. Any sender thread."""
-        with self._sending:
-            self._sends_left -= 1
-            if self._sends_left >= 0 or self._closing.is_set():
+        try:
+            self._allowed.pop()
+        except IndexError:
+            return self._look()
+        return 0.0
+
+    def _look(self) -> float:
+        with self._looking:
+            with contextlib.suppress(IndexError):  # another thread may just have looked
+                self._allowed.pop()
                 return 0.0
             since = time.monotonic()
-            if since < self._blind_until:
+            if since < self._blind_until or self._closing.is_set():
                 return 0.0
             try:
-                self._sends_left = self._await_room(since)
+                self._allowed.extend([None] * self._await_room(since))
             except Exception as error:
                 self._look_away(error)
             return time.monotonic() - since
@@ -104,7 +112,7 @@ class HttpBacklog(NoHttpBacklog):
     def close(self) -> None:
         """Wait no more, so that the last responses can be sent."""
         self._closing.set()
-        with self._sending:
+        with self._looking:
             self._sockets.close()
 
     def _await_room(self, now: float) -> int:
