@@ -5,7 +5,7 @@ the kernel's buffer between them is full, with 278 notices by default, tritonser
 and goes on (``evthr_defer`` of libevhtp; 24.10 and the source of August 2026). The client's text
 ends early then, or its stream never does, and nobody is told. So a sender thread looks now and
 then, and waits while a queue is more than a third full. What comes from the engine meanwhile is
-merged. The first response to a request takes two notices: two thirds of a queue always suffice.
+merged. The first response to a request takes two notices, for which the other two thirds have room.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sockets(Protocol):
         """Forget what an error has left."""
 
     def close(self) -> None:
-        """Look no more."""
+        """Close what it looks with."""
 
 
 class NoHttpBacklog:
