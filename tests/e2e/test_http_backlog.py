@@ -61,7 +61,7 @@ def switches(server: TritonServer) -> dict[int, int]:
 
 
 def http_threads(server: TritonServer, connections: list[http.client.HTTPConnection]) -> list[int]:
-    """Return the threads that serve the connections: those that wake for most of the requests."""
+    """Return the threads that may serve a connection: those that wake for half of its requests."""
     before = switches(server)
     for _ in range(ASKED):
         for connection in connections:

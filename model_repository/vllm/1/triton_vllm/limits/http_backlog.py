@@ -24,7 +24,7 @@ from triton_vllm.limits.server_sockets import ServerSockets
 
 logger = logging.getLogger(__name__)
 
-_PART = 3  # of a queue is filled: one third
+_PART = 3  # a third of a queue may be filled
 _PAUSE_SECONDS = 0.001
 _STUCK_SECONDS = 5.0  # a queue that has not become shorter for so long must not hold up everything
 _BLIND_SECONDS = 60.0  # after that, or an error, before another look
@@ -54,7 +54,10 @@ class Sockets(Protocol):
 class NoHttpBacklog:
     """For a server without HTTP, or whose sockets cannot be seen."""
 
-    is_behind = False
+    @property
+    def is_behind(self) -> bool:
+        """Whether responses have waited lately."""
+        return False
 
     def before_send(self) -> float:
         """Hold nothing back; return the seconds that this took."""
@@ -83,8 +86,7 @@ class HttpBacklog(NoHttpBacklog):
         self._has_told = False
 
     @property
-    def is_behind(self) -> bool:  # type: ignore[override]
-        """Whether responses have waited lately."""
+    def is_behind(self) -> bool:  # noqa: D102 (as in NoHttpBacklog)
         return self._waited > 0 and time.monotonic() < self._period_end
 
     def before_send(self) -> float:
