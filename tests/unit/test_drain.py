@@ -148,3 +148,20 @@ def test_a_drain_that_is_cancelled_is_never_over(monkeypatch: pytest.MonkeyPatch
 
     run(main())
     assert [] == told
+
+
+def test_it_says_for_how_long_it_has_run() -> None:
+    """What the engine's end may take depends on it; a drain that was cancelled took nothing."""
+    _, drain = make(**{TRITON: 5.0})
+
+    async def main() -> list[float]:
+        seconds = [drain.seconds_since_begin]
+        drain.begin()
+        await asyncio.sleep(0.05)
+        seconds.append(drain.seconds_since_begin)
+        drain.cancel()
+        return [*seconds, drain.seconds_since_begin]
+
+    before, running, after = run(main())
+    assert (0, 0) == (before, after)
+    assert 0.04 < running < 5

@@ -52,3 +52,32 @@ def test_another_program_has_no_http_to_ask(
     command.write_text("python3\0serve.py\0")
     monkeypatch.setattr(server_options, "_parent_command", lambda: command)
     assert ServerOptions(None) == ServerOptions.read()
+
+
+@pytest.mark.parametrize(
+    ("drained", "front_ends", "expected"),
+    [
+        (0, 1, 10),  # an idle engine has what it may need
+        (20, 1, 3),  # the exit timeout leaves 30 - 20 - 6 - 1
+        (15, 1, 8),
+        (8, 4, 10),
+        (15, 4, 5),
+        (29, 1, 3),  # less than that would kill an engine that is about to end
+    ],
+)
+def test_the_end_of_an_engine_leaves_time_to_triton(
+    drained: float, front_ends: int, expected: float
+) -> None:
+    """Its time is what the drain and Triton leave of the exit timeout, here 30 seconds."""
+    assert expected == DEFAULTS.engine_seconds(drained, front_ends)
+
+
+@pytest.mark.parametrize("exit_timeout", [10, 15, 30, 120])
+@pytest.mark.parametrize("front_ends", [1, 2, 8])
+def test_a_stop_fits_in_the_exit_timeout(exit_timeout: int, front_ends: int) -> None:
+    """The longest drain and an engine that hangs leave at least 2 s to notice SIGTERM and exit."""
+    server = ServerOptions(exit_timeout_seconds=exit_timeout)
+    drained = server.drain_timeout_seconds(3600, front_ends)
+    ended = drained + server.engine_seconds(drained, front_ends)
+    if drained > 1:  # an exit timeout of 5 s for each front end and 3 s
+        assert ended + front_ends + 2 <= exit_timeout

@@ -119,7 +119,7 @@ class Supervised:
         async def start(plan: Any, config: Any, loop: Any, adapters: Any, *rest: Any) -> FakeRun:
             if self.runs and (failure := next(left, None)):
                 raise failure
-            self.runs.append(FakeRun(rest[-1]))
+            self.runs.append(FakeRun(rest[1]))
             return self.runs[-1]
 
         monkeypatch.setattr("triton_vllm.engine.supervisor.EngineRun", SimpleNamespace(start=start))
@@ -131,7 +131,9 @@ class Supervised:
         self.admission = Admission(0, 0, lambda: 0, NoLoadBalancer())
 
         async def make() -> Supervisor:
-            return Supervisor(plan, loop, NoAdapters(), self.admission, NoOpenAIServer())
+            return Supervisor(
+                plan, loop, NoAdapters(), self.admission, NoOpenAIServer(), lambda: 10.0
+            )
 
         self.supervisor = loop.call(make())
         loop.call(self.supervisor.start())
@@ -244,10 +246,23 @@ def test_a_close_ends_the_tries(
 
 
 @pytest.fixture
-def run(loop: EventLoopThread, errors: EngineErrors, monkeypatch: pytest.MonkeyPatch) -> EngineRun:
-    """A real run, of an engine without processes."""
+def ended() -> list[float]:
+    """The seconds that an engine had to end."""
+    return []
+
+
+@pytest.fixture
+def run(
+    loop: EventLoopThread,
+    errors: EngineErrors,
+    ended: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> EngineRun:
+    """A real run, of an engine without processes, which ``ended`` in so many seconds."""
     monkeypatch.setattr(vllm_api, "engine_processes", lambda llm: [], raising=False)
-    monkeypatch.setattr(vllm_api, "shut_down", lambda llm, timeout: None, raising=False)
+    monkeypatch.setattr(
+        vllm_api, "shut_down", lambda llm, timeout: ended.append(timeout), raising=False
+    )
     monkeypatch.setattr(vllm_api, "has_failed", lambda llm: False, raising=False)
 
     async def make() -> EngineRun:
@@ -256,9 +271,21 @@ def run(loop: EventLoopThread, errors: EngineErrors, monkeypatch: pytest.MonkeyP
         llm = SimpleNamespace()
         renderers: Any = None
         held = contextlib.ExitStack()
-        return EngineRun(plan, loop, llm, renderers, None, lambda run: None, held)
+        return EngineRun(plan, loop, llm, renderers, None, lambda run: None, lambda: 4.5, held)
 
     return loop.call(make())
+
+
+def test_an_engine_has_the_time_that_is_left_when_it_ends(
+    loop: EventLoopThread, run: EngineRun, ended: list[float]
+) -> None:
+    """Not that which was left when it started."""
+
+    async def end() -> None:
+        run.end()
+
+    loop.call(end())
+    assert [4.5] == ended
 
 
 def test_what_waits_for_a_dead_engine_is_ended(loop: EventLoopThread, run: EngineRun) -> None:

@@ -10,6 +10,13 @@ from pathlib import Path
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound)
 _EXIT_TIMEOUT_SECONDS = 30  # Triton's default
 _FINALIZE_SECONDS = 5  # what each front end's finalize takes of the exit timeout, at most
+# For the end of an engine; then it is killed. A worker on a busy CPU takes 4 s to leave, and the
+# engine core waits for it.
+_MOST_ENGINE_SECONDS = 10.0
+_LEAST_ENGINE_SECONDS = 3.0
+# Until SIGTERM is noticed, and from the engine's end to Triton's: 4 on an idle machine with one
+# front end; each front end adds one.
+_TRITON_SECONDS = 6
 
 
 def _parent_command() -> Path:
@@ -61,6 +68,11 @@ class ServerOptions:
         """Return the operator's limit for running requests, or what the exit timeout leaves."""
         needed = _FINALIZE_SECONDS * front_ends + 2
         return max(1.0, min(wanted, self.exit_timeout_seconds - needed))
+
+    def engine_seconds(self, drained: float, front_ends: int) -> float:
+        """Return the time that an engine has to end, ``drained`` seconds after a drain began."""
+        left = self.exit_timeout_seconds - drained - _TRITON_SECONDS - front_ends
+        return max(_LEAST_ENGINE_SECONDS, min(_MOST_ENGINE_SECONDS, left))
 
 
 def _is_true(text: str | None) -> bool:

@@ -23,7 +23,6 @@ from triton_vllm.topology.front_ends import EngineAddresses, FrontEndSlot
 from triton_vllm.vllm_api import api as vllm_api
 from triton_vllm.vllm_api.render.renderers import Renderers
 
-_SHUTDOWN_SECONDS = 10.0  # a worker on a CPU takes 4 to leave, and the engine core waits for it
 _POLL_SECONDS = 0.1  # between two questions whether vLLM has reported a fatal error
 # A broken engine tidies up and leaves by itself, if it can; then its processes are killed.
 _LEAVE_SECONDS = 3.0
@@ -47,6 +46,7 @@ class EngineRun:
         renderers: Renderers,
         addresses: EngineAddresses | None,
         on_failure: Callable[[EngineRun], None],
+        end_seconds: Callable[[], float],
         held: contextlib.ExitStack,
     ) -> None:
         """Use ``EngineRun.start``. ``held`` is released by ``end``."""
@@ -56,6 +56,7 @@ class EngineRun:
         self.failure = ""
         self._plan = plan
         self._on_failure = on_failure
+        self._end_seconds = end_seconds
         self._held = held
         self._gone = asyncio.Event()  # all of the processes
         self._failed = asyncio.Event()
@@ -72,11 +73,13 @@ class EngineRun:
         adapters: Adapters | NoAdapters,
         replaced: EngineAddresses | None,
         on_failure: Callable[[EngineRun], None],
+        end_seconds: Callable[[], float],
     ) -> EngineRun:
         """Start the engine, or join the one that the leader starts.
 
         ``config`` is vLLM's, unused so far. ``replaced`` are the addresses of the engine that died,
-        if any. ``on_failure`` is called once, when the engine fails or a process of it exits.
+        if any. ``on_failure`` is called once, when the engine fails or a process of it exits,
+        ``end_seconds`` when it is to end: that many seconds later it is killed.
         Raises what went wrong, and leaves nothing behind then.
         """
         held = contextlib.ExitStack()
@@ -85,7 +88,7 @@ class EngineRun:
                 plan.errors.clear()
             addresses, front_end = None, {}
             if plan.slot.count + plan.settings.rust_clients > 1:
-                addresses = await _join(plan, plan.slot, loop, replaced, held)
+                addresses = await _join(plan, loop, replaced, held, end_seconds)
                 front_end = _front_end_of(addresses, plan.slot, plan.settings.rust_clients)
             llm = await _start(
                 plan,
@@ -96,7 +99,7 @@ class EngineRun:
             if plan.slot.count > 1 and not plan.settings.rust_clients:
                 vllm_api.choose_ranks_together(llm, plan.slot, held)
             renderers = Renderers(llm, adapters)
-            run = cls(plan, loop, llm, renderers, addresses, on_failure, held)
+            run = cls(plan, loop, llm, renderers, addresses, on_failure, end_seconds, held)
         except BaseException:
             held.close()
             raise
@@ -179,7 +182,7 @@ class EngineRun:
 
     def _shut_down_front_end(self) -> None:
         # In the loop: so vLLM's output task is cancelled before it can fail.
-        vllm_api.shut_down(self.llm, _SHUTDOWN_SECONDS)
+        vllm_api.shut_down(self.llm, self._end_seconds())
         # Now, as vLLM's own __del__ fails when the interpreter is going down.
         del self.llm, self.renderers
 
@@ -203,12 +206,13 @@ async def _start(
 
 async def _join(
     plan: EnginePlan,
-    slot: FrontEndSlot,
     loop: EventLoopThread,
     replaced: EngineAddresses | None,
     held: contextlib.ExitStack,
+    end_seconds: Callable[[], float],
 ) -> EngineAddresses:
     """Launch the shared engine if this front end leads; return its addresses."""
+    slot = plan.slot
     if slot.is_leader:
         cores = await _start(
             plan,
@@ -216,7 +220,7 @@ async def _join(
             lambda: vllm_api.EngineCores(plan.args, slot.count, plan.settings.rust_clients),
             launches=True,
         )
-        held.callback(cores.shutdown, timeout=_SHUTDOWN_SECONDS)
+        held.callback(lambda: cores.shutdown(timeout=end_seconds()))
         held.callback(slot.withdraw)
         slot.publish(cores.addresses)
     return await slot.wait_for_engine(replaced)

@@ -49,10 +49,14 @@ def start_engine(
     held.callback(answers.stop)
     openai = openai_server(settings, plan.args, plan.slot, admission, drain, answers, plan.port)
     parser = _parser(plan)
+
+    def end_seconds() -> float:
+        return server.engine_seconds(drain.seconds_since_begin, settings.placement.instances)
+
     with contextlib.ExitStack() as started:
         loop = EventLoopThread("engine")
         started.callback(loop.stop)
-        supervisor = Supervisor(plan, loop, _adapters(plan), admission, openai)
+        supervisor = Supervisor(plan, loop, _adapters(plan), admission, openai, end_seconds)
         started.callback(lambda: loop.call(supervisor.shut_down()))
         loop.call(supervisor.start())
         started.pop_all()

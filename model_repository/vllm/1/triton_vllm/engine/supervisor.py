@@ -78,7 +78,9 @@ class Supervisor:
         adapters: Adapters | NoAdapters,
         admission: Admission,
         openai: NoOpenAIServer,
+        end_seconds: Callable[[], float],
     ) -> None:
+        """``end_seconds`` is asked when an engine is to end, for the time that it has."""
         self._plan = plan
         self._slot = plan.slot
         self._name = plan.settings.name
@@ -86,6 +88,7 @@ class Supervisor:
         self._adapters = adapters
         self._admission = admission
         self._openai = openai
+        self._end_seconds = end_seconds
         self._run: EngineRun | None = None
         self._grammars: GrammarSandbox | NoGrammarSandbox | None = None
         self._changes = asyncio.Lock()
@@ -108,7 +111,13 @@ class Supervisor:
                 config = await self._loop.in_thread(lambda: vllm_api.create_config(plan.args))
                 replaced = self._run.addresses
             run = self._run = await EngineRun.start(
-                plan, config, self._loop, self._adapters, replaced, self._on_failure
+                plan,
+                config,
+                self._loop,
+                self._adapters,
+                replaced,
+                self._on_failure,
+                self._end_seconds,
             )
             await run.until_failure(self._open(run))
         if self._slot.count > 1:

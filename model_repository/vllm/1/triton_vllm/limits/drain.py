@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 
 from triton_vllm.errors import UnavailableError
@@ -39,6 +40,12 @@ class Drain:
         self._ends: dict[str, asyncio.TimerHandle] = {}
         self._over: asyncio.TimerHandle | None = None
         self._is_final = False
+        self._began = 0.0
+
+    @property
+    def seconds_since_begin(self) -> float:
+        """For how long it has run, 0 if it has not begun. Any thread."""
+        return time.monotonic() - self._began if self._ends else 0.0
 
     @property
     def has_begun(self) -> bool:
@@ -55,6 +62,7 @@ class Drain:
             return
         why = UnavailableError(UNLOADING)
         self._admission.close(why)
+        self._began = time.monotonic()
         loop = asyncio.get_running_loop()
         for api, seconds in self.seconds.items():
             self._ends[api] = loop.call_later(seconds, self._end, api, why)
