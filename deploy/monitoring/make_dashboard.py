@@ -155,7 +155,12 @@ ROWS: dict[str, list[Panel]] = {
         (
             "Sender threads at work",
             "short",
-            {"front end {{front_end}}": rate("triton_vllm:send_seconds_total", "front_end")},
+            {
+                "sending {{front_end}}": rate("triton_vllm:send_seconds_total", "front_end"),
+                "waiting for HTTP {{front_end}}": rate(
+                    "triton_vllm:http_wait_seconds_total", "front_end"
+                ),
+            },
         ),
         (
             "Refused and failed",

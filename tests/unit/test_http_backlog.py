@@ -209,6 +209,23 @@ def test_the_senders_ask_before_each_response_and_close_it() -> None:
     assert sockets.is_closed
 
 
+def test_the_senders_count_how_long_they_wait() -> None:
+    """Apart from the time that they work."""
+
+    class Behind(NoHttpBacklog):
+        def before_send(self) -> float:
+            return 100.0
+
+    pool = SenderPool(fake_pb_utils, 1, 1, lambda flush: flush(), "m", Behind())
+    stream = pool.open(FakeSender(), generation_request())
+    for last in (False, True):
+        stream.send(Delta(("a",), 1, final=last))
+    pool.stop(5)
+    (traffic,) = pool.traffic
+    assert 200 == traffic.http_wait_seconds
+    assert -200 == pytest.approx(traffic.seconds, abs=5)  # as it has not really waited
+
+
 def test_a_server_without_http_is_not_watched() -> None:
     """Nothing is lost there."""
     assert type(watch_http_backlog(ServerOptions(http=None), 1, "m")) is NoHttpBacklog

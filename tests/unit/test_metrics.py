@@ -154,7 +154,7 @@ def test_a_passing_failure_ends_nothing(
 
 def test_a_front_end_counts_over_its_threads(families: FakeFamilies) -> None:
     """Each sender thread has its own counts; what is exported is their sum, by front end."""
-    one = Traffic(responses=3, merged_deltas=1, seconds=0.5)
+    one = Traffic(responses=3, merged_deltas=1, seconds=0.5, http_wait_seconds=0.125)
     two = Traffic(responses=4, merged_deltas=2, seconds=0.25)
     one.outcomes["ok"] += 2
     two.outcomes["ok"] += 1
@@ -166,6 +166,7 @@ def test_a_front_end_counts_over_its_threads(families: FakeFamilies) -> None:
     assert 7 == families.value(name + "responses_total", front_end="1")
     assert 3 == families.value(name + "merged_deltas_total")
     assert 0.75 == families.value(name + "send_seconds_total")
+    assert 0.125 == families.value(name + "http_wait_seconds_total")
     assert 1 == families.value(name + "engine_up")
     assert 2 == families.value(name + "engine_restarts_total")
     assert 0 == families.value(name + "engine_failed")

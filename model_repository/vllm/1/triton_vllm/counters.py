@@ -27,7 +27,8 @@ _MANY = 1000  # responses in that time
 class Traffic:
     """What one sender thread has sent. Only that thread writes.
 
-    ``seconds`` is the time spent on making responses and passing them to the server.
+    ``seconds`` is the time spent on making responses and passing them to the server,
+    ``http_wait_seconds`` that on waiting for the server's HTTP before it (http_backlog.py).
     ``merged_deltas`` were sent together with the previous delta. ``outcomes`` counts the requests
     that ended.
     """
@@ -35,6 +36,7 @@ class Traffic:
     responses: int = 0
     merged_deltas: int = 0
     seconds: float = 0.0
+    http_wait_seconds: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
 
 

@@ -50,6 +50,11 @@ class FrontEndMetrics:
                 "Seconds that sender threads spent on making and sending responses.",
                 sum(t.seconds for t in traffic),
             ),
+            (
+                "http_wait_seconds",
+                "Seconds that sender threads waited for Triton's HTTP to take earlier responses.",
+                sum(t.http_wait_seconds for t in traffic),
+            ),
             ("engine_restarts", "Restarts of an engine that had died.", self._engine.restarts),
             (
                 "requests",

@@ -207,7 +207,9 @@ class SenderPool:
             traffic.merged_deltas += len(messages) - len(merged)
             since = time.perf_counter()
             for stream, message in merged:
-                since += self._http_backlog.before_send()
+                waited = self._http_backlog.before_send()
+                traffic.http_wait_seconds += waited
+                since += waited
                 self._deliver(stream, message, traffic)
             traffic.seconds += time.perf_counter() - since
             if not self._http_backlog.is_behind:
