@@ -20,11 +20,12 @@ from triton_vllm.topology.stub_process import prepare_process
 from triton_vllm.vllm_api.engine_process import preload
 
 _CORE = """
-import time
+import gc, time
 from vllm.v1.executor import multiproc_executor
 worker = multiproc_executor.get_mp_context().Process(target=time.sleep, args=(60,))
 worker.start()
-stub.send(worker.pid)
+gc.unfreeze()
+stub.send((worker.pid, gc.get_freeze_count()))
 time.sleep(60)
 """
 
@@ -46,20 +47,25 @@ def main() -> None:
     with vllm_api.inspected_in(fork_server):
         config = vllm_api.create_config(args)
     with vllm_api.cores_from(fork_server, config):
-        said = asyncio.run(_generate(args, config)) if runs else {"forked": _fork()}
+        said = asyncio.run(_generate(args, config)) if runs else _fork()
     said["inspected by vLLM"] = len(inspected_by_vllm)
     fork_server.stop()
     print(json.dumps(said), flush=True)
 
 
-def _fork() -> list[bool]:
-    """Start a process as vLLM starts an engine core, and let it start one as a worker."""
+def _fork() -> dict[str, Any]:
+    """Start a process as vLLM starts an engine core, and let it start one as a worker.
+
+    ``frozen`` are the objects that the first one keeps from its garbage collector when vLLM does
+    what it does before it ends.
+    """
     from vllm.v1.engine import utils
 
     ours, theirs = multiprocessing.Pipe()
     process = utils.get_mp_context().Process(target=exec, args=(_CORE, {"stub": theirs}))
     process.start()
-    return [_is_forked(process.pid), _is_forked(ours.recv())]
+    worker, frozen = ours.recv()
+    return {"forked": [_is_forked(process.pid), _is_forked(worker)], "frozen": frozen}
 
 
 async def _generate(args: Any, config: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound)
 _EXIT_TIMEOUT_SECONDS = 30  # Triton's default
 _FINALIZE_SECONDS = 5  # what each front end's finalize takes of the exit timeout, at most
-# For the end of an engine; then it is killed. A worker on a busy CPU takes 4 s to leave, and the
-# engine core waits for it.
+# For the end of an engine; then it is killed. On a busy CPU a worker that is not a fork takes 4 s
+# to leave, and the engine core waits for it.
 _MOST_ENGINE_SECONDS = 10.0
 _LEAST_ENGINE_SECONDS = 3.0
 # Until SIGTERM is noticed, and from the engine's end to Triton's: 4 on an idle machine with one

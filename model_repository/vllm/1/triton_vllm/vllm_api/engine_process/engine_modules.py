@@ -6,6 +6,7 @@ Raises ImportError where an engine core cannot be forked from a process that has
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from importlib import import_module
 
@@ -49,6 +50,9 @@ def _driver_is_initialised() -> bool:
 
 def after_fork(start: Start) -> None:
     """Use as many threads as torch would that is imported now, and fork vLLM's workers, too."""
+    # Before it ends, vLLM unfreezes all objects and collects garbage. To walk what was imported
+    # takes each process half a second, and copies the pages that it shares with the fork server.
+    gc.unfreeze = _leave_frozen
     if OPENMP_CPUS in os.environ.keys() - start.environment.keys():
         _bind_openmp([int(cpu) for cpu in os.environ[OPENMP_CPUS].split()])
     threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -59,6 +63,10 @@ def after_fork(start: Start) -> None:
     if choose := getattr(multiproc_executor, "get_mp_context", None):
         forks = Forks("engine core", start.channel, start.environment)
         multiproc_executor.get_mp_context = lambda: forks.context(choose())
+
+
+def _leave_frozen() -> None:
+    """Stand in for ``gc.unfreeze``."""
 
 
 def _bind_openmp(cpus: list[int]) -> None:
