@@ -226,7 +226,7 @@ get_programs() {
 demo() {
     local http grpc metrics
     read -r http grpc metrics < <(python - <<'EOP'
-from tests.e2e.triton_server import free_ports
+from tests.e2e.processes import free_ports
 
 print(*free_ports(3))
 EOP

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tests.e2e.triton_server import CACHE, ROOT
+from tests.e2e.model_folder import CACHE, ROOT
 
 CHART = ROOT / "deploy/kubernetes/triton-vllm"
 PROGRAM = CACHE / "helm/helm"

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e.model_folder import ROOT
 from tests.e2e.nginx import MAIN, PROGRAM
-from tests.e2e.triton_server import LOGS, ROOT, free_ports
+from tests.e2e.processes import free_ports
+from tests.e2e.triton_server import LOGS
 
 CONFIGURATION = ROOT / "deploy/nginx/replicas.conf"
 KEY = "X-Prefix-Key"

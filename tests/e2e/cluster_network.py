@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.e2e.triton_server import EXECUTION_ENV, LOGS, ROOT
+from tests.e2e.model_folder import EXECUTION_ENV, ROOT
+from tests.e2e.triton_server import LOGS
 
 HEAD = "10.231.77.1"
 NODE = "10.231.77.2"

@@ -21,17 +21,13 @@ from tests.e2e import two_front_ends
 from tests.e2e.drop_in import install_backend
 from tests.e2e.echo_server import put_stub_in_place, python_for_stub
 from tests.e2e.limited import Limited
+from tests.e2e.model_folder import add_model, check_prerequisites
 from tests.e2e.openai_port import KEY, NAME, Served, client_of, engine_args
 from tests.e2e.otlp import TRACE_OPTIONS, Collector
+from tests.e2e.processes import free_ports
 from tests.e2e.tiny_models import MEDIA_PACKAGES, TinyModels, make
 from tests.e2e.tiny_server import add_tiny_model
-from tests.e2e.triton_server import (
-    TritonServer,
-    add_model,
-    check_prerequisites,
-    free_ports,
-    running,
-)
+from tests.e2e.triton_server import TritonServer, running
 from tests.e2e.two_front_ends import TwoFrontEnds
 
 # The longest first, so that the two workers end at the same time.

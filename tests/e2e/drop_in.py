@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.triton_server import EXECUTION_ENV, ROOT, TRITON
+from tests.e2e.model_folder import EXECUTION_ENV, ROOT, TRITON
 
 # As in the samples of Triton's own vLLM backend: no tensors, no policy.
 CONFIG = """

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.triton_server import CACHE, OWN_GROUP, TRITON, free_ports
+from tests.e2e.model_folder import CACHE, TRITON
+from tests.e2e.processes import OWN_GROUP, free_ports
 
 START_SECONDS = 120
 STOP_SECONDS = 20

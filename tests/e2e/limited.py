@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.openai_port import client_of, complete
+from tests.e2e.processes import free_ports
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
-from tests.e2e.triton_server import TritonServer, free_ports
+from tests.e2e.triton_server import TritonServer
 
 BATCH = 2
 BATCHED_TOKENS = 256

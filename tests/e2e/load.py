@@ -17,8 +17,10 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from tests.e2e.grpc_requests import Request, sampling
+from tests.e2e.model_folder import ROOT
 from tests.e2e.tiny_server import CONTEXT, await_metric
-from tests.e2e.triton_server import ROOT, Request, TritonServer, sampling
+from tests.e2e.triton_server import TritonServer
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import tritonclient.grpc as grpcclient
 
+from tests.e2e.model_folder import CACHE, ROOT
+from tests.e2e.processes import free_ports
 from tests.e2e.tls import self_signed
-from tests.e2e.triton_server import CACHE, LOGS, ROOT, TritonServer, free_ports
+from tests.e2e.triton_server import LOGS, TritonServer
 
 PROGRAM = CACHE / "nginx/usr/sbin/nginx"
 CONFIGURATION = ROOT / "deploy/nginx/triton_vllm.conf"

@@ -15,7 +15,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.triton_server import ENGINE_ARGS, TritonServer
+from tests.e2e.model_folder import ENGINE_ARGS
+from tests.e2e.triton_server import TritonServer
 
 PERIOD = 0.2  # seconds between two exports of metrics
 KEY = "sk-the-second"

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 
-from tests.e2e.triton_server import ROOT, TritonServer
+from tests.e2e.model_folder import ROOT
+from tests.e2e.triton_server import TritonServer
 
 MAX_AGE = 8  # seconds, of the heartbeat
 

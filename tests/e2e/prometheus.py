@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.triton_server import CACHE, LOGS, ROOT, free_ports
+from tests.e2e.model_folder import CACHE, ROOT
+from tests.e2e.processes import free_ports
+from tests.e2e.triton_server import LOGS
 
 PROGRAMS = CACHE / "prometheus/usr/bin"
 MONITORING = ROOT / "deploy/monitoring"

@@ -9,15 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.model_folder import CACHE, add_model, check_prerequisites, use_front_ends
 from tests.e2e.openai_port import KEY, NAME, Served, client_of, engine_args
-from tests.e2e.triton_server import (
-    CACHE,
-    TritonServer,
-    add_model,
-    check_prerequisites,
-    free_ports,
-    use_front_ends,
-)
+from tests.e2e.processes import free_ports
+from tests.e2e.triton_server import TritonServer
 
 BINARY = CACHE / "vllm-rs/0.32.0/vllm-rs"  # of the vLLM in the execution environment
 VARIABLES = {"VLLM_RUST_FRONTEND_PATH": str(BINARY), "MODEL_API_KEY": KEY}

@@ -18,7 +18,7 @@ import yaml
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.e2e.balancer import CONFIGURATION, KEY, Balancer, Replica, balancing
-from tests.e2e.triton_server import ROOT
+from tests.e2e.model_folder import ROOT
 
 PATHS = ("/v2/models/vllm/generate", "/v1/completions")
 

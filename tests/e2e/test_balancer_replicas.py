@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.balancer import KEY, Balancer, Replica, balancing
+from tests.e2e.processes import free_ports
 from tests.e2e.tiny_server import add_tiny_model
-from tests.e2e.triton_server import TritonServer, free_ports
+from tests.e2e.triton_server import TritonServer
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 

@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.triton_server import CHECKPOINT, EXECUTION_ENV, ROOT, TRITON, TritonServer
+from tests.e2e.model_folder import CHECKPOINT, EXECUTION_ENV, ROOT, TRITON
+from tests.e2e.triton_server import TritonServer
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.echo_server import Server, serving
-from tests.e2e.triton_server import free_ports
+from tests.e2e.processes import free_ports
 
 pytestmark = pytest.mark.timeout(60)
 

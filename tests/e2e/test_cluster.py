@@ -20,18 +20,11 @@ from typing import Any
 import pytest
 
 from tests.e2e.cluster_network import HEAD, NODE, joined, two_machines, why_not, write_plugins
+from tests.e2e.grpc_requests import Request, ask, sampling
+from tests.e2e.model_folder import CACHE, add_model
+from tests.e2e.processes import free_ports
 from tests.e2e.tiny_models import SMALL, TinyModels
-from tests.e2e.triton_server import (
-    CACHE,
-    Request,
-    TritonFaultError,
-    TritonServer,
-    add_model,
-    ask,
-    free_ports,
-    running,
-    sampling,
-)
+from tests.e2e.triton_server import TritonFaultError, TritonServer, running
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
 

@@ -14,18 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.grpc_requests import ask, generate, start_requests
 from tests.e2e.probing import MAX_AGE, await_probe, probe
+from tests.e2e.processes import kill_stub
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model, await_gpu_memory, gpu_memory_mb
-from tests.e2e.triton_server import (
-    GONE_SECONDS,
-    LOAD_SECONDS,
-    TOLD_SECONDS,
-    TritonServer,
-    ask,
-    generate,
-    kill_stub,
-    start_requests,
-)
+from tests.e2e.triton_server import GONE_SECONDS, LOAD_SECONDS, TOLD_SECONDS, TritonServer
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -10,14 +10,9 @@ from typing import Any
 import pytest
 
 from tests.e2e.drop_in import add_ensemble, add_their_model
-from tests.e2e.triton_server import (
-    ENGINE_ARGS,
-    TritonServer,
-    ask,
-    assert_ended_once,
-    sampling,
-    start_requests,
-)
+from tests.e2e.grpc_requests import ask, assert_ended_once, sampling, start_requests
+from tests.e2e.model_folder import ENGINE_ARGS
+from tests.e2e.triton_server import TritonServer
 from tests.e2e.vllm_serve import VllmServe, vllm_serve
 
 pytestmark = pytest.mark.timeout(400)

@@ -9,16 +9,12 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.e2e.grpc_requests import start_requests
+from tests.e2e.model_folder import use_front_ends
 from tests.e2e.openai_port import streams
+from tests.e2e.processes import free_ports
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
-from tests.e2e.triton_server import (
-    GONE_SECONDS,
-    STOP_SECONDS,
-    TritonServer,
-    free_ports,
-    start_requests,
-    use_front_ends,
-)
+from tests.e2e.triton_server import GONE_SECONDS, STOP_SECONDS, TritonServer
 
 pytestmark = pytest.mark.timeout(300)
 

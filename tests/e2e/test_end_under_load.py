@@ -11,14 +11,10 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.e2e.grpc_requests import start_requests
 from tests.e2e.load import http_stream, occupy, read_http_stream
 from tests.e2e.tiny_server import CONTEXT
-from tests.e2e.triton_server import (
-    GONE_SECONDS,
-    STOP_SECONDS,
-    TritonServer,
-    start_requests,
-)
+from tests.e2e.triton_server import GONE_SECONDS, STOP_SECONDS, TritonServer
 
 pytestmark = pytest.mark.timeout(300)
 

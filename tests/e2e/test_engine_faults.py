@@ -17,18 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.grpc_requests import ask, generate, start_requests
+from tests.e2e.model_folder import use_front_ends
 from tests.e2e.probing import await_probe, probe
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model, await_gpu_memory, gpu_memory_mb
-from tests.e2e.triton_server import (
-    GONE_SECONDS,
-    TOLD_SECONDS,
-    TritonServer,
-    ask,
-    await_restart,
-    generate,
-    start_requests,
-    use_front_ends,
-)
+from tests.e2e.triton_server import GONE_SECONDS, TOLD_SECONDS, TritonServer, await_restart
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -13,20 +13,11 @@ import openai
 import psutil
 import pytest
 
+from tests.e2e.grpc_requests import ask, assert_ended_once, generate, start_requests
 from tests.e2e.openai_port import client_of, complete, complete_some, eventually, is_open, streams
+from tests.e2e.processes import kill_stub
 from tests.e2e.tiny_server import CONTEXT
-from tests.e2e.triton_server import (
-    GONE_SECONDS,
-    HAS_GPU,
-    TOLD_SECONDS,
-    TritonServer,
-    ask,
-    assert_ended_once,
-    await_restart,
-    generate,
-    kill_stub,
-    start_requests,
-)
+from tests.e2e.triton_server import GONE_SECONDS, HAS_GPU, TOLD_SECONDS, TritonServer, await_restart
 from tests.e2e.two_front_ends import FRONT_ENDS, TwoFrontEnds
 
 pytestmark = pytest.mark.timeout(400)

@@ -13,15 +13,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 
-from tests.e2e.triton_server import (
-    Request,
-    Response,
-    TritonServer,
-    ask,
-    generate,
-    refusal,
-    sampling,
-)
+from tests.e2e.grpc_requests import Request, Response, ask, generate, refusal, sampling
+from tests.e2e.triton_server import TritonServer
 
 FRANCE = "The capital of France is"
 ONE_PROMPT = "a request has one prompt: text_input, input_ids, messages or PROMPT"

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.e2e.grpc_requests import ask, generate, sampling
 from tests.e2e.load import Connection, Raw, Refused, infer_request
 from tests.e2e.tiny_server import CONTEXT, metric
-from tests.e2e.triton_server import TritonServer, ask, generate, sampling
+from tests.e2e.triton_server import TritonServer
 from tests.hostile import CONTENTS, DATATYPES, SHAPES, cases, right, tensors
 
 pytestmark = pytest.mark.timeout(300)

@@ -16,7 +16,8 @@ import pytest
 
 from peers.peer import Peer
 from peers.setup import Setup, command
-from tests.e2e.triton_server import EXECUTION_ENV, ROOT, TRITON, TritonServer, running
+from tests.e2e.model_folder import EXECUTION_ENV, ROOT, TRITON
+from tests.e2e.triton_server import TritonServer, running
 
 pytestmark = pytest.mark.timeout(200)
 

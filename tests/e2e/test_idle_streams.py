@@ -9,15 +9,9 @@ import signal
 
 import pytest
 
+from tests.e2e.grpc_requests import Request, generate, sampling
 from tests.e2e.limited import Limited
-from tests.e2e.triton_server import (
-    GONE_SECONDS,
-    STOP_SECONDS,
-    Request,
-    TritonServer,
-    generate,
-    sampling,
-)
+from tests.e2e.triton_server import GONE_SECONDS, STOP_SECONDS, TritonServer
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -14,6 +14,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.e2e.grpc_requests import Request, ask, generate, sampling
 from tests.e2e.limited import (
     BATCH,
     BATCHED_TOKENS,
@@ -27,7 +28,6 @@ from tests.e2e.limited import (
 from tests.e2e.load import endless
 from tests.e2e.openai_port import client_of, complete, eventually, metric, streams
 from tests.e2e.tiny_server import CONTEXT, await_idle, await_metric
-from tests.e2e.triton_server import Request, ask, generate, sampling
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -10,15 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.triton_server import (
-    CHECKPOINT,
-    ENGINE_ARGS,
-    TritonServer,
-    add_model,
-    generate,
-    use_front_ends,
-    use_gpus,
-)
+from tests.e2e.grpc_requests import generate
+from tests.e2e.model_folder import CHECKPOINT, ENGINE_ARGS, add_model, use_front_ends, use_gpus
+from tests.e2e.triton_server import TritonServer
 from tests.tiny_llama import make_tiny_llama
 
 pytestmark = pytest.mark.timeout(200)

@@ -15,16 +15,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import chart
+from tests.e2e.grpc_requests import Request, ask, generate, sampling, start_requests
 from tests.e2e.openai_port import PERIOD
 from tests.e2e.prometheus import MONITORING, PROGRAMS, Prometheus, dashboard_queries, scraping
-from tests.e2e.triton_server import (
-    Request,
-    TritonServer,
-    ask,
-    generate,
-    sampling,
-    start_requests,
-)
+from tests.e2e.triton_server import TritonServer
 from tests.e2e.two_front_ends import TwoFrontEnds
 
 pytestmark = pytest.mark.timeout(400)

@@ -15,9 +15,10 @@ import httpx
 import openai
 import pytest
 
+from tests.e2e.grpc_requests import generate, sampling
+from tests.e2e.model_folder import CHECKPOINT, EXECUTION_ENV, ROOT
 from tests.e2e.nginx import Nginx
 from tests.e2e.openai_port import KEY, NAME, PERIOD, Served, client_of, eventually, metric
-from tests.e2e.triton_server import CHECKPOINT, EXECUTION_ENV, ROOT, generate, sampling
 
 pytestmark = pytest.mark.timeout(400)
 SLOW = pytest.mark.slow

@@ -16,7 +16,10 @@ import httpx
 import openai
 import pytest
 
+from tests.e2e.grpc_requests import generate, start_requests
+from tests.e2e.model_folder import CHECKPOINT
 from tests.e2e.openai_port import KEY, Served, client_of, eventually, is_open
+from tests.e2e.processes import kill_stub
 from tests.e2e.rust_front_end import TITLE, add_rust_model, rust_server
 from tests.e2e.test_openai import (  # noqa: F401 (collected here, too)
     chat,
@@ -29,14 +32,7 @@ from tests.e2e.test_openai import (  # noqa: F401 (collected here, too)
     test_the_prefix_cache_is_shared_with_triton,
     test_tool_call,
 )
-from tests.e2e.triton_server import (
-    CHECKPOINT,
-    GONE_SECONDS,
-    LOAD_SECONDS,
-    generate,
-    kill_stub,
-    start_requests,
-)
+from tests.e2e.triton_server import GONE_SECONDS, LOAD_SECONDS
 from tests.tiny_llama import make_tiny_llama
 
 pytestmark = pytest.mark.timeout(400)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.triton_server import Response, TritonServer, ask, generate
+from tests.e2e.grpc_requests import Response, ask, generate
+from tests.e2e.triton_server import TritonServer
 
 FRANCE = "The capital of France is"
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.triton_server import CHECKPOINT, Response, TritonServer, ask, generate, sampling
+from tests.e2e.grpc_requests import Response, ask, generate, sampling
+from tests.e2e.model_folder import CHECKPOINT
+from tests.e2e.triton_server import TritonServer
 
 PROMPT = "In this example,"
 FLAGS = (

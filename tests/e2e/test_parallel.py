@@ -20,21 +20,13 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2_grpc
 
+from tests.e2e.grpc_requests import Response, ask, sampling
 from tests.e2e.load import infer_request
+from tests.e2e.model_folder import add_model, use_front_ends, use_gpus
 from tests.e2e.openai_port import client_of, eventually, is_open, metric
+from tests.e2e.processes import free_ports
 from tests.e2e.tiny_models import SMALL
-from tests.e2e.triton_server import (
-    GONE_SECONDS,
-    Response,
-    TritonServer,
-    add_model,
-    ask,
-    await_restart,
-    free_ports,
-    sampling,
-    use_front_ends,
-    use_gpus,
-)
+from tests.e2e.triton_server import GONE_SECONDS, TritonServer, await_restart
 
 pytestmark = pytest.mark.timeout(500)
 

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.triton_server import TritonServer, ask, generate, sampling
+from tests.e2e.grpc_requests import ask, generate, sampling
+from tests.e2e.triton_server import TritonServer
 
 FRANCE = "The capital of France is"
 SENTIMENT = "Classify the sentence: Harry Potter is great. Answer:"

@@ -14,14 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.triton_server import (
-    CHECKPOINT,
-    EXECUTION_ENV,
-    TRITON,
-    add_model,
-    running,
-    use_front_ends,
-)
+from tests.e2e.model_folder import CHECKPOINT, EXECUTION_ENV, TRITON, add_model, use_front_ends
+from tests.e2e.triton_server import running
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.triton_server import ROOT, TritonServer
+from tests.e2e.model_folder import ROOT
+from tests.e2e.triton_server import TritonServer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
 CLIENT_LINES = re.findall(r"^python3 (client\.py .*)$", README, re.MULTILINE)

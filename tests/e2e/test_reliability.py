@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.e2e.grpc_requests import Request, ask, generate, refusal, sampling
 from tests.e2e.load import (
     Connection,
     Refused,
@@ -24,7 +25,7 @@ from tests.e2e.load import (
     running_client,
 )
 from tests.e2e.tiny_server import CONTEXT, await_idle, await_metric, metric
-from tests.e2e.triton_server import Request, TritonServer, ask, generate, refusal, sampling
+from tests.e2e.triton_server import TritonServer
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.triton_server import ROOT, TritonServer
+from tests.e2e.model_folder import ROOT
+from tests.e2e.triton_server import TritonServer
 
 pytestmark = pytest.mark.timeout(400)  # the first test waits for all answers
 

@@ -13,7 +13,8 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.triton_server import TritonServer, check_prerequisites
+from tests.e2e.model_folder import check_prerequisites
+from tests.e2e.triton_server import TritonServer
 
 pytestmark = pytest.mark.timeout(120)
 

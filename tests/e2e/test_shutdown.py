@@ -7,13 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.e2e.triton_server import (
-    GONE_SECONDS,
-    STOP_SECONDS,
-    TritonServer,
-    assert_ended_once,
-    start_requests,
-)
+from tests.e2e.grpc_requests import assert_ended_once, start_requests
+from tests.e2e.triton_server import GONE_SECONDS, STOP_SECONDS, TritonServer
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -8,8 +8,8 @@ from typing import Any
 import openai
 import pytest
 
+from tests.e2e.grpc_requests import ask, refusal, sampling
 from tests.e2e.openai_port import Served, eventually, metric
-from tests.e2e.triton_server import ask, refusal, sampling
 
 pytestmark = pytest.mark.timeout(300)
 

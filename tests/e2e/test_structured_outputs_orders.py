@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.triton_server import ask, sampling
+from tests.e2e.grpc_requests import ask, sampling
 from tests.e2e.two_front_ends import FRONT_ENDS, TwoFrontEnds
 
 pytestmark = pytest.mark.timeout(300)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.grpc_requests import sampling
 from tests.e2e.tiny_models import TinyModels, document_lines, serve_audio
-from tests.e2e.triton_server import sampling
 from tests.pictures import png, site
 
 pytestmark = pytest.mark.timeout(300)

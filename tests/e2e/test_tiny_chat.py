@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.grpc_requests import ask, sampling
+from tests.e2e.model_folder import ROOT
 from tests.e2e.openai_port import client_of
 from tests.e2e.tiny_models import TinyModels, deltas, serve_chat
-from tests.e2e.triton_server import ROOT, ask, sampling
 
 pytestmark = pytest.mark.timeout(300)
 MESSAGES = json.dumps([{"role": "user", "content": "Say something"}])

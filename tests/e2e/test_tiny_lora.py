@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.grpc_requests import Request, refusal, sampling
 from tests.e2e.openai_port import client_of
 from tests.e2e.tiny_models import TinyModels, deltas, document_lines, serve_chat
-from tests.e2e.triton_server import Request, refusal, sampling
 
 pytestmark = pytest.mark.timeout(300)
 GREEDY = {"temperature": 0, "ignore_eos": True}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from tests.e2e.grpc_requests import sampling
 from tests.e2e.tiny_models import TinyModels, document_lines, serve_vision
-from tests.e2e.triton_server import sampling
 from tests.hostile import DAMAGED_IMAGES, cases
 from tests.hostile import encoded as as_base64
 from tests.pictures import odd_images, png, site

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from tests.e2e.grpc_requests import sampling
 from tests.e2e.tiny_models import TinyModels, document_lines, serve_video
-from tests.e2e.triton_server import sampling
 from tests.hostile import DAMAGED_IMAGES, cases, damaged
 from tests.pictures import png, site
 

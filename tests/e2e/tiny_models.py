@@ -16,17 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.triton_server import (
-    CACHE,
-    EXECUTION_ENV,
-    HAS_GPU,
-    ROOT,
-    Response,
-    TritonServer,
-    add_model,
-    ask,
-    free_ports,
-)
+from tests.e2e.grpc_requests import Response, ask
+from tests.e2e.model_folder import CACHE, EXECUTION_ENV, ROOT, add_model
+from tests.e2e.processes import free_ports
+from tests.e2e.triton_server import HAS_GPU, TritonServer
 
 MAKE_SECONDS = 400
 # What decodes sound and film: not in every environment, so it is laid beside the models that hear

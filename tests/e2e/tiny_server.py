@@ -12,15 +12,9 @@ from typing import Any
 
 import psutil
 
-from tests.e2e.triton_server import (
-    CHECKPOINT,
-    ENGINE_ARGS,
-    HAS_GPU,
-    TritonServer,
-    add_model,
-    check_prerequisites,
-    generate,
-)
+from tests.e2e.grpc_requests import generate
+from tests.e2e.model_folder import CHECKPOINT, ENGINE_ARGS, add_model, check_prerequisites
+from tests.e2e.triton_server import HAS_GPU, TritonServer
 from tests.tiny_llama import make_tiny_llama
 
 CONTEXT = 16384

@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.e2e.triton_server import ROOT
+from tests.e2e.model_folder import ROOT
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:

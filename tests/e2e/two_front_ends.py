@@ -6,17 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.model_folder import CHECKPOINT, add_model, check_prerequisites, use_front_ends
 from tests.e2e.openai_port import engine_args
+from tests.e2e.processes import free_ports
 from tests.e2e.tiny_server import CONTEXT
 from tests.e2e.tls import self_signed
-from tests.e2e.triton_server import (
-    CHECKPOINT,
-    TritonServer,
-    add_model,
-    check_prerequisites,
-    free_ports,
-    use_front_ends,
-)
+from tests.e2e.triton_server import TritonServer
 from tests.tiny_llama import make_tiny_llama
 
 FRONT_ENDS = 2

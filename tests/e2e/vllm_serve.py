@@ -11,7 +11,9 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.e2e.triton_server import EXECUTION_ENV, LOGS, START_SECONDS, free_ports
+from tests.e2e.model_folder import EXECUTION_ENV
+from tests.e2e.processes import free_ports
+from tests.e2e.triton_server import LOGS, START_SECONDS
 
 # As ``vllm serve`` does, without the command, which a moved environment may lack.
 MODULE = "vllm.entrypoints.openai.api_server"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psutil
 
+from tests.e2e.grpc_requests import Request, sampling
 from tests.e2e.tiny_server import CONTEXT, add_tiny_model
-from tests.e2e.triton_server import Request, TritonServer, sampling
+from tests.e2e.triton_server import TritonServer
 
 LIVE = 256
 SECONDS = 20

@@ -12,9 +12,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.e2e.grpc_requests import generate
 from tests.e2e.load import Refused, flood
 from tests.e2e.tiny_server import Holdings, add_tiny_model
-from tests.e2e.triton_server import TritonServer, generate, running
+from tests.e2e.triton_server import TritonServer, running
 
 MAX_REQUESTS = 32
 TOKENS = 16

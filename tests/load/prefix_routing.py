@@ -18,14 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.balancer import KEY, Replica, balancing
-from tests.e2e.triton_server import (
-    CHECKPOINT,
-    ENGINE_ARGS,
-    TritonServer,
-    add_model,
-    check_prerequisites,
-    running,
-)
+from tests.e2e.model_folder import CHECKPOINT, ENGINE_ARGS, add_model, check_prerequisites
+from tests.e2e.triton_server import TritonServer, running
 
 REPLICAS = 2
 EXPORT_SECONDS = 2.0  # metrics_interval_seconds

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tests.e2e.grpc_requests import ask, sampling
 from tests.e2e.load import (
     Connection,
     Refused,
@@ -19,7 +20,6 @@ from tests.e2e.load import (
     running_client,
 )
 from tests.e2e.tiny_server import CONTEXT
-from tests.e2e.triton_server import ask, sampling
 from tests.load.soak_state import MAX_REQUESTS, PROMPTS, TOKENS, TURN, Soak
 
 

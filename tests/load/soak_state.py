@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.e2e.grpc_requests import ask, generate, sampling
 from tests.e2e.tiny_server import Holdings
-from tests.e2e.triton_server import TritonServer, ask, generate, sampling
+from tests.e2e.triton_server import TritonServer
 
 MAX_REQUESTS = 48
 PROMPTS = [f"Once upon a time number {number}" for number in range(12)]

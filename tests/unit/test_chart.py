@@ -15,7 +15,7 @@ import yaml
 from tests import chart
 from tests.chart import CASES, RELEASE, of_kind, rendered
 from tests.chart_resources import complaint
-from tests.e2e.triton_server import ROOT
+from tests.e2e.model_folder import ROOT
 from triton_vllm.config.server_options import ServerOptions
 from triton_vllm.config.settings import ModelSettings
 

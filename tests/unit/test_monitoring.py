@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.triton_server import ROOT
+from tests.e2e.model_folder import ROOT
 from tests.unit.fakes import counted_engine
 from triton_vllm.counters import Traffic
 from triton_vllm.metrics.front_end import FrontEndMetrics

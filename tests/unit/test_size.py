@@ -16,7 +16,7 @@ import pytest
 
 import size
 from kv_cache import FULL, SLIDING, KVCache, Plan, Shape, UnknownError
-from tests.e2e.triton_server import ROOT
+from tests.e2e.model_folder import ROOT
 
 GIB = 1 << 30
 
