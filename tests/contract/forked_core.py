@@ -21,10 +21,13 @@ from triton_vllm.vllm_api.engine_process import preload
 
 _CORE = """
 import gc, time
+import vllm.v1.engine.core as core, vllm.distributed.parallel_state as parallel_state
+from vllm.v1.worker import gpu_worker
 from vllm.v1.executor import multiproc_executor
 worker = multiproc_executor.get_mp_context().Process(target=time.sleep, args=(60,))
 worker.start()
-gc.unfreeze()
+for module in (core, parallel_state, gpu_worker):
+    module.gc.unfreeze()
 stub.send((worker.pid, gc.get_freeze_count()))
 time.sleep(60)
 """

@@ -102,6 +102,7 @@ class Trial:
                 await self.ask(given, stream=stream)
             )
             for name, given in SAME.items()
+            if given.keys() <= set(self.parser.parameters.names)  # vLLM 0.26 has fewer
             for stream in (False, True)
         }
 

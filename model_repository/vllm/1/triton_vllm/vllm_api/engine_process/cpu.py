@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from triton_vllm.vllm_api.engine_process.allowed_tokens import keep_apart
+
 
 class RewindableGenerator(torch.Generator):  # type: ignore[misc]
     """A generator of a CPU, with as much of an offset as vLLM needs: back to the last mark."""
@@ -36,10 +38,11 @@ class RewindableGenerator(torch.Generator):  # type: ignore[misc]
 
 
 class Worker(CPUWorker):  # type: ignore[misc]
-    """A worker that marks each generator before a step."""
+    """A worker that marks each generator before a step, and keeps allowed tokens apart."""
 
     def init_device(self) -> None:
         """Start as vLLM's worker does."""
+        keep_apart()
         super().init_device()
         runner: Any = self.model_runner
         if not hasattr(runner, "_update_states"):  # vLLM's newer model runner draws otherwise

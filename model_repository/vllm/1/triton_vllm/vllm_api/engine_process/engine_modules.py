@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 from importlib import import_module
+from types import SimpleNamespace
 
 import torch
 from vllm.platforms import current_platform
@@ -17,7 +19,13 @@ from vllm.v1.executor import multiproc_executor
 
 from triton_vllm.topology.fork_server_process import Start
 from triton_vllm.topology.forked_process import OPENMP_CPUS, Forks
+from triton_vllm.vllm_api.engine_process.allowed_tokens import keep_apart
 
+_UNFREEZE_AT_THE_END = (
+    "vllm.distributed.parallel_state",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.gpu_worker",  # the worker of a CPU inherits its end
+)
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED of cuda.h
 
 
@@ -50,9 +58,7 @@ def _driver_is_initialised() -> bool:
 
 def after_fork(start: Start) -> None:
     """Use as many threads as torch would that is imported now, and fork vLLM's workers, too."""
-    # Before it ends, vLLM unfreezes all objects and collects garbage. To walk what was imported
-    # takes each process half a second, and copies the pages that it shares with the fork server.
-    gc.unfreeze = _leave_frozen
+    _leave_frozen_at_the_end()
     if OPENMP_CPUS in os.environ.keys() - start.environment.keys():
         _bind_openmp([int(cpu) for cpu in os.environ[OPENMP_CPUS].split()])
     threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -65,8 +71,17 @@ def after_fork(start: Start) -> None:
         multiproc_executor.get_mp_context = lambda: forks.context(choose())
 
 
-def _leave_frozen() -> None:
-    """Stand in for ``gc.unfreeze``."""
+def _leave_frozen_at_the_end() -> None:
+    """Have vLLM unfreeze nothing before the process ends: it then collects garbage.
+
+    To walk what was imported takes half a second, and copies the pages that the process shares with
+    the fork server. Where vLLM unfreezes as it captures CUDA graphs, it does so in another module.
+    """
+    end = SimpleNamespace(**{**vars(gc), "unfreeze": lambda: None})
+    for name in _UNFREEZE_AT_THE_END:
+        module = sys.modules.get(name)
+        if module is not None and getattr(module, "gc", None) is gc:
+            module.gc = end  # type: ignore[attr-defined]
 
 
 def _bind_openmp(cpus: list[int]) -> None:
@@ -82,5 +97,6 @@ def _bind_openmp(cpus: list[int]) -> None:
 
 _import_core()
 _check_cuda()
+keep_apart()
 # Now, as it finds the place of the title by the environment, which a fork's child replaces.
 set_process_title("ForkServer")
