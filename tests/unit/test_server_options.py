@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from triton_vllm.config import server_options
 from triton_vllm.config.server_options import ServerOptions
+from triton_vllm.config.settings import ServingSettings
 
 DEFAULTS = ServerOptions(http=("127.0.0.1", 8000))
 
@@ -58,10 +60,10 @@ def test_another_program_has_no_http_to_ask(
     ("drained", "front_ends", "expected"),
     [
         (0, 1, 10),  # an idle engine has what it may need
-        (20, 1, 3),  # the exit timeout leaves 30 - 20 - 6 - 1
-        (15, 1, 8),
+        (20, 1, 4),  # the exit timeout leaves 30 - 20 - 6
+        (15, 1, 9),
         (8, 4, 10),
-        (15, 4, 5),
+        (15, 4, 3),
         (29, 1, 3),  # less than that would kill an engine that is about to end
     ],
 )
@@ -69,15 +71,29 @@ def test_the_end_of_an_engine_leaves_time_to_triton(
     drained: float, front_ends: int, expected: float
 ) -> None:
     """Its time is what the drain and Triton leave of the exit timeout, here 30 seconds."""
-    assert expected == DEFAULTS.engine_seconds(drained, front_ends)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen, as after SIGTERM
+        server = ServerOptions(http=nobody.getsockname())
+        assert expected == server.engine_seconds(drained, front_ends)
 
 
-@pytest.mark.parametrize("exit_timeout", [10, 15, 30, 120])
-@pytest.mark.parametrize("front_ends", [1, 2, 8])
+def test_an_unload_has_no_exit_timeout() -> None:
+    """The server serves on, so the engine has its ten seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as http:
+        assert 10 == ServerOptions(http=http.getsockname()).engine_seconds(29, 1)
+
+
+@pytest.mark.parametrize(("exit_timeout", "front_ends"), [(10, 1), (15, 2), (30, 1), (30, 8)])
 def test_a_stop_fits_in_the_exit_timeout(exit_timeout: int, front_ends: int) -> None:
-    """The longest drain and an engine that hangs leave at least 2 s to notice SIGTERM and exit."""
+    """The longest drain and an engine that hangs leave time to notice SIGTERM and to exit."""
     server = ServerOptions(exit_timeout_seconds=exit_timeout)
     drained = server.drain_timeout_seconds(3600, front_ends)
+    assert drained >= 1
     ended = drained + server.engine_seconds(drained, front_ends)
-    if drained > 1:  # an exit timeout of 5 s for each front end and 3 s
-        assert ended + front_ends + 2 <= exit_timeout
+    assert ended + 4 + 2 * front_ends == exit_timeout
+
+
+def test_the_default_drain_fits_in_the_default_exit_timeout() -> None:
+    """Without a warning or a shorter time."""
+    drain = ServingSettings().drain_timeout_seconds
+    assert drain == ServerOptions().drain_timeout_seconds(drain, 1)

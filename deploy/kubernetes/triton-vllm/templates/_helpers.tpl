@@ -15,8 +15,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{/*
-Triton's exit timeout in seconds. The model (config/server_options.py) keeps 5 for the end of each front end
-and 2 more, so the whole drain fits, with 3 to spare.
+Triton's exit timeout in seconds. The model (config/server_options.py) keeps 2 for the end of each front end
+and 7 more, so the whole drain fits, with 1 to spare and 3 for each further front end.
 */}}
 {{- define "triton-vllm.exitTimeout" -}}
 {{- add .Values.shutdown.drainSeconds (mul 5 .Values.frontEnds) 5 -}}

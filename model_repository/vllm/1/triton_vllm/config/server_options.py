@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound)
 _EXIT_TIMEOUT_SECONDS = 30  # Triton's default
-_FINALIZE_SECONDS = 5  # what each front end's finalize takes of the exit timeout, at most
+_CONNECT_SECONDS = 0.5
 # For the end of an engine; then it is killed. On a busy CPU a worker that is not a fork takes 4 s
 # to leave, and the engine core waits for it.
 _MOST_ENGINE_SECONDS = 10.0
 _LEAST_ENGINE_SECONDS = 3.0
-# Until SIGTERM is noticed, and from the engine's end to Triton's: 4 on an idle machine with one
-# front end; each front end adds one.
-_TRITON_SECONDS = 6
+# For all else in a stop: to notice SIGTERM, and from the engine's end to Triton's. On two idle CPUs
+# that takes 2 s, and 1.5 for each front end, since they end one after the other.
+_STOP_SECONDS, _FRONT_END_SECONDS = 4, 2
 
 
 def _parent_command() -> Path:
@@ -66,13 +67,31 @@ class ServerOptions:
 
     def drain_timeout_seconds(self, wanted: float, front_ends: int) -> float:
         """Return the operator's limit for running requests, or what the exit timeout leaves."""
-        needed = _FINALIZE_SECONDS * front_ends + 2
-        return max(1.0, min(wanted, self.exit_timeout_seconds - needed))
+        return max(1.0, min(wanted, self._seconds_left(front_ends) - _LEAST_ENGINE_SECONDS))
 
     def engine_seconds(self, drained: float, front_ends: int) -> float:
-        """Return the time that an engine has to end, ``drained`` seconds after a drain began."""
-        left = self.exit_timeout_seconds - drained - _TRITON_SECONDS - front_ends
-        return max(_LEAST_ENGINE_SECONDS, min(_MOST_ENGINE_SECONDS, left))
+        """Return the time that an engine has to end, ``drained`` seconds after a drain began.
+
+        An unload has no exit timeout: then the server accepts connections.
+        """
+        left = self._seconds_left(front_ends) - drained
+        if left >= _MOST_ENGINE_SECONDS or self._accepts_connections():
+            return _MOST_ENGINE_SECONDS
+        return max(_LEAST_ENGINE_SECONDS, left)
+
+    def _seconds_left(self, front_ends: int) -> float:
+        """Return what Triton and the front ends leave of the exit timeout."""
+        return self.exit_timeout_seconds - _STOP_SECONDS - _FRONT_END_SECONDS * front_ends
+
+    def _accepts_connections(self) -> bool:
+        """Return whether the HTTP service is there, which it is until SIGTERM."""
+        if self.http is None:
+            return False
+        try:
+            socket.create_connection(self.http, timeout=_CONNECT_SECONDS).close()
+        except OSError:
+            return False
+        return True
 
 
 def _is_true(text: str | None) -> bool:

@@ -179,10 +179,11 @@ class EngineCores:
         )
 
     def shutdown(self, timeout: float) -> None:
-        """End the processes; kill them after ``timeout`` seconds."""
+        """End the processes, the coordinator last; kill them after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
         for part in (self._manager, self._coordinator):
             if part is not None:
-                part.shutdown(timeout=timeout)
+                part.shutdown(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def as_front_end(engine_args: AsyncEngineArgs, index: int, count: int) -> AsyncEngineArgs:
