@@ -30,8 +30,9 @@ from tests.e2e.tiny_server import add_tiny_model
 from tests.e2e.triton_server import TritonServer, running
 from tests.e2e.two_front_ends import TwoFrontEnds
 
-# The longest first, so that the two workers end at the same time. A module that uses a shared server
-# must be in its group: the server ends with that, and a later module would get the one that ended.
+# The longest first, so that the two workers end at the same time. A module that uses a shared
+# server must be in its group: the server ends with that, and a later module would get the one that
+# ended.
 GROUPS: dict[str, tuple[str, ...]] = {
     "smollm2": (
         "test_readme_commands",

@@ -105,7 +105,7 @@ def occupy(server: TritonServer, stack: ExitStack, count: int) -> list[Request]:
 _CLIENT = """
 import json, sys, time
 from types import SimpleNamespace
-from tests.e2e.triton_server import Request
+from tests.e2e.grpc_requests import Request
 request = Request(SimpleNamespace(grpc_port=int(sys.argv[1])), json.loads(sys.argv[2]))
 print(request.next().error, flush=True)
 time.sleep(600)
@@ -115,12 +115,16 @@ time.sleep(600)
 def running_client(server: TritonServer) -> tuple[subprocess.Popen[bytes], str]:
     """Return a process with an endless streamed request that has had its first response.
 
-    The second is that response's error, empty if it was none.
+    The second is that response's error, empty if it was none. Raises RuntimeError if the process
+    has ended without a response.
     """
     words = [sys.executable, "-c", _CLIENT, str(server.grpc_port), json.dumps(endless())]
     client = subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT)
     assert client.stdout is not None
-    return client, client.stdout.readline().decode().strip()
+    line = client.stdout.readline().decode()
+    if not line:
+        raise RuntimeError(f"a client ended with {client.wait()}")
+    return client, line.strip()
 
 
 class Connection:

@@ -26,7 +26,7 @@ WORDS = 150
 ASKED = 10  # requests on each connection, by which the threads that serve them are known
 HOG = """
 import time
-while True:
+for _ in range(400):
     end = time.monotonic() + 0.3
     while time.monotonic() < end:
         pass
@@ -56,8 +56,9 @@ def switches(server: TritonServer) -> dict[int, int]:
     """Return how often each of the server's threads has waited for something."""
     found = {}
     for task in Path(f"/proc/{server.process.pid}/task").iterdir():
-        status = (task / "status").read_text().split("\nvoluntary_ctxt_switches:")
-        found[int(task.name)] = int(status[1].split()[0])
+        with contextlib.suppress(OSError):  # one that has ended
+            status = (task / "status").read_text().split("\nvoluntary_ctxt_switches:")
+            found[int(task.name)] = int(status[1].split()[0])
     return found
 
 
@@ -112,4 +113,6 @@ def test_no_word_is_lost(server: TritonServer) -> None:
         pool = stack.enter_context(ThreadPoolExecutor(STREAMS))
         words = list(pool.map(words_of_stream, connections))
     assert [WORDS] * STREAMS == words
-    assert "may lose responses" not in server.log.read_text(errors="replace")
+    log = server.log.read_text(errors="replace")
+    assert "Triton's HTTP is slower than the engine" in log  # else nothing would have been lost
+    assert "may lose responses" not in log

@@ -444,3 +444,19 @@ def test_a_front_end_at_its_limit_says_so_once(
     ((level, line),) = logged(caplog)
     assert "WARNING" == level
     assert line.startswith("vllm: a response holds 3.0 outputs of the engine")
+
+
+def test_what_lags_for_another_reason_is_no_reason_for_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor later, when that reason is gone."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    traffic = Traffic()
+    warning = MergeWarning("vllm", [traffic])
+    for number in range(60):
+        now += 1
+        traffic.responses += 3000
+        traffic.merged_deltas += 6000 if number < 30 else 0
+        warning.postpone() if number < 30 else warning.check()
+    assert [] == caplog.messages

@@ -48,7 +48,7 @@ class MergeWarning:
         self._model = model
         self._traffic = traffic
         self._due = time.monotonic() + _MERGE_PERIOD
-        self._before = (0, 0)
+        self._before: tuple[int, int] | None = (0, 0)
         self._checking = threading.Lock()
 
     def check(self) -> None:
@@ -58,12 +58,19 @@ class MergeWarning:
                 if time.monotonic() >= self._due:
                     self._check()
 
+    def postpone(self) -> None:
+        """Leave out what is sent now, as it lags for another reason. Any sender thread."""
+        with self._checking:
+            self._before = None
+
     def _check(self) -> None:
         self._due = time.monotonic() + _MERGE_PERIOD
         merged = sum(t.merged_deltas for t in self._traffic)
         responses = sum(t.responses for t in self._traffic)
-        new_merged, new_responses = merged - self._before[0], responses - self._before[1]
-        self._before = (merged, responses)
+        before, self._before = self._before, (merged, responses)
+        if before is None:
+            return
+        new_merged, new_responses = merged - before[0], responses - before[1]
         if new_responses >= _MANY and new_merged >= new_responses:
             self._due = math.inf
             logger.warning(

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _PART = 3  # a third of a queue may be filled
 _PAUSE_SECONDS = 0.001
 _STUCK_SECONDS = 5.0  # a queue that has not become shorter for so long must not hold up everything
-_BLIND_SECONDS = 60.0  # after that, or an error, before another look
+_BLIND_SECONDS = 60.0  # the pause before another look, after a stuck queue or an error
 _SCAN_SECONDS = (1.0, 60.0)  # the first and the last pause between scans: HTTP starts after models
 _PERIOD_SECONDS = 10.0  # in which a tenth of waiting is mentioned in the log
 _LONG_SECONDS = 1.0
@@ -56,7 +56,7 @@ class NoHttpBacklog:
 
     @property
     def is_behind(self) -> bool:
-        """Whether responses have waited lately."""
+        """Whether a response has waited in the last ten seconds."""
         return False
 
     def before_send(self) -> float:
@@ -83,11 +83,12 @@ class HttpBacklog(NoHttpBacklog):
         self._scan_pause = _SCAN_SECONDS[0]
         self._waited = 0.0  # in this period
         self._period_end = 0.0
+        self._behind_until = 0.0
         self._has_told = False
 
     @property
     def is_behind(self) -> bool:  # noqa: D102 (as in NoHttpBacklog)
-        return self._waited > 0 and time.monotonic() < self._period_end
+        return time.monotonic() < self._behind_until
 
     def before_send(self) -> float:
         """Wait until there is room for a response; return the seconds. Any sender thread."""
@@ -98,18 +99,21 @@ class HttpBacklog(NoHttpBacklog):
         return 0.0
 
     def _look(self) -> float:
+        since = time.monotonic()
         with self._looking:
-            with contextlib.suppress(IndexError):  # another thread may just have looked
-                self._allowed.pop()
-                return 0.0
-            since = time.monotonic()
-            if since < self._blind_until or self._closing.is_set():
-                return 0.0
             try:
-                self._allowed.extend([None] * self._await_room(since))
-            except Exception as error:
-                self._look_away(error)
-            return time.monotonic() - since
+                self._allowed.pop()  # another thread may just have looked
+            except IndexError:
+                if time.monotonic() >= self._blind_until and not self._closing.is_set():
+                    self._renew()
+        return time.monotonic() - since
+
+    def _renew(self) -> None:
+        """Wait until there is room, and allow as many responses as there is room for."""
+        try:
+            self._allowed.extend([None] * self._await_room(time.monotonic()))
+        except Exception as error:
+            self._look_away(error)
 
     def close(self) -> None:
         """Wait no more, so that the last responses can be sent."""
@@ -125,29 +129,35 @@ class HttpBacklog(NoHttpBacklog):
             self._sockets.scan()
         waiting, size = self._sockets.fullest()
         if waiting * _PART > size:
-            waiting, size = self._wait(waiting)
-            self._count(time.monotonic() - now)
+            try:
+                waiting, size = self._wait(waiting)
+            finally:
+                self._count(now, time.monotonic())
         return max(0, (size // _PART - waiting) // self._bytes_per_response)
 
-    def _wait(self, least: int) -> tuple[int, int]:
-        """Return what ``fullest`` does when there is room again. Raises TimeoutError."""
+    def _wait(self, before: int) -> tuple[int, int]:
+        """Return what ``fullest`` does when there is room again; it was ``before``.
+
+        Raises TimeoutError.
+        """
         stuck_at = time.monotonic() + _STUCK_SECONDS
         while not self._closing.wait(_PAUSE_SECONDS):
             waiting, size = self._sockets.fullest()
             if waiting * _PART <= size:
                 return waiting, size
-            if waiting < least:
-                least, stuck_at = waiting, time.monotonic() + _STUCK_SECONDS
+            if waiting < before:  # a thread has taken something, whoever fills its queue again
+                stuck_at = time.monotonic() + _STUCK_SECONDS
             elif time.monotonic() > stuck_at:
                 raise TimeoutError(f"a thread of it has done nothing for {_STUCK_SECONDS:.0f} s")
+            before = waiting
         return 0, 0
 
-    def _count(self, seconds: float) -> None:
+    def _count(self, since: float, now: float) -> None:
         """Say once that responses wait, if they do so for a tenth of the time."""
-        now = time.monotonic()
+        self._behind_until = now + _PERIOD_SECONDS
         if now > self._period_end:
             self._waited, self._period_end = 0.0, now + _PERIOD_SECONDS
-        self._waited += seconds
+        self._waited += now - since
         if self._waited >= _LONG_SECONDS and not self._has_told:
             self._has_told = True
             logger.warning(

@@ -212,7 +212,9 @@ class SenderPool:
                 since += waited
                 self._deliver(stream, message, traffic)
             traffic.seconds += time.perf_counter() - since
-            if not self._http_backlog.is_behind:
+            if self._http_backlog.is_behind:
+                self._warning.postpone()
+            else:
                 self._warning.check()
             if None in handed:
                 return
