@@ -44,6 +44,7 @@ def draw(picture: Path, url: str, seconds: float) -> None:
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(15, 2.6 * rows), constrained_layout=True)
     for axis, panel in zip(axes.flat, panels, strict=False):
         _draw_panel(axis, panel, url, seconds)
+    figure.supxlabel("seconds from now", fontsize=9)
     figure.savefig(picture, dpi=80)
 
 
@@ -59,7 +60,7 @@ def _draw_panel(axis: Any, panel: dict[str, Any], url: str, seconds: float) -> N
     axis.grid(alpha=0.3)
     axis.tick_params(labelsize=8)
     if axis.lines:
-        axis.legend(fontsize=7, loc="upper left")
+        axis.legend(fontsize=7, loc="best", framealpha=0.6)
 
 
 def _legend(template: str, labels: dict[str, str]) -> str:

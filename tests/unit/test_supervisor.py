@@ -258,7 +258,7 @@ def run(
     ended: list[float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> EngineRun:
-    """A real run, of an engine without processes, which ``ended`` in so many seconds."""
+    """A real run of an engine without processes; ``ended`` gets the seconds that its end has."""
     monkeypatch.setattr(vllm_api, "engine_processes", lambda llm: [], raising=False)
     monkeypatch.setattr(
         vllm_api, "shut_down", lambda llm, timeout: ended.append(timeout), raising=False

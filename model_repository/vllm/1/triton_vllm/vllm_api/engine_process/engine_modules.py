@@ -19,7 +19,6 @@ from vllm.v1.executor import multiproc_executor
 
 from triton_vllm.topology.fork_server_process import Start
 from triton_vllm.topology.forked_process import OPENMP_CPUS, Forks
-from triton_vllm.vllm_api.engine_process.allowed_tokens import keep_apart
 
 _UNFREEZE_AT_THE_END = (
     "vllm.distributed.parallel_state",
@@ -97,6 +96,7 @@ def _bind_openmp(cpus: list[int]) -> None:
 
 _import_core()
 _check_cuda()
-keep_apart()
+# Only now, as it imports a part of the worker.
+import_module("triton_vllm.vllm_api.engine_process.allowed_tokens").keep_apart()
 # Now, as it finds the place of the title by the environment, which a fork's child replaces.
 set_process_title("ForkServer")
