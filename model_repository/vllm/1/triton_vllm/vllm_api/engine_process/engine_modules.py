@@ -57,7 +57,6 @@ def _driver_is_initialised() -> bool:
 
 def after_fork(start: Start) -> None:
     """Use as many threads as torch would that is imported now, and fork vLLM's workers, too."""
-    _leave_frozen_at_the_end()
     if OPENMP_CPUS in os.environ.keys() - start.environment.keys():
         _bind_openmp([int(cpu) for cpu in os.environ[OPENMP_CPUS].split()])
     threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -71,9 +70,9 @@ def after_fork(start: Start) -> None:
 
 
 def _leave_frozen_at_the_end() -> None:
-    """Have vLLM unfreeze nothing before the process ends: it then collects garbage.
+    """Have vLLM unfreeze nothing before a fork ends: it then collects garbage.
 
-    To walk what was imported takes half a second, and copies the pages that the process shares with
+    To walk what was imported takes half a second, and copies the pages that the fork shares with
     the fork server. Where vLLM unfreezes as it captures CUDA graphs, it does so in another module.
     """
     end = SimpleNamespace(**{**vars(gc), "unfreeze": lambda: None})
@@ -96,6 +95,7 @@ def _bind_openmp(cpus: list[int]) -> None:
 
 _import_core()
 _check_cuda()
+_leave_frozen_at_the_end()
 # Only now, as it imports a part of the worker.
 import_module("triton_vllm.vllm_api.engine_process.allowed_tokens").keep_apart()
 # Now, as it finds the place of the title by the environment, which a fork's child replaces.
