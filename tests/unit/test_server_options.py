@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -71,16 +70,12 @@ def test_the_end_of_an_engine_leaves_time_to_triton(
     drained: float, front_ends: int, expected: float
 ) -> None:
     """Its time is what the drain and Triton leave of the exit timeout, here 30 seconds."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen, as after SIGTERM
-        server = ServerOptions(http=nobody.getsockname())
-        assert expected == server.engine_seconds(drained, front_ends)
+    assert expected == DEFAULTS.engine_seconds(drained, front_ends, stops=True)
 
 
 def test_an_unload_has_no_exit_timeout() -> None:
     """The server serves on, so the engine has its ten seconds."""
-    with socket.create_server(("127.0.0.1", 0)) as http:
-        assert 10 == ServerOptions(http=http.getsockname()).engine_seconds(29, 1)
+    assert 10 == DEFAULTS.engine_seconds(29, 1, stops=False)
 
 
 @pytest.mark.parametrize(("exit_timeout", "front_ends"), [(10, 1), (15, 2), (30, 1), (30, 8)])
@@ -89,7 +84,7 @@ def test_a_stop_fits_in_the_exit_timeout(exit_timeout: int, front_ends: int) -> 
     server = ServerOptions(exit_timeout_seconds=exit_timeout)
     drained = server.drain_timeout_seconds(3600, front_ends)
     assert drained >= 1
-    ended = drained + server.engine_seconds(drained, front_ends)
+    ended = drained + server.engine_seconds(drained, front_ends, stops=True)
     assert ended + 4 + 2 * front_ends == exit_timeout
 
 

@@ -11,7 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from triton_vllm.limits.server_watch import ReadinessDebouncer, ServerWatch, ask_server
+from triton_vllm.limits.server_watch import (
+    ReadinessDebouncer,
+    ServerWatch,
+    ask_server,
+    server_stops,
+)
 
 READY, GONE, UNKNOWN = True, False, None
 
@@ -112,3 +117,13 @@ def test_the_watch_tells_of_changes(
         time.sleep(0.01)
     watch.stop()
     assert ([False], []) == (changes, caplog.messages)
+
+
+def test_a_server_that_accepts_connections_does_not_stop() -> None:
+    """It only unloads a model. After SIGTERM, or without HTTP, it may stop."""
+    with socket.create_server(("127.0.0.1", 0)) as http:
+        assert not server_stops(http.getsockname())
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        assert server_stops(nobody.getsockname())
+    assert server_stops(None)

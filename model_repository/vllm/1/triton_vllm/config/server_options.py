@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound)
 _EXIT_TIMEOUT_SECONDS = 30  # Triton's default
-_CONNECT_SECONDS = 0.5
 # For the end of an engine; then it is killed. On a busy CPU a worker that is not a fork takes 4 s
 # to leave, and the engine core waits for it.
 _MOST_ENGINE_SECONDS = 10.0
@@ -69,29 +67,19 @@ class ServerOptions:
         """Return the operator's limit for running requests, or what the exit timeout leaves."""
         return max(1.0, min(wanted, self._seconds_left(front_ends) - _LEAST_ENGINE_SECONDS))
 
-    def engine_seconds(self, drained: float, front_ends: int) -> float:
+    def engine_seconds(self, drained: float, front_ends: int, *, stops: bool) -> float:
         """Return the time that an engine has to end, ``drained`` seconds after a drain began.
 
-        An unload has no exit timeout: then the server accepts connections.
+        ``stops``: it ends with the server, within the exit timeout; an unload has none.
         """
-        left = self._seconds_left(front_ends) - drained
-        if left >= _MOST_ENGINE_SECONDS or self._accepts_connections():
+        if not stops:
             return _MOST_ENGINE_SECONDS
-        return max(_LEAST_ENGINE_SECONDS, left)
+        left = self._seconds_left(front_ends) - drained
+        return max(_LEAST_ENGINE_SECONDS, min(_MOST_ENGINE_SECONDS, left))
 
     def _seconds_left(self, front_ends: int) -> float:
         """Return what Triton and the front ends leave of the exit timeout."""
         return self.exit_timeout_seconds - _STOP_SECONDS - _FRONT_END_SECONDS * front_ends
-
-    def _accepts_connections(self) -> bool:
-        """Return whether the HTTP service is there, which it is until SIGTERM."""
-        if self.http is None:
-            return False
-        try:
-            socket.create_connection(self.http, timeout=_CONNECT_SECONDS).close()
-        except OSError:
-            return False
-        return True
 
 
 def _is_true(text: str | None) -> bool:

@@ -16,7 +16,7 @@ from triton_vllm.event_loop import EventLoopThread
 from triton_vllm.limits.admission import OPENAI, TRITON, Admission
 from triton_vllm.limits.answer_check import AnswerCheck
 from triton_vllm.limits.drain import Drain
-from triton_vllm.limits.server_watch import watch_server
+from triton_vllm.limits.server_watch import server_stops, watch_server
 from triton_vllm.log import StartupTimer
 from triton_vllm.openai_api.server import openai_server
 from triton_vllm.protocol.decode import Parser
@@ -51,7 +51,11 @@ def start_engine(
     parser = _parser(plan)
 
     def end_seconds() -> float:
-        return server.engine_seconds(drain.seconds_since_begin, settings.placement.instances)
+        return server.engine_seconds(
+            drain.seconds_since_begin,
+            settings.placement.instances,
+            stops=server_stops(server.http),
+        )
 
     with contextlib.ExitStack() as started:
         loop = EventLoopThread("engine")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from urllib.parse import quote
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _PERIOD = 0.5  # seconds between two probes
 _TIMEOUT = 2.0  # seconds for an answer
+_CONNECT_TIMEOUT = 0.5
 _IN_A_ROW = 2  # failures that count: a server may be unreachable for one moment only
 
 
@@ -42,6 +44,17 @@ def ask_server(address: tuple[str, int], path: str) -> bool | None:
         return None
     finally:
         connection.close()
+
+
+def server_stops(address: tuple[str, int] | None) -> bool:
+    """Return whether the server has received SIGTERM, or that is unknown; at most half a second."""
+    if address is None:
+        return True
+    try:
+        socket.create_connection(address, timeout=_CONNECT_TIMEOUT).close()
+    except OSError:
+        return True
+    return False
 
 
 class NoWatch:
